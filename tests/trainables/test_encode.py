@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+
+from trainables import catalog
+from trainables.data import load_images
+from trainables.encode import decode, encode, load_autoencoder
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return load_autoencoder()
+
+
+@pytest.fixture(scope="module")
+def images():
+    images, _ = load_images("emoji9", "test")
+    return images[:: len(images) // 64][:64]
+
+
+def test_reconstruction_of_test_images(autoencoder, images):
+    mean, std = encode(autoencoder, images)
+    assert mean.shape == std.shape == (64, 8, 8, 8)
+    assert mean.dtype == std.dtype == torch.float32
+    assert (std > 0).all()
+    rebuilt = decode(autoencoder, mean * autoencoder.config.scaling_factor)
+    assert rebuilt.shape == images.shape and rebuilt.dtype == torch.uint8
+    errors = (rebuilt.float() - images.float()).square().mean(dim=(1, 2, 3))
+    assert (10 * torch.log10(255**2 / errors)).mean() > 24  # dB
+
+
+def test_batch_size_changes_only_rounding(autoencoder, images):
+    mean, std = encode(autoencoder, images[:10], batch_size=10)
+    for whole, parts in zip((mean, std), encode(autoencoder, images[:10], batch_size=4), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+    levels = decode(autoencoder, mean).int() - decode(autoencoder, mean, batch_size=3).int()
+    assert levels.abs().max() <= 1
+
+
+def test_the_scaling_factor_comes_from_the_config(autoencoder, images, tmp_path):
+    autoencoder.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scaling_factor": 2 * config["scaling_factor"]}))
+    other = load_autoencoder(tmp_path)
+    mean, _ = encode(other, images[:2])
+    assert torch.equal(mean, encode(autoencoder, images[:2])[0])
+    assert torch.equal(decode(other, 2 * mean), decode(autoencoder, mean))
+
+
+def test_pixels_span_black_to_white(autoencoder):
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    rebuilt = decode(autoencoder, encode(autoencoder, white)[0] * autoencoder.config.scaling_factor)
+    assert rebuilt.float().mean() > 250
+
+
+def test_frozen_and_in_evaluation_mode(autoencoder, images):
+    assert not autoencoder.training
+    assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
+    mean, _ = encode(autoencoder, images[:1])
+    assert not mean.is_inference()  # autograd may use it
+
+
+def test_a_missing_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError):
+        load_autoencoder(tmp_path / "nothing")
+
+
+def test_another_normalisation_is_refused(tmp_path):
+    source = catalog.files("emoji9")[1]
+    config = json.loads((source / "config.json").read_text()) | {"shift_factor": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / catalog.AUTOENCODER_FILES[1]).write_bytes((source / catalog.AUTOENCODER_FILES[1]).read_bytes())
+    with pytest.raises(ValueError, match="shift_factor"):
+        load_autoencoder(tmp_path)

@@ -1,0 +1,102 @@
+"""The data sets by name: what they are and, for those in this package, where they lie. No torch in here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "test"]
+
+EMBEDDED = Path(__file__).with_name("data")
+# Enters every identity: change it whenever `split_of`, the encoding or the order of the images changes.
+RULE = "codepoint-sha256-tenth, posterior of rgb/127.5-1, 1"
+AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A class-conditional set of images and the latents that an autoencoder makes of them."""
+
+    name: str
+    num_classes: int
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    num_images: int  # of the training split
+    images: str  # what they show
+    class_names: tuple[str, ...] = ()  # by label; empty where not kept here
+    image_file: Path | None = None
+    autoencoder: Path | None = None  # folder, in diffusers' form
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this package ships the images and their autoencoder."""
+        return self.image_file is not None
+
+
+_ALL = (
+    DataSet(
+        name="emoji9",
+        num_classes=9,
+        latent_shape=(8, 8, 8),
+        num_images=3380,
+        images="Noto and Twemoji pictograms, 32 x 32 RGB on white, by Unicode category",
+        class_names=(
+            "Activities",
+            "Animals & Nature",
+            "Flags",
+            "Food & Drink",
+            "Objects",
+            "People & Body",
+            "Smileys & Emotion",
+            "Symbols",
+            "Travel & Places",
+        ),
+        image_file=EMBEDDED / "emoji9_32.parquet",
+        autoencoder=EMBEDDED / "vae_emoji_f4c8",
+    ),
+    DataSet("imagenet256", 1000, (4, 32, 32), 1_281_167, "ImageNet-1k photographs, centre-cropped to 256 x 256 RGB"),
+    DataSet("imagenet512", 1000, (4, 64, 64), 1_281_167, "ImageNet-1k photographs, centre-cropped to 512 x 512 RGB"),
+)
+DATASETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}
+
+
+def files(name: str) -> tuple[Path, Path]:
+    """The image file and the autoencoder's folder of an embedded data set.
+
+    Raises:
+        LookupError: no such data set, or one that this package does not ship.
+    """
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        raise LookupError(f"no data set '{name}'; known: {', '.join(DATASETS)}")
+    if dataset.image_file is None or dataset.autoencoder is None:
+        shipped = ", ".join(known.name for known in _ALL if known.embedded)
+        raise LookupError(f"data set '{name}' is not shipped with this package; shipped: {shipped}")
+    return dataset.image_file, dataset.autoencoder
+
+
+def identity(name: str) -> str:
+    """SHA-256 (hex) of all that determines a data set's latents: its images, its autoencoder and `RULE`.
+
+    Raises:
+        LookupError: as `files`.
+    """
+    image_file, autoencoder = files(name)
+    return content_identity(image_file, autoencoder)
+
+
+@lru_cache
+def content_identity(image_file: Path, autoencoder: Path) -> str:
+    """`identity` of the files at these paths; the paths themselves do not enter. Read once per process."""
+    digest = hashlib.sha256(RULE.encode())
+    for path in (image_file, *(autoencoder / file for file in AUTOENCODER_FILES)):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def split_of(codepoint: str) -> Split:
+    """The side of an emoji, about one in ten "test": by codepoint, so that no drawing of a test emoji is trained on."""
+    digest = hashlib.sha256(codepoint.encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

@@ -1,0 +1,52 @@
+"""What is kept of a run at a step, as flat tensors in safetensors files; no pickle.
+
+A *checkpoint* holds all that is needed to continue: weights, EMA, method, optimizer. Its EMA weights are a file of
+their own, the *snapshot*: all that a teacher or a probe needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SNAPSHOT, STATE = "snapshot.safetensors", "state.safetensors"
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """State after `step` optimizer steps. Names are the modules' own; `optimizer` adds the moment: `exp_avg.<name>`."""
+
+    step: int
+    backbone: Tensors
+    ema: Tensors
+    method: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `snapshot.safetensors` and `state.safetensors` into an existing folder."""
+        parts = {"backbone": self.backbone, "method": self.method, "optimizer": self.optimizer}
+        state = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        save_file(_portable(self.ema), folder / SNAPSHOT)
+        save_file(_portable(state), folder / STATE)
+
+    @classmethod
+    def load(cls, folder: Path, step: int) -> Checkpoint:
+        """Read what `save` wrote."""
+        parts: dict[str, Tensors] = {"backbone": {}, "method": {}, "optimizer": {}}
+        for name, tensor in load_file(folder / STATE).items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        return cls(step, ema=load_file(folder / SNAPSHOT), **parts)
+
+
+def load_weights(folder: Path, weights: str = "ema") -> Tensors:
+    """The backbone's weights of a saved checkpoint: `ema` (the snapshot) or `raw`."""
+    return load_file(folder / SNAPSHOT) if weights == "ema" else Checkpoint.load(folder, 0).backbone
+
+
+def _portable(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,85 @@
+"""Everything random about a step, from (seed, step) alone.
+
+Drawn on the CPU for the whole global batch, of which each rank takes its slice: the same seed gives every trial the
+same images, times and noise, on any number of ranks, whatever was trained or resumed before. Each purpose has a
+generator of its own, so that a new purpose never shifts the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def generator(*identity: int | str) -> torch.Generator:
+    """A CPU generator seeded by the SHA-256 of `identity`, e.g. `generator(seed, "noise", step)`."""
+    digest = hashlib.sha256("/".join(map(str, identity)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Draws(NamedTuple):
+    """The randomness of one step, B = this rank's share of the batch."""
+
+    indices: Tensor  # (B,) int64, which images
+    time: Tensor  # (B,) uniform in [0, 1), or standard normal for log-normal times
+    noise: Tensor  # (B, C, H, W) standard normal, the diffusion noise
+    posterior: Tensor  # (B, C, H, W) standard normal, the autoencoder's own noise
+    dropped: Tensor  # (B,) uniform in [0, 1): a label is dropped where this is below the dropout rate
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, num_images: int) -> Tensor:
+    return torch.randperm(num_images, generator=generator(seed, "order", epoch))
+
+
+def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Tensor:
+    """(batch_size,) int64: images of step `step`, walking through one permutation of the set after another."""
+    first = step * batch_size
+    positions = torch.arange(first, first + batch_size)
+    epochs = positions // num_images
+    within = positions % num_images
+    indices = torch.empty(batch_size, dtype=torch.int64)
+    for epoch in epochs.unique().tolist():
+        mine = epochs == epoch
+        indices[mine] = _order(seed, epoch, num_images)[within[mine]]
+    return indices
+
+
+def draw(
+    seed: int,
+    step: int,
+    *,
+    batch_size: int,
+    num_images: int,
+    latent_shape: tuple[int, ...],
+    normal_time: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Draws:
+    """The draws of the step that leads from `step` to `step + 1`; rank r takes the r-th of `world_size` equal slices.
+
+    Raises:
+        ValueError: the batch does not divide evenly among the ranks.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} ranks")
+    share = batch_size // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+
+    def normal(purpose: str, *shape: int) -> Tensor:
+        return torch.randn(batch_size, *shape, generator=generator(seed, purpose, step))[mine]
+
+    def uniform(purpose: str) -> Tensor:
+        return torch.rand(batch_size, generator=generator(seed, purpose, step))[mine]
+
+    return Draws(
+        indices=batch_indices(seed, step, batch_size, num_images)[mine],
+        time=normal("time") if normal_time else uniform("time"),
+        noise=normal("noise", *latent_shape),
+        posterior=normal("posterior", *latent_shape),
+        dropped=uniform("label-dropout"),
+    )

@@ -1,0 +1,150 @@
+"""Judge a snapshot: draw samples from its EMA weights, look at them through a detector, compare with the real images.
+
+Noise and labels come from the probe's own seed, chunk by chunk, so that every snapshot of a study draws the same ones
+whatever the number of ranks. Chunks go round the ranks; statistics merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+
+from trainables import sampling
+from trainables.draws import generator
+from trainables.encode import decode
+from trainables.evaluation.detectors import Detector
+from trainables.evaluation.frechet import frechet_distance
+from trainables.evaluation.inception_score import inception_score
+from trainables.evaluation.statistics import FeatureStatistics
+from trainables.spec import ProbeSpec
+
+GRID_ROWS, GRID_COLUMNS = 4, 10  # of the picture: samples of a class below each other, at most so many classes
+
+
+@dataclass
+class Probed:
+    """Metrics by name, and the first images of the first classes: uint8 (rows * columns, 3, H, W), row by row."""
+
+    metrics: dict[str, float]
+    grid: Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive samples of a probe: `first` is the number of the first one."""
+
+    first: int
+    labels: Tensor  # (B,) int64, every class in turn
+    noise: Tensor  # (B, C, H, W) standard normal
+
+
+def chunk(spec: ProbeSpec, number: int, latent_shape: tuple[int, ...], num_classes: int) -> Chunk:
+    """The `number`-th chunk of a probe's samples: `batch_size` of them, fewer at the end."""
+    first = number * spec.batch_size
+    count = min(spec.batch_size, spec.samples - first)
+    noise = torch.randn(count, *latent_shape, generator=generator(spec.seed, "probe", number))
+    return Chunk(first, torch.arange(first, first + count) % num_classes, noise)
+
+
+@torch.no_grad()
+def sample(backbone: Any, spec: ProbeSpec, part: Chunk, device: torch.device) -> Tensor:
+    """Scaled latents (B, C, H, W) float32 for one chunk, by the probe's sampler."""
+    labels = part.labels.to(device)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = backbone(x, t, labels).velocity
+        return out
+
+    noise = part.noise.to(device)
+    if spec.sampler == "euler_maruyama":
+        number = part.first // spec.batch_size
+
+        def draws(step: int) -> Tensor:
+            source = generator(spec.seed, "probe-sde", number, step)
+            return torch.randn(part.noise.shape, generator=source, dtype=torch.float64).to(device)
+
+        return sampling.euler_maruyama(velocity, noise, spec.steps, draws=draws).float()
+    solver = {"euler": sampling.euler, "heun": sampling.heun}[spec.sampler]
+    return solver(velocity, noise, spec.steps).float()
+
+
+def probe(
+    backbone: nn.Module,
+    spec: ProbeSpec,
+    *,
+    autoencoder: Any,
+    detector: Detector,
+    reference: FeatureStatistics,
+    latent_shape: tuple[int, ...],
+    num_classes: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Probed:
+    """Metrics of a frozen backbone. With several ranks each calls this and each gets the same answer.
+
+    Args:
+        reference: statistics of the real images through the same detector.
+        progress: called with the number of samples drawn so far, this rank's share.
+    """
+    chunks = -(-spec.samples // spec.batch_size)
+    statistics, probabilities, pictures = FeatureStatistics(detector.feature_dim), [], []
+    for number in range(rank, chunks, world_size):
+        part = chunk(spec, number, latent_shape, num_classes)
+        images = decode(autoencoder, sample(backbone, spec, part, device))
+        features, probs = detector(images)
+        statistics.update(features)
+        probabilities.append(probs.cpu())
+        number_of = part.first + torch.arange(len(images))
+        shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
+        pictures.append(images[shown.to(images.device)].cpu())
+        progress((number + 1) * spec.batch_size)
+
+    gathered = _gather((statistics, probabilities, pictures), world_size)
+    merged = FeatureStatistics(detector.feature_dim)
+    for shard, _, _ in gathered:
+        merged = merged.merge(shard)
+    probabilities, pictures = _in_order(gathered, 1, chunks), _in_order(gathered, 2, chunks)
+    distance = frechet_distance(reference.mean, reference.covariance, merged.mean, merged.covariance)
+    score, _ = inception_score(torch.cat(probabilities))
+    return Probed({spec.metric: distance, spec.inception_score: score}, torch.cat(pictures))
+
+
+def reference_statistics(images: Tensor, detector: Detector, batch_size: int = 256) -> FeatureStatistics:
+    """Statistics of real images (N, 3, H, W) uint8 through a detector."""
+    statistics = FeatureStatistics(detector.feature_dim)
+    for batch in images.split(batch_size):
+        statistics.update(detector(batch)[0])
+    return statistics
+
+
+def save_grid(grid: Tensor, path: Path, num_classes: int, scale: int = 2) -> None:
+    """Write a probe's pictures as one PNG: one class a column."""
+    columns = min(num_classes, GRID_COLUMNS)
+    rows = len(grid) // columns
+    tiles = grid[: rows * columns].reshape(rows, columns, *grid.shape[1:])  # (rows, columns, 3, H, W)
+    sheet = tiles.permute(0, 3, 1, 4, 2).reshape(rows * grid.shape[2], columns * grid.shape[3], 3)
+    picture = Image.fromarray(sheet.cpu().numpy())
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def _gather(mine: Any, world_size: int) -> list[Any]:
+    if world_size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _in_order(gathered: list[Any], which: int, chunks: int) -> list[Tensor]:
+    """The ranks' lists of per-chunk tensors as one list in the order of the chunks."""
+    world_size = len(gathered)
+    return [gathered[number % world_size][which][number // world_size] for number in range(chunks)]

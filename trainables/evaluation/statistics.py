@@ -1,0 +1,87 @@
+"""Mean and covariance of features that arrive in batches, on any number of ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FeatureStatistics:
+    """Running count, mean and scatter of D-dimensional features, in float64.
+
+    The scatter is the sum of outer products about the mean, so that features far from zero cancel nothing. Parts merge
+    to what one pass gives, up to rounding (Chan, Golub, LeVeque 1979).
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def update(self, features: Tensor) -> None:
+        """Take in features (N, D), any float type, from any device.
+
+        Raises:
+            ValueError: the shape is not (N, D).
+        """
+        dim = len(self._mean)
+        if features.ndim != 2 or features.shape[1] != dim:
+            raise ValueError(f"features of shape {tuple(features.shape)} where (N, {dim}) is needed")
+        if len(features):
+            features = features.detach().to(self._mean)
+            mean = features.mean(dim=0)
+            centred = features - mean
+            self._absorb(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """The statistics of both parts' features together, as a new object."""
+        both = FeatureStatistics(len(self._mean), self._mean.device)
+        for part in (self, other):
+            if part.count:
+                both._absorb(part.count, part._mean.to(both._mean), part._scatter.to(both._scatter))
+        return both
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,) float64.
+
+        Raises:
+            ValueError: no features yet.
+        """
+        self._require(1)
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D) float64, with N - 1.
+
+        Raises:
+            ValueError: fewer than two features.
+        """
+        self._require(2)
+        return self._scatter / (self.count - 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`count` () int64, `mean` (D,) and `scatter` (D, D) float64."""
+        return {"count": torch.tensor(self.count), "mean": self._mean, "scatter": self._scatter}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> FeatureStatistics:
+        """What `state_dict` described, on the device of its tensors."""
+        statistics = cls(len(state["mean"]), state["mean"].device)
+        statistics._absorb(int(state["count"]), state["mean"], state["scatter"])
+        return statistics
+
+    def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.count == 0:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return
+        total = self.count + count
+        gap = mean - self._mean
+        self._mean = self._mean + gap * (count / total)
+        self._scatter = self._scatter + scatter + torch.outer(gap, gap) * (self.count * count / total)
+        self.count = total
+
+    def _require(self, count: int) -> None:
+        if self.count < count:
+            raise ValueError(f"statistics of {self.count} features; {count} or more are needed")

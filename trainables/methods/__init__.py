@@ -1,0 +1,31 @@
+"""The losses that join the diffusion loss. One file each: which block is read, the target, the projector, the distance.
+
+A method is a module with `taps` (the student blocks it reads) and `forward(hidden, batch, view) -> unweighted scalar`.
+`hidden` maps a block to its state (B, T, D); `view` offers a second look at the networks, where a method needs one.
+Its weight is applied in one place, `training_step.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainables.methods.base import Batch, Method
+from trainables.methods.none import NoMethod
+from trainables.methods.self_guided import SelfGuided
+from trainables.methods.vae_align import VaeAlign
+
+METHODS: dict[str, type[Method]] = {"none": NoMethod, "vae_align": VaeAlign, "self_guided": SelfGuided}
+
+
+def create(kind: str, **options: Any) -> Method:
+    """The method named `kind`; its options are its constructor's.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if kind not in METHODS:
+        raise ValueError(f"no method '{kind}'; known: {', '.join(METHODS)}")
+    return METHODS[kind](**options)
+
+
+__all__ = ["METHODS", "Batch", "Method", "create"]

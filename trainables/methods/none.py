@@ -1,0 +1,17 @@
+"""The diffusion loss alone: SiT as it is (arXiv 2401.08740)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from trainables.methods.base import Batch, Method
+
+
+class NoMethod(Method):
+    """Reads nothing and adds zero."""
+
+    def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: Any = None) -> Tensor:
+        return batch.latents.new_zeros(())

@@ -1,0 +1,163 @@
+"""From noise to latents (REPA samplers.py): pure functions of a velocity, on the clock t=1 noise, t=0 data.
+
+A velocity function takes x (B, C, H, W) and t (B,), both float32, and returns (B, C, H, W); labels and guidance are
+closed over. The state is kept in float64, so that hundreds of small steps add up without rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from trainables.interpolant import Path, path_coefficients
+
+VelocityFn = Callable[[Tensor, Tensor], Tensor]
+LabelledVelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+NoiseDraws = Tensor | Callable[[int], Tensor]
+
+LAST_NOISY_TIME = 0.04  # from here the SDE goes to t=0 in one step without noise: its score diverges at data
+
+
+@torch.no_grad()
+def euler(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    num_steps: int,
+    *,
+    draws: NoiseDraws | None = None,
+    state_dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Probability-flow ODE by Euler's rule in `num_steps` equal steps, one evaluation each.
+
+    Args:
+        noise: (B, C, H, W) standard normal, the state at t=1.
+        draws: unused, an ODE draws nothing; here so that samplers are called alike.
+
+    Returns:
+        Latents (B, C, H, W) in `state_dtype`.
+    """
+    x = noise.to(state_dtype)
+    for t, t_next in pairwise(_equal_times(num_steps)):
+        x = x + (t_next - t) * _velocity(velocity_fn, x, t)
+    return x
+
+
+@torch.no_grad()
+def heun(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    num_steps: int,
+    *,
+    draws: NoiseDraws | None = None,
+    state_dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Like `euler`, by Heun's rule: the mean of the slopes at both ends; 2 * num_steps - 1 evaluations.
+
+    The last step is Euler's, since the velocity is not learned at t=0 itself.
+    """
+    x = noise.to(state_dtype)
+    for t, t_next in pairwise(_equal_times(num_steps)):
+        slope = _velocity(velocity_fn, x, t)
+        if t_next > 0:
+            ahead = x + (t_next - t) * slope
+            slope = (slope + _velocity(velocity_fn, ahead, t_next)) / 2
+        x = x + (t_next - t) * slope
+    return x
+
+
+@torch.no_grad()
+def euler_maruyama(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    num_steps: int,
+    *,
+    path: Path = "linear",
+    draws: NoiseDraws | None = None,
+    state_dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Reverse SDE with diffusion w(t) = 2t by Euler-Maruyama: dx = (v - w/2 score) dt + sqrt(w) dW.
+
+    `num_steps` evaluations: at num_steps equally spaced times from 1 to 0.04; the last step, to 0, is the drift alone.
+
+    Args:
+        noise: (B, C, H, W) standard normal, the state at t=1.
+        path: what the velocity was trained on; the score follows from both.
+        draws: the standard normal noise of step i = 0 ... num_steps - 2: a function of i, or a tensor
+            (num_steps - 1, B, C, H, W). None: from torch's global generator.
+
+    Returns:
+        Latents (B, C, H, W) in `state_dtype`.
+
+    Raises:
+        ValueError: no steps, or a tensor of draws for another number of steps.
+    """
+    _check_steps(num_steps)
+    if isinstance(draws, Tensor) and len(draws) != num_steps - 1:
+        raise ValueError(f"{num_steps} steps need {num_steps - 1} draws, not {len(draws)}")
+    x = noise.to(state_dtype)
+    times = torch.linspace(1, LAST_NOISY_TIME, num_steps, dtype=torch.float64).tolist()
+    for step, (t, t_next) in enumerate(pairwise(times)):
+        drift = _drift(velocity_fn, x, t, path)
+        spread = (2 * t * (t - t_next)) ** 0.5  # sqrt(w |dt|)
+        x = x + (t_next - t) * drift + spread * _standard_normal(draws, step, x)
+    return x - times[-1] * _drift(velocity_fn, x, times[-1], path)
+
+
+def classifier_free_guidance(
+    velocity_fn: LabelledVelocityFn, null_class: int, scale: float, low: float = 0.0, high: float = 1.0
+) -> LabelledVelocityFn:
+    """v_u + scale (v_c - v_u) for times within [low, high], v_c elsewhere; all channels (arXiv 2207.12598, 2404.07724).
+
+    Guiding the velocity is guiding the SDE's drift, as REPA does, for the drift is affine in the velocity.
+
+    Args:
+        velocity_fn: (x, t, y) -> velocity. Called once for 2B inputs, or for B where nothing is to be guided.
+        null_class: the label that stands for none.
+        scale: 1 leaves the conditional velocity as it is, 0 is the unconditional one.
+        low, high: t of the first and last guided times, t=0 being data.
+    """
+
+    def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        inside = (t >= low) & (t <= high)  # (B,)
+        if scale == 1 or not inside.any():
+            return velocity_fn(x, t, y)
+        labels = torch.cat([y, torch.full_like(y, null_class)])  # (2B,)
+        conditional, unconditional = velocity_fn(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+        scales = torch.where(inside, scale, 1.0).to(conditional.dtype)  # (B,)
+        return torch.lerp(unconditional, conditional, scales.reshape(-1, *[1] * (x.dim() - 1)))
+
+    return guided
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}, must be 1 or more")
+
+
+def _equal_times(num_steps: int) -> list[float]:
+    _check_steps(num_steps)
+    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+
+
+def _velocity(velocity_fn: VelocityFn, x: Tensor, t: float) -> Tensor:
+    """The network sees float32; what it says joins the state in the state's dtype."""
+    times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+    return velocity_fn(x.float(), times).to(x.dtype)
+
+
+def _drift(velocity_fn: VelocityFn, x: Tensor, t: float, path: Path) -> Tensor:
+    """v - w/2 score, with w = 2t and the score that the velocity implies on this path (REPA samplers.py)."""
+    velocity = _velocity(velocity_fn, x, t)
+    alpha, sigma, d_alpha, d_sigma = (c.item() for c in path_coefficients(torch.tensor(t, dtype=torch.float64), path))
+    ratio = alpha / d_alpha
+    score = (ratio * velocity - x) / (sigma**2 - ratio * d_sigma * sigma)
+    return velocity - t * score
+
+
+def _standard_normal(draws: NoiseDraws | None, step: int, x: Tensor) -> Tensor:
+    if draws is None:
+        return torch.randn_like(x)
+    return (draws[step] if isinstance(draws, Tensor) else draws(step)).to(x)

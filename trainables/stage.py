@@ -1,0 +1,113 @@
+"""One piece of work on one worker: a stretch of training or a probe, from files to files.
+
+A `Bench` outlives the pieces: what one piece loads (data, detector, teachers) is there for the next.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainables import catalog, encode
+from trainables.checkpoint import Checkpoint, load_weights
+from trainables.data import LatentSet, load_images, load_latents
+from trainables.evaluation import detectors
+from trainables.evaluation.probe import Probed, probe, reference_statistics, save_grid
+from trainables.evaluation.statistics import FeatureStatistics
+from trainables.spec import ProbeSpec, Recipe, Run, TeacherRef
+from trainables.train import Context, Outcome, load_backbone, train
+
+TEACHERS_KEPT = 2
+Folder = Callable[[TeacherRef], Path]
+
+
+class Bench:
+    """What a worker keeps between pieces of work. `cache` is a folder of this machine for what can be made again."""
+
+    def __init__(self, context: Context, cache: Path):
+        self.context, self.cache = context, cache
+        self._data: dict[str, LatentSet] = {}
+        self._references: dict[tuple[str, str], FeatureStatistics] = {}
+        self._detectors: dict[str, detectors.Detector] = {}
+        self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
+
+    def train(self, run: Run, until: int, start: tuple[Path, int] | None, teacher_folder: Folder) -> Outcome:
+        """Train `run` to step `until`, from a checkpoint's folder and step or from the beginning."""
+
+        def teacher(reference: TeacherRef) -> nn.Module:
+            return self._teacher(teacher_folder(reference), reference)
+
+        return train(
+            run,
+            until,
+            data=self.data(run.data),
+            context=self.context,
+            start=Checkpoint.load(*start) if start else None,
+            teacher=teacher,
+        )
+
+    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, picture: Path | None) -> Mapping[str, float]:
+        """Metrics of the snapshot in `folder`; rank 0 also writes the sample grid to `picture`."""
+        data, context = self.data(recipe.data), self.context
+        probed: Probed = probe(
+            load_backbone(recipe, data, load_weights(folder), context.device),
+            spec,
+            autoencoder=self.autoencoder,
+            detector=self._detector(spec.detector),
+            reference=self._reference(recipe.data, spec.detector),
+            latent_shape=tuple(data.mean.shape[1:]),
+            num_classes=data.num_classes,
+            device=context.device,
+            rank=context.rank,
+            world_size=context.world_size,
+            progress=context.progress,
+        )
+        if picture:
+            save_grid(probed.grid, picture, data.num_classes)
+        return probed.metrics
+
+    def data(self, name: str) -> LatentSet:
+        """The training latents of a data set, encoded the first time that this machine needs them."""
+        if name not in self._data:
+            self._data[name] = load_latents(name, self.cache)
+        return self._data[name]
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The autoencoder of the embedded data."""
+        return encode.load_autoencoder().to(self.context.device)
+
+    def _detector(self, name: str) -> detectors.Detector:
+        if name not in self._detectors:
+            self._detectors[name] = detectors.create(name)
+        return self._detectors[name]
+
+    def _reference(self, data: str, detector: str) -> FeatureStatistics:
+        if (data, detector) not in self._references:
+            watcher = self._detector(detector)
+            cached = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
+            if not cached.exists():
+                images, _ = load_images(data, "train")
+                statistics = reference_statistics(images, watcher)
+                aside = cached.with_suffix(f".{self.context.rank}")
+                save_file(statistics.state_dict(), aside)
+                aside.replace(cached)
+            self._references[data, detector] = FeatureStatistics.from_state_dict(load_file(cached))
+        return self._references[data, detector]
+
+    def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:
+        name = (folder, reference.weights)
+        if name not in self._teachers:
+            weights = load_weights(folder, reference.weights)
+            run = Run.model_validate(reference.run)
+            self._teachers[name] = load_backbone(run, self.data(run.data), weights, self.context.device)
+            while len(self._teachers) > TEACHERS_KEPT:
+                self._teachers.popitem(last=False)
+        self._teachers.move_to_end(name)
+        return self._teachers[name]

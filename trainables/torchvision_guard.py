@@ -1,0 +1,29 @@
+"""Import this before whatever imports torchvision (diffusers' models, clean-fid, timm).
+
+PyPI's torchvision is linked with CUDA. Beside a CPU torch its operators do not load, and `import torchvision` fails
+where it describes them to `torch.library.register_fake`. While torchvision is first imported, descriptions of operators
+that did not load are skipped. Where torchvision is sound nothing is skipped, and where it is absent it stays so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_register_fake = torch.library.register_fake
+
+
+def _register_fake_if_loaded(op: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    namespace, _, name = str(op).partition("::")
+    if namespace == "torchvision" and not hasattr(torch.ops.torchvision, name):
+        return lambda description: description
+    return _register_fake(op, *args, **kwargs)
+
+
+torch.library.register_fake = _register_fake_if_loaded
+try:
+    import torchvision  # noqa: F401
+except ModuleNotFoundError:
+    pass
+finally:
+    torch.library.register_fake = _register_fake

@@ -1,0 +1,268 @@
+"""The one training loop, for every method, teacher and student alike.
+
+`train` takes a run from a checkpoint to a later step. It knows nothing of who asks for it: a `Context` tells it its
+rank and device and takes its progress. What it returns follows from the run's description alone ("same history, same
+bits"): draws come from (seed, step), weights of a new network from (seed, name), nothing from global state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables import backbones, ema, methods
+from trainables.checkpoint import Checkpoint, Tensors
+from trainables.data import LatentSet
+from trainables.draws import draw, generator
+from trainables.methods import Method
+from trainables.spec import OptimizerSpec, Phase, Recipe, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+from trainables.training_step import Losses, TrainingStep, make_batch
+
+POINTS_PER_STRETCH = 20  # of the curve that is kept
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+@dataclass
+class Context:
+    """Where a training runs. `progress(step)` is called after every step, on every rank."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    progress: Callable[[int], None] = lambda step: None
+
+
+@dataclass
+class Outcome:
+    """What training yields: the state at its last step and what was measured on the way."""
+
+    checkpoint: Checkpoint
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def build_backbone(recipe: Recipe, data: LatentSet) -> nn.Module:
+    """A new backbone for `data`, its weights drawn from the recipe's seed."""
+    channels, height, _ = data.mean.shape[1:]
+    return backbones.create(
+        recipe.backbone,
+        seed=recipe.seed,
+        in_channels=channels,
+        input_size=height,
+        num_classes=data.num_classes,
+    )
+
+
+def load_backbone(recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device) -> nn.Module:
+    """A frozen backbone in evaluation mode with these weights: a teacher, or a snapshot to probe."""
+    backbone = build_backbone(recipe, data)
+    backbone.load_state_dict(weights)
+    return backbone.to(device).requires_grad_(False).eval()
+
+
+def train(
+    run: Run,
+    until: int,
+    *,
+    data: LatentSet,
+    context: Context,
+    start: Checkpoint | None = None,
+    teacher: Callable[[TeacherRef], nn.Module] | None = None,
+) -> Outcome:
+    """Train `run` from `start` (or from fresh weights) up to and including step `until`, across its phases.
+
+    Args:
+        teacher: loads the frozen backbone that a phase looks up to; needed where a phase has one.
+
+    Raises:
+        NonFiniteLoss: the loss left the finite numbers; names the stretch and the terms.
+        ValueError: `until` lies before `start` or beyond the run's end.
+    """
+    first = start.step if start else 0
+    if not first <= until <= run.steps:
+        raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
+    backbone = build_backbone(run, data).to(context.device)
+    if start:
+        backbone.load_state_dict(start.backbone)
+    average = ema.shadow(backbone)
+    if start:
+        average.load_state_dict(start.ema)
+    outcome = Outcome(start or Checkpoint(0, backbone.state_dict(), average.state_dict()))
+
+    while (step := outcome.checkpoint.step) < until:
+        phase = run.phase_after(step)
+        method = build_method(run, phase, backbone, data, teacher).to(context.device)
+        begins = max((earlier.until for earlier in run.phases if earlier.until <= step), default=0)
+        if step > begins:
+            method.load_state_dict(outcome.checkpoint.method)
+        training = _Stretch(run, phase, backbone, average, method, outcome.checkpoint.optimizer, data, context)
+        outcome = training.go(step, min(phase.until, until), outcome)
+    return outcome
+
+
+def build_method(
+    run: Run,
+    phase: Phase,
+    backbone: Any,
+    data: LatentSet,
+    teacher: Callable[[TeacherRef], nn.Module] | None,
+) -> Method:
+    """The method of a phase, its projector drawn from the run's seed."""
+    term = phase.term.resolved(backbone.depth)
+    options: dict[str, Any] = {}
+    if isinstance(term, VaeAlignTerm | SelfGuidedTerm):
+        options["width"] = backbone.width
+        options["projector_width"] = phase.projector_width
+        options["generator"] = generator(run.seed, "method", term.kind)
+    if isinstance(term, VaeAlignTerm):
+        options |= {"block": term.block, "patch": backbone.patch_size, "channels": data.mean.shape[1]}
+    if isinstance(term, SelfGuidedTerm):
+        if phase.teacher is None or teacher is None:
+            raise ValueError("a self_guided phase needs a teacher")
+        options["teacher"] = teacher(phase.teacher)
+        options |= {
+            "layers": term.layers,
+            "guidance_scale": term.guidance_scale,
+            "target_norm": term.target_norm,
+        }
+    return methods.create(term.kind, **options)
+
+
+class _Stretch:
+    """Consecutive steps of one phase."""
+
+    def __init__(
+        self,
+        run: Run,
+        phase: Phase,
+        backbone: nn.Module,
+        average: nn.Module,
+        method: Method,
+        moments: Tensors,
+        data: LatentSet,
+        context: Context,
+    ):
+        self.run, self.data, self.context = run, data, context
+        self.average = average
+        self.module = TrainingStep(backbone, method, getattr(phase.term, "weight", 0.0))
+        self.optimizer = _optimizer(self.module, run.optimizer, moments, context.device)
+        distributed = context.world_size > 1
+        # The buffers are constants (positions): nothing to broadcast.
+        self.replica = DistributedDataParallel(self.module, broadcast_buffers=False) if distributed else self.module
+
+    def go(self, first: int, last: int, before: Outcome) -> Outcome:
+        """Train from step `first` to `last`; what `before` measured stays in front of what this measures."""
+        began = time.perf_counter()
+        # Losses stay on the device until the end, so that no step waits for a transfer.
+        history = torch.zeros(last - first, 4, device=self.context.device)
+        for step in range(first, last):
+            losses, norm = self.step(step)
+            history[step - first] = torch.stack([*losses, norm]).detach()
+            self.context.progress(step + 1)
+        if self.context.world_size > 1:
+            dist.all_reduce(history)
+            history /= self.context.world_size
+        history = history.cpu()
+        seconds = before.seconds + time.perf_counter() - began
+        if not history.isfinite().all():
+            wrong = int((~history.isfinite().all(dim=1)).nonzero()[0])
+            terms = dict(
+                zip(("loss", "loss_diffusion", "loss_method", "grad_norm"), history[wrong].tolist(), strict=True)
+            )
+            raise NonFiniteLoss(f"not finite at step {first + wrong + 1}: {terms}")
+        return Outcome(self.checkpoint(last), before.curve + _curve(history, first), seconds)
+
+    def step(self, step: int) -> tuple[Losses, Tensor]:
+        """One optimizer step, the one that leads from `step` to `step + 1`."""
+        run, context = self.run, self.context
+        draws = draw(
+            run.seed,
+            step,
+            batch_size=run.batch_size,
+            num_images=len(self.data.labels),
+            latent_shape=tuple(self.data.mean.shape[1:]),
+            normal_time=run.time == "log_normal",
+            rank=context.rank,
+            world_size=context.world_size,
+        )
+        batch = make_batch(run, draws, self.data, context.device)
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            losses: Losses = self.replica(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = _clip_gradients(self.module, run.optimizer.grad_clip)
+        self.optimizer.step()
+        ema.update(self.average, self.module.backbone, run.ema_decay)
+        return losses, norm
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        moments = {
+            f"{moment}.{name}": self.optimizer.state[parameter][moment]
+            for name, parameter in self.module.named_parameters()
+            if parameter in self.optimizer.state
+            for moment in _MOMENTS
+        }
+        module = self.module
+        return Checkpoint(
+            step, module.backbone.state_dict(), self.average.state_dict(), module.method.state_dict(), moments
+        )
+
+
+def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over all parameters, those that have `moments` with theirs: a new phase keeps the backbone's."""
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=spec.lr,
+        betas=(spec.beta1, spec.beta2),
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    for name, parameter in module.named_parameters():
+        if f"step.{name}" in moments:
+            state = {moment: moments[f"{moment}.{name}"].clone() for moment in _MOMENTS}
+            optimizer.state[parameter] = {moment: tensor.to(device) for moment, tensor in state.items()}
+    return optimizer
+
+
+@torch.no_grad()
+def _clip_gradients(module: TrainingStep, limit: float | None) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
+
+    The backbone's squares are summed apart from the method's: a method of weight 0 then adds an exact zero, and the
+    backbone's update keeps its bits (torch's own clipping would sum in another order).
+    """
+    parts = [[p.grad for p in part.parameters() if p.grad is not None] for part in (module.backbone, module.method)]
+    norm = torch.stack([_square_sum(part, module) for part in parts]).sum().sqrt()
+    if limit is not None:
+        torch._foreach_mul_(parts[0] + parts[1], torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _square_sum(gradients: list[Tensor], module: nn.Module) -> Tensor:
+    if not gradients:
+        return next(module.parameters()).new_zeros(())
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+
+
+def _curve(history: Tensor, first: int) -> list[dict[str, float]]:
+    """Means over equal stretches of steps, each at the step that ends it."""
+    points = []
+    for rows in torch.arange(len(history)).chunk(POINTS_PER_STRETCH):
+        total, diffusion, method, norm = history[rows].mean(dim=0).tolist()
+        step = first + int(rows[-1]) + 1
+        points.append(
+            {"step": step, "loss": total, "loss_diffusion": diffusion, "loss_method": method, "grad_norm": norm}
+        )
+    return points
