@@ -1,0 +1,19 @@
+"""`raysweep COMMAND …`: every command is also a module, `python -m raysweep.COMMAND …`."""
+
+from __future__ import annotations
+
+import sys
+
+from raysweep import report, run
+
+COMMANDS = {"run": run.main, "report": report.main}
+
+
+def main() -> int:
+    """Hand the rest of the command line to the command named first."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name not in COMMANDS:
+        wanted = name in ("-h", "--help")
+        print(f"usage: raysweep {{{','.join(COMMANDS)}}} …", file=sys.stdout if wanted else sys.stderr)
+        return 0 if wanted else 2
+    return COMMANDS[name](arguments)

@@ -1,0 +1,203 @@
+"""Domains at the leaves of a tree: what a search may choose, and walking the tree with a choice for each.
+
+A leaf is searched where the YAML has one of
+
+    {choice: [a, b, c]}          an option may be a mapping with domains of its own: a conditional space
+    {uniform: [low, high]}       {log_uniform: [low, high]}       {integers: [low, high]}
+
+each with an optional `default` (else the first option or the middle). A point is `{dotted path: value}`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from typing import Any, Literal
+
+Point = dict[str, Any]
+KINDS = ("choice", "uniform", "log_uniform", "integers")
+
+
+class WrongDomain(ValueError):
+    """A domain that means nothing, or a value outside it; `path` says where."""
+
+    def __init__(self, path: str, message: str):
+        super().__init__(message)
+        self.path = path
+
+
+def label(value: Any) -> Any:
+    """A value as Optuna and MLflow can hold it: scalars as they are, lists and mappings as JSON."""
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What one leaf may be."""
+
+    kind: Literal["choice", "uniform", "log_uniform", "integers"]
+    options: tuple[Any, ...]  # choice: all of them; else (low, high)
+    default: Any
+    branches: tuple[Any, ...] = ()  # choice: the options again, parsed
+
+    def branch(self, value: Any) -> Any:
+        """What stands in the tree once `value`, one of the options, is chosen."""
+        return self.branches[self.options.index(value)] if self.kind == "choice" else value
+
+    def find(self, value: Any, path: str) -> Any:
+        """`value` as this domain has it; for a choice it may be the option or its label.
+
+        Raises:
+            WrongDomain: the value is outside.
+        """
+        if self.kind == "choice":
+            for option in self.options:
+                if label(option) == label(value) and isinstance(option, bool) == isinstance(value, bool):
+                    return option
+            raise WrongDomain(path, f"{label(value)} is none of {', '.join(str(label(o)) for o in self.options)}")
+        low, high = self.options
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise WrongDomain(path, f"{value} is outside {self.kind} [{low}, {high}]")
+
+
+def parse(node: Any, path: str = "") -> Any:
+    """A tree as YAML gives it, with its domains as `Domain`s. All functions below take what this returns.
+
+    Raises:
+        WrongDomain: a domain is empty, reversed, not finite, its default lies outside, or two options of a choice give
+            the same key different domains.
+    """
+    if not isinstance(node, Mapping):
+        return node
+    kinds = [key for key in KINDS if key in node]
+    if not kinds:
+        return {key: parse(value, _below(path, key)) for key, value in node.items()}
+    kind = kinds[0]
+    if extra := sorted(set(map(str, node)) - {kind, "default"}):
+        raise WrongDomain(path, f"a domain has one kind and a default; '{extra[0]}' is too much")
+    values = node[kind]
+    if not isinstance(values, list):
+        raise WrongDomain(path, f"{kind} takes a list, e.g. {{{kind}: [1, 2]}}")
+    domain = _choice(values, path) if kind == "choice" else _range(kind, values, path)
+    domains(domain, path)
+    return replace(domain, default=domain.find(node["default"], path)) if "default" in node else domain
+
+
+def _below(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _choice(values: list[Any], path: str) -> Domain:
+    if not values:
+        raise WrongDomain(path, "an empty choice; give at least one option")
+    if len({json.dumps(value) for value in values}) < len(values):
+        raise WrongDomain(path, "an option stands twice; keep one")
+    return Domain("choice", tuple(values), values[0], tuple(parse(value, path) for value in values))
+
+
+def _range(kind: Any, values: list[Any], path: str) -> Domain:
+    numbers = (int,) if kind == "integers" else (int, float)
+    if len(values) != 2 or not all(isinstance(v, numbers) and not isinstance(v, bool) for v in values):
+        raise WrongDomain(path, f"{kind} takes two {'whole ' if kind == 'integers' else ''}numbers, [low, high]")
+    low, high = values
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise WrongDomain(path, f"{kind} needs finite bounds with low < high, not [{low}, {high}]")
+    if kind == "log_uniform" and low <= 0:
+        raise WrongDomain(path, f"log_uniform needs low > 0, not {low}")
+    middle = {"uniform": (low + high) / 2, "log_uniform": math.sqrt(low * high), "integers": (low + high) // 2}
+    return Domain(kind, (low, high), middle[kind])
+
+
+Choose = Callable[[str, Domain], Any]
+
+
+def walk(node: Any, choose: Choose, path: str = "") -> Any:
+    """`node` with every domain replaced by what `choose(path, domain)` says, outer choices first."""
+    if isinstance(node, Domain):
+        return walk(node.branch(choose(path, node)), choose, path)
+    if isinstance(node, Mapping):
+        return {key: walk(value, choose, _below(path, key)) for key, value in node.items()}
+    return node
+
+
+def domains(node: Any, path: str = "") -> dict[str, Domain]:
+    """All domains of a tree by path, those inside options too."""
+    found: dict[str, Domain] = {}
+    if isinstance(node, Domain):
+        found[path] = node
+        for branch in node.branches:
+            for below, inner in domains(branch, path).items():
+                if found.setdefault(below, inner) != inner:
+                    raise WrongDomain(below, "two options give this key different domains; use one for both")
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            found |= domains(value, _below(path, key))
+    return found
+
+
+def at(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
+    """The concrete tree at `point`, defaults where it is silent, and the full point that this is.
+
+    Raises:
+        WrongDomain: a value lies outside its domain, or names no domain that is open at this point.
+    """
+    full: Point = {}
+
+    def choose(path: str, domain: Domain) -> Any:
+        full[path] = domain.find(point[path], path) if path in point else domain.default
+        return full[path]
+
+    concrete = walk(tree, choose)
+    for path in point:
+        if path not in full:
+            raise WrongDomain(path, "nothing is searched here; give a domain in `trial` first")
+    return concrete, full
+
+
+def size(node: Any) -> float:
+    """How many points a tree has; infinite with a continuous range."""
+    if isinstance(node, Domain):
+        if node.kind == "choice":
+            return sum(map(size, node.branches))
+        return node.options[1] - node.options[0] + 1 if node.kind == "integers" else math.inf
+    return math.prod(map(size, node.values())) if isinstance(node, Mapping) else 1
+
+
+def corners(tree: Any, most: int = 20_000) -> Iterator[Point]:
+    """Points that between them show whether the whole space is sound.
+
+    Every combination of options and range ends where there are at most `most`; else every pair of them, the rest at
+    defaults.
+    """
+    found = domains(tree)
+    if math.prod(len(domain.options) for domain in found.values()) <= most:
+        yield from _combinations(tree, {})
+        return
+    for (first, a), (second, b) in combinations(found.items(), 2):
+        for one, two in product(a.options, b.options):
+            try:
+                yield at(tree, {first: one, second: two})[1]
+            except WrongDomain:  # the first value closes the second's branch
+                continue
+
+
+def _combinations(tree: Any, fixed: Point) -> Iterator[Point]:
+    nodes: list[tuple[str, Domain]] = []
+
+    def choose(path: str, domain: Domain) -> Any:
+        if path not in fixed:
+            nodes.append((path, domain))
+        return fixed.get(path, domain.default)
+
+    walk(tree, choose)
+    if not nodes:
+        yield fixed
+        return
+    # Domains that are open whatever the others say are combined at once; those inside branches in the next round.
+    free = [(path, domain) for path, domain in nodes if not any(p != path and path.startswith(p) for p, _ in nodes)]
+    for values in product(*(domain.options for _, domain in free)):
+        yield from _combinations(tree, {**fixed, **{path: v for (path, _), v in zip(free, values, strict=True)}})

@@ -1,0 +1,80 @@
+"""A study's picture: every trial's metric against its steps, where it was stopped, and ours against the published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from raysweep.results import Row, text
+from raysweep.study import Study
+
+# Okabe and Ito's colours, safe for colour-blind readers.
+COLOURS = {"COMPLETE": "#0072B2", "PRUNED": "#999999", "FAILED": "#D55E00", "RUNNING": "#E69F00"}
+BEST = "#009E73"
+
+
+def save(study: Study, rows: list[Row], best: Row | None, path: Path) -> None:
+    """Write the picture; the ending decides its format."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    shown = [row for row in rows if row["repeats"] is None and row["probes"]]
+    compared = [row for row in shown if row["published"] and row["published"]["fid_10k"] is not None]
+    left, *right = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
+    _curves(left, study, shown, best)
+    if right:
+        _against_published(right[0], study, compared, best)
+    figure.suptitle(f"{study.space.id}: {_verdict(study, best)}", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None:
+    for row in sorted(rows, key=lambda row: row["trial"] == (best or {}).get("trial")):
+        steps = [probe["step"] for probe in row["probes"]]
+        values = [probe[study.metric] for probe in row["probes"]]
+        is_best = best is not None and row["trial"] == best["trial"]
+        colour = BEST if is_best else COLOURS[row["state"]]
+        axes.plot(steps, values, "-", color=colour, linewidth=2.4 if is_best else 1.2, alpha=1 if is_best else 0.75)
+        marker = {"COMPLETE": "o", "FAILED": "X"}.get(row["state"], "v")
+        axes.plot(steps[-1], values[-1], marker, color=colour, markersize=8 if is_best else 5)
+    counts = {state: sum(row["state"] == state for row in rows) for state in COLOURS}
+    for state, count in counts.items():
+        if count:
+            marker = {"COMPLETE": "o", "FAILED": "X"}.get(state, "v")
+            axes.plot([], [], marker, linestyle="-", color=COLOURS[state], label=f"{state.lower()} ({count})")
+    if best:
+        axes.plot([], [], "o-", color=BEST, linewidth=2.4, label=f"best (trial {best['trial']})")
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(f"{study.metric} (lower is better)")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({probe["step"] for row in rows for probe in row["probes"]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9)
+
+
+def _against_published(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None:
+    """Enqueued rows only, at the first rung: the only step that all of them have reached."""
+    first = min(row["probes"][0]["step"] for row in rows)
+    points: list[tuple[float, float, Row]] = [
+        (row["published"]["fid_10k"], row["probes"][0][study.metric], row) for row in rows if row["probes"]
+    ]
+    for x, y, row in points:
+        is_best = best is not None and row["trial"] == best["trial"]
+        axes.plot(x, y, "o", color=BEST if is_best else COLOURS[row["state"]], markersize=8 if is_best else 6)
+        axes.annotate(f"row {row['row']}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.set_xlabel("published FID-10K, SiT-B/2 on ImageNet")
+    axes.set_ylabel(f"ours at step {first}: {study.metric}")
+    axes.grid(alpha=0.25)
+
+
+def _verdict(study: Study, best: Row | None) -> str:
+    if best is None:
+        return "no trial has finished"
+    point: dict[str, Any] = best["params"]
+    told = ", ".join(f"{path.rpartition('.')[2]} {text(value)}" for path, value in point.items())
+    return f"best is trial {best['trial']} ({told})"

@@ -1,0 +1,113 @@
+"""What the terminal shows while a sweep runs: one live table, or a line per ended trial where there is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.study import Study, TrialState
+
+Snapshot = dict[str, Any]
+REFRESH_S = 0.5
+ROWS = 14  # of the live table
+
+
+class Progress:
+    """Draws `study` and what `snapshot()` says of the lanes, twice a second, until the block is left."""
+
+    def __init__(self, study: Study, console: Console):
+        self.study, self.console = study, console
+        self.latest: Snapshot = {"lanes": [], "computed_steps": 0, "notes": []}
+        self._began = time.monotonic()
+        self._noted = 0
+
+    @contextlib.contextmanager
+    def shown(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
+        """Keep the display up to date in a thread."""
+        stop = threading.Event()
+        live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+
+        def keep() -> None:
+            while not stop.wait(REFRESH_S):
+                self.latest = snapshot()
+                for note in self.latest["notes"][self._noted :]:
+                    self.console.print(Text(note, style="yellow"))
+                self._noted = len(self.latest["notes"])
+                if live:
+                    live.update(self._table())
+
+        thread = threading.Thread(target=keep, daemon=True)
+        if not live:
+            self.study.watchers.append(self._line)
+        with live or contextlib.nullcontext():
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join(timeout=5)
+
+    def _line(self, trial: TrialState) -> None:
+        if trial.ended:
+            self.console.print(f"trial {trial.number}: {trial.state.lower()}, {trial.reason}", highlight=False)
+
+    def _table(self) -> Group:
+        study, metric = self.study, self.study.metric
+        table = Table(box=None, pad_edge=False)
+        for name in ("trial", "step", "rung", metric, "state", "steps/s"):
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        working = {lane["trial"]: lane for lane in self.latest["lanes"]}
+        shown = [t for t in study.trials if not t.ended]
+        shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, ROWS - len(shown))]
+        for trial in sorted(shown, key=lambda trial: trial.number):
+            lane = working.get(trial.number)
+            value = trial.last(metric)
+            rungs = [] if trial.state == "UNAVAILABLE" else study.rungs(trial)
+            passed = f"{sum(step in trial.probes for step in rungs)}/{len(rungs)}" if rungs else ""
+            step, rate = (str(lane["step"]), f"{lane['steps_per_s']:.1f}") if lane else (str(trial.step), "")
+            told = _doing(lane) if lane else "waiting" if not trial.ended else trial.state.lower()
+            table.add_row(str(trial.number), step, passed, "" if value is None else f"{value:.4g}", told, rate)
+        ended = sum(trial.ended for trial in study.trials)
+        total = max(len(study.trials), study.space.search.trials)
+        best = min(((t.last(metric), t.number) for t in study.trials if t.state == "COMPLETE"), default=(None, None))
+        head = f"{study.space.id}   {ended} of {total} trials ended   {self.latest['computed_steps']} steps computed"
+        if best[1] is not None:
+            head += f"   best {best[0]:.4g} (trial {best[1]})"
+        return Group(Text(f"{head}   {self._time_left()}", style="bold"), table)
+
+    def _time_left(self) -> str:
+        """A guess: the steps still expected, a share 1/eta passing each rung, at the pace so far."""
+        done = self.latest["computed_steps"]
+        if not done:
+            return "starting workers"
+        space = self.study.space
+        share = 1 / space.search.eta if space.search.mode == "explore" else 1.0
+        expected, typical = 0.0, 0.0
+        for trial in self.study.distinct:
+            if trial.state == "UNAVAILABLE":
+                continue
+            before, chance, ahead, whole = 0, 1.0, 0.0, 0.0
+            for position, rung in enumerate(self.study.rungs(trial)):
+                whole += (rung - before) * share**position
+                if rung > trial.step:
+                    ahead, chance = ahead + (rung - before) * chance, chance * share
+                before = rung
+            typical = whole
+            expected += 0.0 if trial.ended else ahead
+        expected += typical * max(0, space.search.trials - len(self.study.trials))
+        seconds = expected * (time.monotonic() - self._began) / done
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else "about a minute left"
+
+
+def _doing(lane: dict[str, Any]) -> str:
+    if lane["kind"] == "probe":
+        return "probing"
+    return f"teacher ({lane['method']})" if lane["teacher"] else "training"

@@ -1,0 +1,175 @@
+"""What to try next: the enqueued rows, then Optuna's TPE. The only module that knows Optuna.
+
+Optuna's study is a view of the journal's: it is told PRUNED and FAIL as what they are, at the training step, and what a
+crash left asked and never told is told at the next start. Its sampler is seeded anew for every proposal, so that a
+restarted study proposes what an undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from raysweep import domains, runs
+from raysweep.domains import Domain, Point, WrongDomain, label
+from raysweep.space import Space
+from raysweep.study import Study, TrialState
+
+TRIES = 200  # proposals in a row that repeat earlier ones before a space counts as exhausted
+_STATES = {
+    "COMPLETE": OptunaState.COMPLETE,
+    "PRUNED": OptunaState.PRUNED,
+    "FAILED": OptunaState.FAIL,
+}
+
+
+class Proposals:
+    """Proposes trials for a study and tells Optuna what became of them.
+
+    Args:
+        storage: where Optuna keeps its study, e.g. `sqlite:///…`; optuna-dashboard reads the same.
+    """
+
+    def __init__(self, study: Study, storage: str | None):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study, self.space = study, study.space
+        self._storage = optuna.storages.get_storage(storage)
+        self._optuna = optuna.create_study(storage=self._storage, study_name=study.space.id, load_if_exists=True)
+        self._tree = _runnable(self.space, self.space.tree)
+        self._numbers: dict[int, int] = {}  # ours -> Optuna's
+        self._restore()
+        study.watchers.append(self._tell)
+
+    def next(self) -> TrialState | None:
+        """The next trial to train, or None when all has been proposed.
+
+        Rows that cannot be run here and repeats of earlier configurations are noted on the way and need no training.
+        """
+        done = {trial.row for trial in self.study.trials if trial.row is not None}
+        for number, row in enumerate(self.space.published):
+            if number in done:
+                continue
+            try:
+                trial, point = self.space.trial(row.set)
+            except WrongDomain as error:
+                self.study.refuse(row.set, number, f"outside the space: {error.path}: {error}")
+                continue
+            if reason := runs.unavailable(trial):
+                self.study.refuse(point, number, reason)
+                continue
+            if proposed := self._accept(self._ask(point)[0], point, row=number):
+                return proposed
+        if self.space.search.mode == "reproduce":
+            return None
+        return self._sample()
+
+    def _sample(self) -> TrialState | None:
+        """A configuration that was not proposed before, as TPE sees fit."""
+        points = domains.size(self._tree)
+        for _ in range(TRIES):
+            distinct = self.study.distinct
+            runnable = sum(trial.state != "UNAVAILABLE" for trial in distinct)
+            if len(distinct) >= self.space.search.trials or runnable >= points:
+                return None
+            asked, chosen = self._ask(None)
+            trial, point = self.space.trial(chosen)
+            if runs.unavailable(trial):  # by a combination of options, each of which can be run with the defaults
+                self._optuna.tell(asked.number, state=OptunaState.FAIL)
+            elif proposed := self._accept(asked, point):
+                return proposed
+        return None
+
+    def _ask(self, point: Point | None) -> tuple[optuna.Trial, Point]:
+        """Optuna's next trial, at `point` if that is given, and where it is."""
+        seed = self.space.search.seed * 1_000_003 + len(self._optuna.get_trials(deepcopy=False))
+        startup = self.space.search.startup_trials
+        self._optuna.sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=startup)
+        if point is not None:
+            self._optuna.enqueue_trial({path: label(value) for path, value in point.items()})
+        asked = self._optuna.ask()
+        chosen: Point = {}
+
+        def choose(path: str, domain: Domain) -> Any:
+            chosen[path] = _suggest(asked, path, domain)
+            return chosen[path]
+
+        domains.walk(self._tree, choose)
+        return asked, chosen
+
+    def _accept(self, asked: optuna.Trial, point: Point, row: int | None = None) -> TrialState | None:
+        """Note the proposal; the trial if it must be trained, None if an earlier one answers for it."""
+        asked.set_user_attr("trial", len(self.study.trials))
+        self._numbers[len(self.study.trials)] = asked.number
+        trial = self.study.propose(point, row)
+        if trial.repeats is None:
+            return trial
+        earlier = self.study.trials[trial.repeats]
+        if earlier.ended:
+            self.study.end(trial.number, earlier.state, f"same as trial {earlier.number}: {earlier.reason}")
+        return None
+
+    # --- Optuna's view
+
+    def _tell(self, trial: TrialState) -> None:
+        number = self._numbers.get(trial.number)
+        if number is None or not trial.ended:
+            return
+        storage = self._storage
+        study_id = storage.get_study_id_from_name(self._optuna.study_name)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        if storage.get_trial(trial_id).state.is_finished():
+            return
+        for step, metrics in trial.probes.items():
+            storage.set_trial_intermediate_value(trial_id, step, metrics[self.study.metric])
+        storage.set_trial_user_attr(trial_id, "reason", trial.reason)
+        state = _STATES[trial.state]
+        value = trial.last(self.study.metric) if state == OptunaState.COMPLETE else None
+        self._optuna.tell(number, value, state=state)
+
+    def _restore(self) -> None:
+        """Make Optuna's study agree with the journal: adopt, finish or fail what is there, add what is missing."""
+        while self._optuna.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
+            self._optuna.tell(self._optuna.ask().number, state=OptunaState.FAIL)
+        for known in self._optuna.get_trials(deepcopy=False):
+            ours = known.user_attrs.get("trial")
+            if ours is not None and ours < len(self.study.trials):
+                self._numbers[ours] = known.number
+            elif not known.state.is_finished():
+                self._optuna.tell(known.number, state=OptunaState.FAIL)
+        for trial in self.study.trials:
+            if trial.number not in self._numbers and trial.state != "UNAVAILABLE":
+                asked, _ = self._ask(trial.point)
+                asked.set_user_attr("trial", trial.number)
+                self._numbers[trial.number] = asked.number
+            self._tell(trial)
+
+
+def _suggest(asked: optuna.Trial, path: str, domain: Domain) -> Any:
+    if domain.kind == "choice":
+        return domain.find(asked.suggest_categorical(path, [label(option) for option in domain.options]), path)
+    low, high = domain.options
+    if domain.kind == "integers":
+        return asked.suggest_int(path, low, high)
+    return asked.suggest_float(path, low, high, log=domain.kind == "log_uniform")
+
+
+def _runnable(space: Space, node: Any, path: str = "") -> Any:
+    """The tree without the options that cannot be run here even with everything else at its default."""
+    if isinstance(node, dict):
+        return {key: _runnable(space, value, f"{path}.{key}" if path else key) for key, value in node.items()}
+    if not isinstance(node, Domain) or node.kind != "choice":
+        return node
+    keep = [i for i, option in enumerate(node.options) if _can_run(space, path, option)] or range(len(node.options))
+    branches = tuple(_runnable(space, node.branches[i], path) for i in keep)
+    return replace(node, options=tuple(node.options[i] for i in keep), branches=branches)
+
+
+def _can_run(space: Space, path: str, option: Any) -> bool:
+    try:
+        trial, _ = space.trial({path: option})
+    except WrongDomain:  # inside an option that is not the default: nothing to hold against it
+        return True
+    return runs.unavailable(trial) is None

@@ -1,0 +1,63 @@
+"""`python -m raysweep.report STUDY`: a study's tables and plot, from what its journal says."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raysweep import plots, tables
+from raysweep.errors import UserError
+from raysweep.results import summary, text
+from raysweep.store import Store
+from raysweep.study import Study
+
+
+def write(study: Study, result: dict[str, Any]) -> list[Path]:
+    """Write space.yaml, table.md, table.csv and plot.png beside the study's journal; returns their paths."""
+    folder = study.store.local("studies", study.space.id) or study.store.cache / study.space.id
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = tables.ordered(result["trials"], study.metric)
+    (folder / "table.md").write_text(tables.markdown(study, rows), encoding="utf-8")
+    (folder / "table.csv").write_text(tables.as_csv(study, rows), encoding="utf-8")
+    plots.save(study, result["trials"], result["best"], folder / "plot.png")
+    return [folder / name for name in ("table.md", "table.csv", "plot.png")]
+
+
+def show(study: Study, result: dict[str, Any], files: list[Path], console: Console) -> None:
+    """The table, the best trial and where everything is."""
+    best, steps = result["best"], result["steps"]
+    rows = tables.ordered([row for row in result["trials"] if row["repeats"] is None], study.metric)
+    console.print(tables.terminal(study, rows, best["trial"] if best else None))
+    if best:
+        point = ", ".join(f"{path} {text(value)}" for path, value in best["params"].items())
+        console.print(f"Best: trial {best['trial']}, {study.metric} {best['metrics'][study.metric]:.2f} ({point})")
+    console.print(f"{steps['without_sharing']} steps if every trial trained its own teacher", end="")
+    if "computed" in steps:
+        console.print(f"; {steps['computed']} computed now, {steps['reused']} reused", end="")
+    console.print()
+    for file in files:
+        console.print(f"{file.name}: {file}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write and show the report of a study; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)
+    parser.add_argument("study", help="its name, or how that begins")
+    parser.add_argument("--storage", default="runs", metavar="URI", help="where it is (default: runs)")
+    options = parser.parse_args(arguments)
+    try:
+        study = Study.reopen(Store(options.storage), options.study)
+    except UserError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
+        return 2
+    result = summary(study)
+    show(study, result, write(study, result), Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A study's state as plain data: what `--json` prints and what tables and plots are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raysweep import history, runs
+from raysweep.domains import label
+from raysweep.study import Study, TrialState
+
+Row = dict[str, Any]
+
+
+def trial_row(study: Study, trial: TrialState) -> Row:
+    """One trial: where it is, what became of it and why, its keys, what was published for it."""
+    published = study.space.published[trial.row] if trial.row is not None else None
+    row: Row = {
+        "trial": trial.number,
+        "row": None if trial.row is None else trial.row + 1,
+        "params": trial.point,
+        "state": trial.state,
+        "reason": trial.reason,
+        "steps": trial.step,
+        "metrics": trial.probes.get(trial.step, {}),
+        "probes": [{"step": step, **metrics} for step, metrics in sorted(trial.probes.items())],
+        "repeats": trial.repeats,
+        "published": None if published is None else {"fid_10k": published.fid, "is_10k": published.is_},
+        "history_key": None,
+        "teacher_key": None,
+        "teacher_steps": 0,
+    }
+    if trial.state != "UNAVAILABLE":
+        run = study.run(trial)
+        row["history_key"] = history.key(run, trial.step)
+        if found := runs.teachers(run):
+            row["teacher_key"] = history.key(found[0].run, found[0].step)
+            row["teacher_steps"] = runs.teacher_steps(run)
+    return row
+
+
+def without_sharing(rows: list[Row]) -> int:
+    """The steps of trial-based execution: each trial's own up to where it ended, and its teachers' from 0 with them."""
+    return sum(row["steps"] + (row["teacher_steps"] if row["steps"] else 0) for row in rows)
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """All of a study that its journal knows."""
+    rows = [trial_row(study, trial) for trial in study.trials]
+    best = study.best
+    return {
+        "study": study.space.id,
+        "metric": study.metric,
+        "trials": rows,
+        "best": rows[best.number] if best else None,
+        "steps": {"without_sharing": without_sharing(rows)},
+        "storage": study.store.uri,
+    }
+
+
+def searched(study: Study) -> list[str]:
+    """The paths of the searched parameters, in the order of the file."""
+    return list(dict.fromkeys(path for trial in study.trials for path in trial.point))
+
+
+def text(value: Any) -> str:
+    """A parameter's value for people: `[8, 6]` is `8 → 6`."""
+    if isinstance(value, list) and len(value) == 2:
+        return f"{value[0]} → {value[1]}"
+    return f"{value:g}" if isinstance(value, float) else str(label(value))

@@ -1,0 +1,120 @@
+"""`python -m raysweep.run SPACE.yaml`: a sweep from its search space to its table. The same command again carries
+on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from raysweep import domains, launch, report
+from raysweep.errors import SweepError, UserError
+from raysweep.progress import Progress
+from raysweep.proposals import Proposals
+from raysweep.results import summary
+from raysweep.search import search
+from raysweep.space import PROFILES, Space, load
+from raysweep.store import Store
+from raysweep.study import Study
+from raysweep.tracking import Mirror
+from trainables import catalog
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a sweep; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        return sweep(options, console)
+    except UserError as error:
+        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
+        return 2
+    except SweepError as error:
+        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. What is finished is kept; the same command carries on.", highlight=False)
+        return 130
+
+
+def sweep(options: argparse.Namespace, console: Console) -> int:
+    """Check everything, then run, then write what people read."""
+    space = load(Path(options.space), options.profile, options.set)
+    check_here(space)
+    store = Store(options.storage)
+    store.check_writable()
+    study = Study(space, store)
+    tracking_uri = options.tracking_uri or f"sqlite:///{_local_folder(store) / 'mlflow.db'}"
+    proposals = Proposals(study, f"sqlite:///{_local_folder(store, 'studies', space.id) / 'optuna.db'}")
+    mirror = Mirror(study, tracking_uri)
+    mirror.sync()
+    study.watchers.append(mirror.watch)
+
+    progress = Progress(study, console)
+    computed = _run(study, proposals, options.address, progress)
+
+    result = summary(study)
+    result["steps"] |= {"computed": computed, "reused": result["steps"]["without_sharing"] - computed}
+    result["tracking_uri"] = tracking_uri
+    files = report.write(study, result)
+    mirror.sync()
+    mirror.close(files, study.best)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        report.show(study, result, files, out := Console())
+        out.print(f"MLflow: .venv/bin/mlflow ui --backend-store-uri {tracking_uri}", highlight=False, soft_wrap=True)
+    return 0 if study.best else 1
+
+
+def check_here(space: Space) -> None:
+    """Refuse a space whose data or detector this machine lacks.
+
+    Raises:
+        UserError: what is missing, and how to get it.
+    """
+    for data in sorted({space.trial(point)[0].data for point in domains.corners(space.tree, most=500)}):
+        try:
+            catalog.identity(data)
+        except LookupError as error:
+            raise UserError(f"trial.data: {error}; use --profile laptop, which brings its own data") from None
+    if space.probe.missing:
+        raise UserError(f"probe.detector: {space.probe.missing}")
+
+
+def _run(study: Study, proposals: Proposals, address: str, progress: Progress) -> int:
+    """The part that needs Ray; returns how many steps were computed."""
+    with launch.cluster(study.space.launch, address):
+        lanes = launch.open_lanes(study.space.launch, study.store.uri, study.milestones)
+        with progress.shown(lanes.snapshot):
+            search(study, proposals, lanes.dispatcher)
+        computed: int = lanes.snapshot()["computed_steps"]
+        lanes.close()
+    return computed
+
+
+def _local_folder(store: Store, *parts: str) -> Path:
+    folder = store.local(*parts) or store.cache.joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m raysweep.run", description=__doc__)
+    parser.add_argument("space", help="the search space, e.g. search_spaces/table5.yaml")
+    parser.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
+    parser.add_argument(
+        "--storage", default="runs", metavar="URI", help="folder or URI for checkpoints (default: runs)"
+    )
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the storage)")
+    parser.add_argument("--address", default="local", help="a Ray cluster, `auto` for this machine's (default: local)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""A trial becomes the runs that it needs: its student's, phase by phase, and its teacher's inside the phase it
+teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raysweep import domains
+from raysweep.space import Space
+from trainables.spec import (
+    Method,
+    NoMethod,
+    NoTerm,
+    Phase,
+    Recipe,
+    Repa,
+    Run,
+    SelfGuided,
+    SelfGuidedTerm,
+    TeacherRef,
+    Trial,
+    VaeAlignTerm,
+)
+
+Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
+
+
+def student(space: Space, trial: Trial) -> Run:
+    """The run that `trial` trains, in optimizer steps."""
+    return _run(trial, trial.method, space.steps)
+
+
+def unavailable(trial: Trial) -> str | None:
+    """Why `trial` cannot be run here, or None where it can."""
+    method = trial.method
+    while isinstance(method, SelfGuided):
+        method = method.teacher.method
+    if isinstance(method, Repa):
+        return "repa looks up to an external encoder (DINOv2), and none is configured"
+    return None
+
+
+def teachers(run: Run) -> list[TeacherRef]:
+    """All that `run` looks up to, its teachers' teachers included."""
+    found = []
+    for phase in run.phases:
+        if phase.teacher:
+            found += [phase.teacher, *teachers(Run.model_validate(phase.teacher.run))]
+    return found
+
+
+def teacher_steps(run: Run) -> int:
+    """Steps that its teachers, and theirs, are trained from 0."""
+    return sum(teacher.step for teacher in teachers(run))
+
+
+def milestones(space: Space) -> list[int]:
+    """Optimizer steps at which every run of the space publishes: rungs, ends, early-stop points and teachers' ages.
+
+    One list for all runs, so that two that share their first steps also share the stretches these are cut into.
+    """
+    steps: set[int] = set()
+
+    def collect(path: str, value: Any) -> None:
+        if path.rpartition(".")[2] in ("iterations", "stop") and isinstance(value, int):
+            steps.add(space.steps(value))
+
+    for path, domain in domains.domains(space.tree).items():
+        for option in domain.options:
+            collect(path, option)
+    for point in domains.corners(space.tree, most=200):
+        concrete, _ = domains.at(space.tree, point)
+        _leaves(concrete, "", collect)
+        trial = Trial.model_validate(concrete)
+        steps.update(space.rungs(trial))
+        if isinstance(trial.method, SelfGuided):
+            steps.add(space.steps(trial.method.teacher.iterations))
+    return sorted(steps)
+
+
+def _leaves(node: Any, path: str, visit: Callable[[str, Any], None]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _leaves(value, f"{path}.{key}", visit)
+    else:
+        visit(path, node)
+
+
+def _run(trial: Trial, method: Method, scale: Scale) -> Run:
+    if isinstance(method, Repa):
+        raise ValueError("repa has no run: see `unavailable`")
+    end = scale(trial.iterations)
+    stop = "never" if isinstance(method, NoMethod) else method.stop
+    guided_until = end if stop == "never" else min(end, scale(stop))
+    phases = [_phase(trial, method, guided_until, scale)]
+    if guided_until < end:
+        phases.append(Phase(until=end, term=NoTerm()))
+    recipe = {name: getattr(trial, name) for name in Recipe.model_fields}
+    return Run(**recipe, phases=tuple(phases))
+
+
+def _phase(trial: Trial, method: Any, until: int, scale: Scale) -> Phase:
+    depth = trial.size.depth
+    if isinstance(method, SelfGuided):
+        guided = SelfGuidedTerm(**method.model_dump(include=set(SelfGuidedTerm.model_fields)))
+        teacher = TeacherRef(
+            run=_run(trial, method.teacher.method, scale),
+            step=scale(method.teacher.iterations),
+            weights=method.teacher.weights,
+        )
+        width = trial.projector_width
+        return Phase(until=until, term=guided.resolved(depth), projector_width=width, teacher=teacher)
+    if isinstance(method, VaeAlignTerm):
+        aligned = VaeAlignTerm(**method.model_dump(include=set(VaeAlignTerm.model_fields)))
+        return Phase(until=until, term=aligned.resolved(depth), projector_width=trial.projector_width)
+    return Phase(until=until, term=NoTerm())

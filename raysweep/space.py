@@ -1,0 +1,232 @@
+"""A search space: YAML in, checked, out come trials. Every corner of it is a legal trial, or the file is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from raysweep import domains, yamlfile
+from raysweep.domains import Point, WrongDomain
+from raysweep.errors import UserError
+from raysweep.explain import WrongValue, explain
+from raysweep.yamlfile import Document
+from trainables.spec import ProbeSpec, Spec, Steps, Trial
+
+PROFILES = ("cluster", "laptop", "smoke")
+Count = Annotated[int, Field(gt=0)]
+
+
+class Search(Spec):
+    """How the space is searched. Steps are in the units of the file."""
+
+    mode: Literal["explore", "reproduce"] = "explore"
+    trials: Count = 24  # distinct configurations in all, the enqueued ones included
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    rungs: tuple[Steps, ...] | None = None  # where ASHA decides; default: 1/8, 1/4 and 1/2 of the iterations
+    eta: Annotated[int, Field(ge=2)] = 2  # at a rung the best 1/eta go on
+    startup_trials: Annotated[int, Field(ge=0)] = 10  # before TPE takes over from random proposals
+
+
+class Launch(Spec):
+    """Where trials run. A lane is a group of workers that trains one stretch after another by DDP."""
+
+    workers: Count = 2
+    lanes: Count = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
+
+
+class Row(Spec):
+    """A configuration to propose first: how it differs from the defaults, and what was published for it."""
+
+    set: dict[str, Any] = {}
+    fid: float | None = None
+    is_: Annotated[float | None, Field(alias="is")] = None
+
+
+class _File(Spec):
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+    trial: dict[str, Any] = {}
+    search: Search = Search()
+    probe: ProbeSpec = ProbeSpec()
+    launch: Launch = Launch()
+    enqueue: tuple[Row, ...] = ()
+    steps_divisor: Count = 1
+
+
+class Space:
+    """A checked search space at one profile. `tree` is the trial with its domains; `published` the enqueued rows."""
+
+    def __init__(self, file: _File, profile: str):
+        self.profile, self._written = profile, file.trial
+        self.tree = domains.parse(file.trial)
+        self.study, self.search, self.probe = file.study, file.search, file.probe
+        self.launch, self.published, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
+
+    @classmethod
+    def reopen(cls, resolved: Mapping[str, Any]) -> Space:
+        """The space that `resolved` describes."""
+        return cls(_File.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"])
+
+    def trial(self, point: Mapping[str, Any]) -> tuple[Trial, Point]:
+        """The trial at `point`, with the point made full.
+
+        Raises:
+            WrongDomain: a value lies outside its domain.
+            pydantic.ValidationError: the trial is illegal.
+        """
+        concrete, full = domains.at(self.tree, point)
+        return Trial.model_validate(concrete), full
+
+    def steps(self, written: int) -> int:
+        """Optimizer steps for a number of steps as the file writes it: at least one."""
+        return max(1, round(written / self.steps_divisor))
+
+    def rungs(self, trial: Trial) -> list[int]:
+        """Optimizer steps at which a trial is probed: ASHA's rungs, then its end."""
+        end = self.steps(trial.iterations)
+        whole = trial.iterations
+        written = (whole // 8, whole // 4, whole // 2) if self.search.rungs is None else self.search.rungs
+        return sorted({step for step in map(self.steps, written) if step < end}) + [end]
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The space with profile and overrides applied, as plain data."""
+        return {
+            "study": self.study,
+            "profile": self.profile,
+            "steps_divisor": self.steps_divisor,
+            "trial": self._written,
+            "search": self.search.model_dump(mode="json"),
+            "probe": self.probe.model_dump(mode="json"),
+            "launch": self.launch.model_dump(mode="json"),
+            "enqueue": [row.model_dump(mode="json", by_alias=True) for row in self.published],
+        }
+
+    @property
+    def id(self) -> str:
+        """The study's name in the store: a changed space is another study. More trials or machines leave it the
+        same."""
+        same = {**self.resolved, "launch": None, "search": {**self.resolved["search"], "trials": None}}
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+        return f"{self.study}-{self.profile}-{digest[:8]}"
+
+
+def load(path: Path, profile: str = "cluster", overrides: list[str] | None = None) -> Space:
+    """Read and check a search space.
+
+    Args:
+        overrides: `key=value` with a dotted key, as given to `--set`; they win over the profile, which wins over the
+            file's plain values in `trial` and `probe`. A domain in the file stays a domain, and its `launch` stands.
+
+    Raises:
+        UserError: the file or an override is wrong; the message names file, line and key and says what would be right.
+    """
+    document = yamlfile.read(path)
+    if profile not in PROFILES:
+        raise UserError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
+    raw = _merge_profile(document.tree, _profile(profile))
+    keys = [_override(raw, text) for text in overrides or []]
+    space = _checked(raw, profile, document, keys)
+    return space
+
+
+def _profile(name: str) -> dict[str, Any]:
+    text = resources.files("raysweep").joinpath("profiles", f"{name}.yaml").read_text(encoding="utf-8")
+    profile: dict[str, Any] = yamlfile.parse(text)
+    return profile
+
+
+def _merge_profile(file: dict[str, Any], profile: dict[str, Any]) -> dict[str, Any]:
+    merged = {**file, "steps_divisor": profile["steps_divisor"]}
+    for key in ("trial", "probe"):
+        if isinstance(file.get(key, {}), dict):
+            merged[key] = _overlay(file.get(key, {}), profile.get(key, {}))
+    if isinstance(file.get("launch", {}), dict):
+        merged["launch"] = {**profile["launch"], **file.get("launch", {})}
+    return merged
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, except where `below` has a domain."""
+    result = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, dict) and any(kind in old for kind in domains.KINDS):
+            continue
+        result[key] = _overlay(old or {}, value) if isinstance(value, dict) and isinstance(old, dict | None) else value
+    return result
+
+
+def _override(raw: dict[str, Any], text: str) -> tuple[str, ...]:
+    key, equals, value = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
+    node = raw
+    for part in path[:-1]:
+        below = node.get(part)
+        node[part] = dict(below) if isinstance(below, dict) else {}
+        node = node[part]
+    node[path[-1]] = yamlfile.parse(value)
+    return path
+
+
+def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: list[tuple[str, ...]]) -> Space:
+    def wrong(path: tuple[str, ...], message: str) -> UserError:
+        for key in overridden:
+            if path[: len(key)] == key or key[: len(path)] == path:
+                return UserError(f"--set {'.'.join(key)}: {message}")
+        return document.error(path, message)
+
+    try:
+        if "steps_divisor" in document.tree:
+            raise WrongValue(("steps_divisor",), "a profile decides this; leave it out or use --set steps_divisor=N")
+        try:
+            file = _File.model_validate(raw)
+        except ValidationError as error:
+            raise explain(error, raw, _File) from None
+        try:
+            space = Space(file, profile)
+            _check_trials(space)
+        except WrongDomain as error:
+            raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
+    except WrongValue as error:
+        raise wrong(error.path, str(error)) from None
+    for position, row in enumerate(space.published):
+        try:
+            space.trial(row.set)
+        except WrongDomain as error:
+            if not any(key[:1] == ("trial",) for key in overridden):
+                raise wrong(("enqueue", str(position), "set", error.path), str(error)) from None
+    return space
+
+
+def _check_trials(space: Space) -> None:
+    for point in domains.corners(space.tree):
+        concrete, _ = domains.at(space.tree, point)
+        try:
+            trial = Trial.model_validate(concrete)
+        except ValidationError as error:
+            wrong = explain(error, concrete, Trial)
+            raise WrongValue(("trial", *wrong.path), str(wrong)) from None
+        if trial.batch_size % space.launch.workers:
+            raise WrongValue(
+                ("launch", "workers"),
+                f"{space.launch.workers} workers cannot share a batch of {trial.batch_size} evenly; "
+                "choose a divisor of trial.batch_size",
+            )
+
+
+def dump(space: Space) -> str:
+    """The resolved space as YAML."""
+    return yaml.safe_dump(space.resolved, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,193 @@
+"""The state of a study: its trials, what was measured, decided and why. Read from the journal, changed only through
+it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from raysweep import runs
+from raysweep.asha import Decision, Rungs
+from raysweep.domains import Point, label
+from raysweep.errors import UserError
+from raysweep.journal import Entry, Journal
+from raysweep.space import Space
+from raysweep.store import Store
+from trainables.spec import Run
+
+State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
+
+
+@dataclass
+class TrialState:
+    """One proposed configuration and what became of it. Steps are optimizer steps."""
+
+    number: int
+    point: Point
+    row: int | None = None  # which enqueued row it is
+    state: State = "RUNNING"
+    reason: str = ""
+    repeats: int | None = None  # an earlier trial of the same configuration, whose answer it takes
+    probes: dict[int, dict[str, float]] = field(default_factory=dict)
+    decisions: dict[int, Decision] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.state != "RUNNING"
+
+    @property
+    def step(self) -> int:
+        """How far it has come: its last probe."""
+        return max(self.probes, default=0)
+
+    def last(self, metric: str) -> float | None:
+        """The metric at the last probe."""
+        return self.probes[self.step].get(metric) if self.probes else None
+
+
+def studies(store: Store) -> list[str]:
+    """The names of the studies in a store."""
+    return sorted(name for name in store.names("studies") if Journal(store, name).read())
+
+
+class Study:
+    """A study in a store. Every change is journalled before it counts, then told to `watchers`."""
+
+    def __init__(self, space: Space, store: Store):
+        self.space, self.store = space, store
+        self.journal = Journal(store, space.id)
+        self.trials: list[TrialState] = []
+        self.watchers: list[Callable[[TrialState], None]] = []
+        self._rungs = Rungs(space.search.eta)
+        self._runs: dict[int, Run] = {}
+        entries = self.journal.read()
+        for entry in entries:
+            if entry["kind"] != "opened":
+                self._apply(entry)
+        if not entries:
+            self.journal.append("opened", space=space.resolved)
+
+    @classmethod
+    def reopen(cls, store: Store, name: str) -> Study:
+        """The study of that name, or the only one whose name begins so, from its journal alone.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        known = studies(store)
+        found = [study for study in known if study == name] or [study for study in known if study.startswith(name)]
+        if len(found) != 1:
+            said = f"several studies begin with '{name}'" if found else f"no study '{name}'"
+            raise UserError(f"{said} in {store.uri}; there are: {', '.join(found or known) or 'none'}")
+        opened = Journal(store, found[0]).read()[0]
+        return cls(Space.reopen(opened["space"]), store)
+
+    @cached_property
+    def milestones(self) -> list[int]:
+        """Optimizer steps at which runs publish."""
+        return runs.milestones(self.space)
+
+    @property
+    def metric(self) -> str:
+        """What is minimised."""
+        return self.space.probe.metric
+
+    def run(self, trial: TrialState) -> Run:
+        """The run that a trial trains."""
+        if trial.number not in self._runs:
+            self._runs[trial.number] = runs.student(self.space, self.space.trial(trial.point)[0])
+        return self._runs[trial.number]
+
+    def rungs(self, trial: TrialState) -> list[int]:
+        """The steps at which a trial is probed, its end last."""
+        return self.space.rungs(self.space.trial(trial.point)[0])
+
+    def same(self, point: Mapping[str, Any]) -> TrialState | None:
+        """The first trial with that configuration."""
+        shape = {path: label(value) for path, value in point.items()}
+        for trial in self.trials:
+            if trial.repeats is None and {p: label(v) for p, v in trial.point.items()} == shape:
+                return trial
+        return None
+
+    @property
+    def distinct(self) -> list[TrialState]:
+        """The trials that are not repeats of earlier ones."""
+        return [trial for trial in self.trials if trial.repeats is None]
+
+    @property
+    def best(self) -> TrialState | None:
+        """The complete trial with the lowest metric."""
+        complete = [trial for trial in self.distinct if trial.state == "COMPLETE"]
+        return min(complete, key=lambda trial: trial.last(self.metric) or math.inf, default=None)
+
+    # --- what happens to it
+
+    def propose(self, point: Point, row: int | None = None) -> TrialState:
+        """A new trial at a full point. A configuration that was proposed before takes the earlier one's answer."""
+        earlier = self.same(point)
+        return self._note(
+            "proposed",
+            trial=len(self.trials),
+            point=point,
+            row=row,
+            repeats=earlier.number if earlier else None,
+        )
+
+    def refuse(self, point: Point, row: int, reason: str) -> TrialState:
+        """A row that cannot be run here: proposed and ended at once."""
+        facts = {"point": point, "row": row, "state": "UNAVAILABLE", "reason": reason}
+        return self._note("proposed", trial=len(self.trials), **facts)
+
+    def probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
+        """A probe's metrics at a step. Decides, once and for good, what becomes of the trial."""
+        trial = self.trials[number]
+        if trial.ended or step in trial.probes:
+            return trial
+        value = metrics[self.metric]
+        if not math.isfinite(value):
+            return self.end(number, "FAILED", f"{self.metric} is {value} at step {step}")
+        self._note("probed", trial=number, step=step, metrics=dict(metrics))
+        if step == self.rungs(trial)[-1]:
+            return self.end(number, "COMPLETE", f"trained to its end, step {step}")
+        if self.space.search.mode == "explore":
+            decision = self._rungs.decide(step, number, value)
+            self._note("decided", trial=number, **vars(decision))
+            if not decision.go_on:
+                return self.end(number, "PRUNED", decision.reason)
+        return trial
+
+    def end(self, number: int, state: State, reason: str) -> TrialState:
+        """A trial has ended, and with it those that repeat it."""
+        trial = self._note("ended", trial=number, state=state, reason=reason)
+        for twin in self.trials:
+            if twin.repeats == number and not twin.ended:
+                self._note("ended", trial=twin.number, state=state, reason=f"same as trial {number}: {reason}")
+        return trial
+
+    # --- inside
+
+    def _note(self, kind: str, **facts: Any) -> TrialState:
+        trial = self._apply(self.journal.append(kind, **facts))
+        for watcher in self.watchers:
+            watcher(trial)
+        return trial
+
+    def _apply(self, entry: Entry) -> TrialState:
+        kind, facts = entry["kind"], {name: value for name, value in entry.items() if name not in ("kind", "trial")}
+        if kind == "proposed":
+            self.trials.append(TrialState(entry["trial"], **facts))
+        trial = self.trials[entry["trial"]]
+        if kind == "probed":
+            trial.probes[facts["step"]] = facts["metrics"]
+        elif kind == "decided":
+            trial.decisions[facts["step"]] = Decision(**facts)
+            self._rungs.record(facts["step"], trial.number, facts["value"])
+        elif kind == "ended":
+            trial.state, trial.reason = facts["state"], facts["reason"]
+            if trial.repeats is not None:
+                trial.probes = dict(self.trials[trial.repeats].probes)
+        return trial

@@ -1,0 +1,95 @@
+"""A study's table: our numbers beside the published ones, as Markdown, CSV and on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from rich.table import Table
+
+from raysweep import results
+from raysweep.results import Row
+from raysweep.study import Study
+
+STATES = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAILED": "failed",
+    "UNAVAILABLE": "unavailable",
+    "RUNNING": "unfinished",
+}
+
+
+def columns(study: Study) -> list[str]:
+    """The table's head: the row's number in the paper, the searched parameters, ours, theirs, what became of it."""
+    paths = [_short(path) for path in results.searched(study)]
+    probe = study.space.probe
+    published = ["published fid_10k", "published is_10k"] if any(row.fid for row in study.space.published) else []
+    return ["trial", "row", *paths, "steps", probe.metric, probe.inception_score, *published, "state", "reason"]
+
+
+def cells(study: Study, row: Row) -> list[str]:
+    """One trial under `columns`."""
+    probe = study.space.probe
+    params = [results.text(row["params"][path]) if path in row["params"] else "" for path in results.searched(study)]
+    ours = [_number(row["metrics"].get(name)) for name in (probe.metric, probe.inception_score)]
+    paper = row["published"] or {}
+    published = [_number(paper.get(name)) for name in ("fid_10k", "is_10k")]
+    if "published fid_10k" not in columns(study):
+        published = []
+    number = "" if row["row"] is None else str(row["row"])
+    return [
+        str(row["trial"]),
+        number,
+        *params,
+        str(row["steps"]),
+        *ours,
+        *published,
+        STATES[row["state"]],
+        row["reason"],
+    ]
+
+
+def ordered(rows: list[Row], metric: str) -> list[Row]:
+    """Enqueued rows in the file's order, then the others: further first, better first."""
+    own = [row for row in rows if row["row"] is None]
+    own.sort(key=lambda row: (-row["steps"], row["metrics"].get(metric, float("inf"))))
+    return sorted((row for row in rows if row["row"] is not None), key=lambda row: row["row"]) + own
+
+
+def markdown(study: Study, rows: list[Row]) -> str:
+    """The table as Markdown."""
+    lines = [columns(study), ["---"] * len(columns(study)), *(cells(study, row) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def as_csv(study: Study, rows: list[Row]) -> str:
+    """The table as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns(study))
+    writer.writerows(cells(study, row) for row in rows)
+    return out.getvalue()
+
+
+def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
+    """The table for a terminal, without the reasons; the best trial stands out."""
+    table = Table(title=study.space.id, title_justify="left")
+    for name in columns(study)[:-1]:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*cells(study, row)[:-1], style="bold green" if row["trial"] == best else _style(row))
+    return table
+
+
+def _style(row: Row) -> str | None:
+    return "dim" if row["state"] in ("PRUNED", "UNAVAILABLE") else "red" if row["state"] == "FAILED" else None
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("method.")
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}"
