@@ -1,0 +1,37 @@
+# Two commands that need nothing done before them:  make laptop   and   make test
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -c constraints.txt
+# One thread a process: several processes that each use all cores stand in each other's way.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: laptop test clean
+laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
+	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
+
+test: .venv/dev  ## install, then everything that CI checks
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/pytest
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "raysweep needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/laptop: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing raysweep into .venv: about 2 GB, some minutes"
+	$(PIP) -e '.[laptop]'
+	@touch $@
+
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing raysweep and its test tools into .venv: about 2 GB, some minutes"
+	$(PIP) -e '.[dev,laptop]'
+	@touch $@ .venv/laptop
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
