@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -33,6 +34,8 @@ def explain(error: ValidationError, tree: Any, model: type[BaseModel]) -> WrongV
         return WrongValue(path, "this key is missing")
     if kind == "union_tag_invalid":
         known = first["ctx"]["expected_tags"].replace("'", "")
+        written = reduce(lambda node, key: node.get(key) if isinstance(node, dict) else None, path, tree)
+        path = (*path, "kind") if isinstance(written, dict) else path
         return WrongValue(path, f"'{first['ctx']['tag']}' is unknown; known: {known}")
     if kind == "union_tag_not_found":
         return WrongValue(path, "say which by its name, or by a mapping with `kind`")

@@ -25,7 +25,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_worker_maximum_startup_concurrency": "16",  # trials are processes that only wait: no reason to warn of many
 }
 
 

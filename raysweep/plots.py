@@ -69,6 +69,7 @@ def _against_published(axes: Axes, study: Study, rows: list[Row], best: Row | No
         axes.annotate(f"row {row['row']}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.set_xlabel("published FID-10K, SiT-B/2 on ImageNet")
     axes.set_ylabel(f"ours at step {first}: {study.metric}")
+    axes.ticklabel_format(useOffset=False)
     axes.grid(alpha=0.25)
 
 

@@ -221,9 +221,9 @@ def _check_trials(space: Space) -> None:
             raise WrongValue(("trial", *wrong.path), str(wrong)) from None
         if trial.batch_size % space.launch.workers:
             raise WrongValue(
-                ("launch", "workers"),
-                f"{space.launch.workers} workers cannot share a batch of {trial.batch_size} evenly; "
-                "choose a divisor of trial.batch_size",
+                ("trial", "batch_size"),
+                f"a batch of {trial.batch_size} cannot be shared evenly by {space.launch.workers} workers; "
+                "make launch.workers a divisor of it",
             )
 
 

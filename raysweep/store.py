@@ -106,7 +106,8 @@ class Store:
             target = f"{place}/{nonce}/{source.name}"
             files[f"{nonce}/{source.name}"] = {"bytes": source.stat().st_size, "sha256": self._copy_in(source, target)}
         manifest = {"key": key, "step": step, "files": files, "history": description, **facts}
-        self._write(f"{place}/manifest.json", json.dumps(manifest).encode())
+        sealed = {"sha256": history.key_of(manifest), "manifest": manifest}
+        self._write(f"{place}/manifest.json", json.dumps(sealed).encode())
         return key
 
     def find(self, run: Run, step: int) -> Found | None:
@@ -184,12 +185,12 @@ class Store:
         return infos
 
     def _manifest(self, step: int, key: str) -> Found | None:
-        manifest = self._json(f"checkpoints/{step}/{key}/manifest.json")
-        return Found(key, step, manifest) if manifest else None
+        sealed = self._json(f"checkpoints/{step}/{key}/manifest.json") or {}
+        manifest = sealed.get("manifest")
+        # An altered manifest is none: what it names is computed again and takes its place.
+        return Found(key, step, manifest) if manifest and sealed.get("sha256") == history.key_of(manifest) else None
 
     def _wrong(self, place: str, manifest: Mapping[str, Any]) -> str | None:
-        if history.key_of(manifest.get("history")) != manifest.get("key"):
-            return "its manifest was altered"
         for name, facts in manifest["files"].items():
             if self.fs.get_file_info(self.path(place, name)).size != facts["bytes"]:
                 return f"{name} is missing or cut short"

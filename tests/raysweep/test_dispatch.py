@@ -1,0 +1,161 @@
+"""What is given out to the lanes: every stretch once, in an order that makes sense, and again when workers die."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from raysweep import history
+from raysweep.dispatch import ATTEMPTS, Dispatcher, StretchFailed
+from raysweep.store import Store
+from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+
+BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
+TEACHER = Run(**BASE, phases=[Phase(until=40, term=VaeAlignTerm(block=6), projector_width=8)])
+MILESTONES = [10, 20, 30, 40]
+PROBE = ProbeSpec(detector="effnet_lite0", samples=10)
+
+
+def student(scale: float = 30.0, stop: int = 20) -> Run:
+    guide = SelfGuidedTerm(layers=(8, 6), guidance_scale=scale)
+    phase = Phase(until=stop, term=guide, projector_width=8, teacher=TeacherRef(run=TEACHER, step=20))
+    return Run(**BASE, phases=[phase, Phase(until=40, term=NoTerm())])
+
+
+class Lanes:
+    """Lanes that publish at once what they are given, and remember it."""
+
+    def __init__(self, root: Path, count: int = 2):
+        self.dispatcher = Dispatcher(str(root / "store"), MILESTONES, count)
+        self.store, self.files, self.done = Store(str(root / "store")), root / "files", []
+        self.files.mkdir(exist_ok=True)
+        (self.files / "state.safetensors").write_bytes(b"x")
+        self.count = count
+
+    async def work(self, lane: int) -> None:
+        while (assignment := await self.dispatcher.next(lane, 0.05)) != "stop":
+            if assignment == "wait":
+                continue
+            await asyncio.sleep(0.001)
+            if assignment.kind == "train":
+                self.store.publish(assignment.run, assignment.end, self.files, {"curve": []})
+            else:
+                key = history.key_of(
+                    {"checkpoint": history.key(assignment.run, assignment.end), "probe": PROBE.model_dump(mode="json")}
+                )
+                self.store.put_record("probes", key, {"metrics": {}})
+            self.done.append(assignment)
+            await self.dispatcher.done(lane, None)
+
+    async def serve(self, asking) -> None:
+        workers = [asyncio.create_task(self.work(lane)) for lane in range(self.count)]
+        try:
+            await asking
+        finally:
+            await self.dispatcher.close()
+            await asyncio.gather(*workers)
+
+
+def test_everybody_s_teacher_is_trained_once_and_first(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def asking():
+        wanted = [lanes.dispatcher.reach(student(scale), 40, n) for n, scale in enumerate((1.0, 15.0, 30.0))]
+        await asyncio.gather(*wanted, lanes.dispatcher.reach(student(1.0), 40, 3))
+
+    asyncio.run(lanes.serve(asking()))
+    keys = [history.key(a.run, a.end) for a in lanes.done]
+    assert len(keys) == len(set(keys)) == 2 + 3 * 4
+    assert [a.is_teacher for a in lanes.done[:2]] == [True, True]
+    assert lanes.dispatcher.computed_steps == 20 + 3 * 40
+
+
+def test_two_stops_share_the_steps_before_the_earlier(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def asking():
+        await asyncio.gather(*(lanes.dispatcher.reach(student(stop=stop), 40, stop) for stop in (10, 20, 30)))
+
+    asyncio.run(lanes.serve(asking()))
+    # the teacher's 20, the guided trunk to 30, and what follows each stop
+    assert lanes.dispatcher.computed_steps == 20 + 30 + (30 + 20 + 10)
+
+
+def test_what_is_published_is_not_computed_again(tmp_path):
+    first = Lanes(tmp_path)
+    asyncio.run(first.serve(first.dispatcher.reach(student(), 30, 0)))
+    second = Lanes(tmp_path)
+    asyncio.run(second.serve(second.dispatcher.reach(student(), 40, 0)))
+    assert second.dispatcher.computed_steps == 10
+    third = Lanes(tmp_path)
+    asyncio.run(third.serve(third.dispatcher.reach(student(), 40, 0)))
+    assert third.done == []
+
+
+def test_a_probe_is_answered_from_its_record(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def asking():
+        await lanes.dispatcher.reach(student(), 10, 0)
+        for _ in range(3):
+            assert await lanes.dispatcher.probe(student(), 10, PROBE, 0) == {"metrics": {}}
+
+    asyncio.run(lanes.serve(asking()))
+    assert [a.kind for a in lanes.done].count("probe") == 1
+
+
+def test_a_damaged_checkpoint_is_computed_again_and_nothing_else(tmp_path):
+    first = Lanes(tmp_path)
+    asyncio.run(first.serve(first.dispatcher.reach(student(), 20, 0)))
+    victim = tmp_path / "store" / "checkpoints" / "20" / history.key(student(), 20) / "manifest.json"
+    victim.write_bytes(victim.read_bytes()[:50])
+    second = Lanes(tmp_path)
+    asyncio.run(second.serve(second.dispatcher.reach(student(), 30, 0)))
+    assert [(a.begin, a.end) for a in second.done] == [(10, 20), (20, 30)]
+
+
+def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
+    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+
+    async def scenario():
+        asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
+        for _ in range(ATTEMPTS):
+            assignment = await dispatcher.next(0, 1)
+            assert (assignment.begin, assignment.end) == (0, 10)
+            await dispatcher.join(0)  # new workers: the old ones died
+        with pytest.raises(StretchFailed, match="died"):
+            await asking
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
+    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+
+    async def scenario():
+        asking = asyncio.create_task(dispatcher.reach(student(), 10, 0))
+        await asyncio.sleep(0)
+        await dispatcher.next(0, 1)
+        await dispatcher.lane_lost(0, "no such node")
+        with pytest.raises(StretchFailed, match="no such node"):
+            await asyncio.wait_for(asking, 5)
+        with pytest.raises(StretchFailed):
+            await dispatcher.reach(student(15.0), 10, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
+    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+
+    async def scenario():
+        asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
+        await dispatcher.next(0, 1)
+        await dispatcher.failed(0, "not finite at step 3")
+        with pytest.raises(StretchFailed, match="step 3"):
+            await asking
+        other = asyncio.create_task(dispatcher.reach(student(), 10, 1))
+        assert (await dispatcher.next(0, 1)).is_teacher
+        other.cancel()
+
+    asyncio.run(scenario())

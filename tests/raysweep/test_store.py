@@ -1,0 +1,75 @@
+"""A published checkpoint is whole or not there."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raysweep import history
+from raysweep.errors import UserError
+from raysweep.store import Damaged, Store
+from trainables.spec import NoTerm, Phase, Run
+
+RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
+
+
+def publish(store: Store, folder: Path, step: int) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "snapshot.safetensors").write_bytes(b"ema" * 100)
+    (folder / "state.safetensors").write_bytes(b"state" * 100)
+    return store.publish(RUN, step, folder, {"curve": [], "seconds": 1.0, "from_step": 0})
+
+
+def test_what_is_published_is_found_by_its_history(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    assert store.deepest(RUN, 40) is None
+    for step in (10, 20):
+        assert publish(store, tmp_path / "files", step) == history.key(RUN, step)
+    assert store.deepest(RUN, 40).step == 20
+    assert store.deepest(RUN, 19).step == 10
+    assert store.deepest(RUN, 9) is None
+    folder = store.open(history.key(RUN, 20))
+    assert (folder / "state.safetensors").read_bytes() == b"state" * 100
+    assert all(wrong is None for _, wrong in store.verify())
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), how=st.sampled_from(["truncate", "flip", "delete"]))
+def test_any_damaged_file_is_noticed_and_set_aside(tmp_path_factory, data, how):
+    root = tmp_path_factory.mktemp("store")
+    store = Store(str(root / "store"))
+    key = publish(store, root / "files", 10)
+    victim = data.draw(st.sampled_from(sorted(p for p in (root / "store" / "checkpoints").rglob("*") if p.is_file())))
+    content = victim.read_bytes()
+    if how == "delete":
+        victim.unlink()
+    elif how == "truncate":
+        victim.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    else:
+        place = data.draw(st.integers(0, len(content) - 1))
+        victim.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises((Damaged, KeyError)):
+        store.open(key)
+    assert store.find(RUN, 10) is None  # so that it will be computed again
+    publish(store, root / "files", 10)
+    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+
+
+def test_records_come_back_with_their_picture(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    picture = tmp_path / "grid.png"
+    picture.write_bytes(b"png")
+    store.put_record("probes", "k", {"metrics": {"fd": 1.5}}, picture)
+    assert store.record("probes", "k") == {"metrics": {"fd": 1.5}}
+    assert store.record("probes", "other") is None
+    with store.open_picture("probes", "k") as stream:
+        assert stream.read() == b"png"
+
+
+def test_an_unwritable_storage_is_the_user_s_mistake(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="--storage"):
+        Store(str(tmp_path / "file" / "below")).check_writable()
+    with pytest.raises(UserError, match="--storage"):
+        Store("nonsense://bucket/folder")

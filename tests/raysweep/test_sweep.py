@@ -1,0 +1,215 @@
+"""Whole sweeps on a real Ray, a real Optuna and a real MLflow: what a user types, and what is there afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+from raysweep.store import Store
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TWO_AXES = """\
+study: two-axes
+trial:
+  iterations: 400000
+  method:
+    kind: self_guided
+    guidance_scale: {choice: [1.0, 30.0], default: 30.0}
+    stop: {choice: [100000, 200000], default: 100000}
+    teacher: {method: {choice: [vae_align, repa]}, iterations: {choice: [100000, 200000], default: 200000}}
+search: {rungs: [100000, 200000], trials: 6, eta: 2}
+enqueue:
+  - {set: {}, fid: 22.91, is: 70.37}
+  - {set: {method.guidance_scale: 1.0}, fid: 29.30, is: 55.68}
+  - {set: {method.stop: 200000}}
+  - {set: {method.teacher.iterations: 100000}, fid: 25.20}
+  - {set: {method.teacher.method: repa}, fid: 23.40}
+  - {set: {method.guidance_scale: 30.0}, fid: 22.91}
+"""
+
+NONE_ALONE = """\
+study: plain
+trial:
+  iterations: 200000
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+search: {rungs: [100000], trials: 3}
+launch: {workers: 1}
+"""
+
+
+def command(space: Path, storage: Path, *more: str) -> list[str]:
+    module = [sys.executable, "-m", "raysweep.run", str(space), "--profile", "smoke", "--storage", str(storage)]
+    return [*module, "--json", *more]
+
+
+def sweep(space: Path, storage: Path, *more: str) -> dict:
+    ended = subprocess.run(command(space, storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "Traceback" not in ended.stderr and "Warning" not in ended.stderr, ended.stderr[-3000:]
+    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="module")
+def first(root) -> dict:
+    (root / "space.yaml").write_text(TWO_AXES)
+    return sweep(root / "space.yaml", root / "runs")
+
+
+@pytest.fixture(scope="module")
+def mlflow_runs(first):
+    client = MlflowClient(tracking_uri=first["tracking_uri"])
+    experiment = client.get_experiment_by_name(first["study"])
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_every_step_is_accounted_for_and_teachers_are_trained_once(first, root):
+    steps = first["steps"]
+    assert steps["computed"] + steps["reused"] == steps["without_sharing"]
+    assert steps["without_sharing"] == sum(
+        t["steps"] + (t["teacher_steps"] if t["steps"] else 0) for t in first["trials"]
+    )
+    published = [found for found, wrong in Store(first["storage"]).verify() if wrong is None]
+    assert steps["computed"] == sum(found.step - found.manifest["from_step"] for found in published)
+    terms = Counter(
+        (found.step, found.manifest["history"]["phases"][0]["term"]["kind"])
+        for found in published
+        if found.manifest["history"]["phases"][0]["term"]["kind"] == "vae_align"
+    )
+    assert set(terms.values()) == {1}
+    assert steps["reused"] > 0
+
+
+def test_the_rows_are_all_there_with_reasons(first):
+    trials = first["trials"]
+    assert [t["row"] for t in trials[:6]] == [1, 2, 3, 4, 5, 6]
+    assert trials[4]["state"] == "UNAVAILABLE" and trials[4]["steps"] == 0
+    assert trials[5]["repeats"] == 0 and trials[5]["metrics"] == trials[0]["metrics"]
+    assert all(t["reason"] for t in trials) and {t["state"] for t in trials} >= {"COMPLETE", "PRUNED"}
+    assert first["metric"] == "fd_effnet_18"
+    complete = [t for t in trials if t["state"] == "COMPLETE"]
+    assert first["best"]["metrics"][first["metric"]] == min(t["metrics"][first["metric"]] for t in complete)
+
+
+def test_two_stops_of_one_configuration_share_their_first_steps(first):
+    one, other = first["trials"][0], first["trials"][2]
+    assert one["probes"][0] == other["probes"][0]  # the rung before the earlier stop: the very same checkpoint
+
+
+def test_mlflow_has_a_run_per_trial_and_per_teacher_with_its_lineage(first, mlflow_runs):
+    client, runs = mlflow_runs
+    by_kind = {
+        kind: [r for r in runs if r.data.tags["raysweep.kind"] == kind] for kind in ("sweep", "trial", "teacher")
+    }
+    assert [len(by_kind[kind]) for kind in by_kind] == [1, len(first["trials"]), 1]
+    parent, teacher = by_kind["sweep"][0].info.run_id, by_kind["teacher"][0]
+    for run in by_kind["trial"]:
+        trial = first["trials"][int(run.data.tags["raysweep.trial"])]
+        assert run.data.tags["mlflow.parentRunId"] == parent
+        assert run.data.tags["raysweep.state"] == trial["state"]
+        assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "UNAVAILABLE": "KILLED"}[trial["state"]]
+        if trial["state"] == "UNAVAILABLE":
+            continue
+        assert run.data.tags["raysweep.history_key"] == trial["history_key"]
+        assert run.data.tags["raysweep.teacher_key"] == trial["teacher_key"]
+        assert run.data.tags["raysweep.teacher_run_id"] == teacher.info.run_id
+        step = run.data.tags["raysweep.teacher_step"]
+        assert teacher.data.tags[f"raysweep.history_key.{step}"] == trial["teacher_key"]
+        assert run.data.params["method.guidance_scale"] == str(trial["params"]["method.guidance_scale"])
+        assert run.data.metrics[first["metric"]] == pytest.approx(trial["metrics"][first["metric"]])
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert max(point.step for point in history) == trial["steps"] and min(point.step for point in history) == 1
+        images = [a.path for a in client.list_artifacts(run.info.run_id, "images")]
+        assert sum(path.endswith(".png") for path in images) >= len(trial["probes"])
+        assert "run.json" in [a.path for a in client.list_artifacts(run.info.run_id)]
+    assert {"space.yaml", "table.md", "plot.png"} <= {a.path for a in client.list_artifacts(parent)}
+    assert "loss" in teacher.data.metrics
+
+
+def test_tables_and_a_plot_lie_beside_the_journal(first):
+    folder = Path(first["storage"]) / "studies" / first["study"]
+    table = (folder / "table.md").read_text()
+    assert "published fid_10k" in table and "22.91" in table and "external encoder" in table
+    assert len((folder / "table.csv").read_text().splitlines()) == 1 + len(first["trials"])
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_optuna_s_study_is_there_for_its_dashboard(first):
+    path = Path(first["storage"]) / "studies" / first["study"] / "optuna.db"
+    study = optuna.load_study(study_name=first["study"], storage=f"sqlite:///{path}")
+    states = Counter(trial.state.name for trial in study.trials)
+    told = Counter(t["state"] for t in first["trials"])
+    assert (states["COMPLETE"], states["PRUNED"], states["RUNNING"]) == (told["COMPLETE"], told["PRUNED"], 0)
+
+
+def test_the_same_command_again_computes_nothing_and_answers_the_same(first, root, mlflow_runs):
+    client, runs = mlflow_runs
+    again = sweep(root / "space.yaml", root / "runs")
+    assert again["steps"]["computed"] == 0
+    assert again["trials"] == first["trials"] and again["best"] == first["best"]
+    assert len(client.search_runs([runs[0].info.experiment_id])) == len(runs)
+
+
+def test_the_report_comes_from_the_store_alone(first, root):
+    report = [sys.executable, "-m", "raysweep.report", "two-axes", "--storage", str(root / "runs")]
+    shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and f"Best: trial {first['best']['trial']}" in shown.stdout
+    unknown = subprocess.run([*report[:3], "nothing", *report[4:]], cwd=ROOT, capture_output=True, text=True)
+    assert unknown.returncode == 2 and "two-axes" in unknown.stderr
+
+
+def _lane_workers(driver: int) -> list[int]:
+    """Pids of Ray Train's workers that descend from the driver's Ray."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes()
+            if b"RayTrainWorker" in words and f"raysweep-test={driver}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_one_worker_a_range_and_no_method_and_a_killed_worker_and_an_interruption(root, first):
+    """Another space of the same form; a worker dies, the sweep is interrupted, the same command carries on."""
+    (root / "plain.yaml").write_text(NONE_ALONE)
+    marker = str(os.getpid())
+    run = subprocess.Popen(
+        command(root / "plain.yaml", root / "runs"),
+        cwd=ROOT,
+        env={**os.environ, "raysweep-test": marker},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (workers := _lane_workers(int(marker))):
+        assert time.monotonic() < deadline and run.poll() is None, "no worker came up"
+        time.sleep(0.2)
+    os.kill(workers[0], signal.SIGKILL)
+    journal = root / "runs" / "studies"
+    while not any("probed" in path.read_text() for path in journal.glob("plain-*/journal.jsonl")):
+        assert time.monotonic() < deadline and run.poll() is None, "nothing was probed after the worker's death"
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "same command carries on" in errors and "Traceback" not in errors
+    ended = sweep(root / "plain.yaml", root / "runs")
+    assert ended["steps"]["reused"] > 0
+    assert [t["teacher_key"] for t in ended["trials"]] == [None] * 3
+    assert all(1e-4 <= t["params"]["optimizer.lr"] <= 1e-2 for t in ended["trials"])

@@ -1,0 +1,166 @@
+"""The laws of the training loop: same history, same bits; a method of weight 0 leaves no trace; ranks only round."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from trainables.checkpoint import Checkpoint
+from trainables.data import load_latents
+from trainables.draws import draw
+from trainables.methods.self_guided import guided_feature
+from trainables.spec import NoTerm, Phase, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+from trainables.train import Context, NonFiniteLoss, build_backbone, load_backbone, train
+
+BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4, "ema_decay": 0.9, "optimizer": {"lr": 1e-3}}
+STEPS = 6
+TEACHER = TeacherRef(run=Run(**BASE, phases=[Phase(until=STEPS, term=VaeAlignTerm(), projector_width=8)]), step=3)
+
+
+def run(*phases: Phase, **changes) -> Run:
+    return Run(**{**BASE, **changes}, phases=phases)
+
+
+def plain(until: int = STEPS) -> Phase:
+    return Phase(until=until, term=NoTerm())
+
+
+def aligned(until: int = STEPS) -> Phase:
+    return Phase(until=until, term=VaeAlignTerm(), projector_width=8)
+
+
+def guided(until: int = STEPS, **options) -> Phase:
+    return Phase(until=until, term=SelfGuidedTerm(layers=(8, 6), **options), projector_width=8, teacher=TEACHER)
+
+
+@pytest.fixture(scope="module")
+def data(cache: Path):
+    return load_latents("emoji9", cache)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    """A teacher whose output layers are no longer zero, so that its guidance means something."""
+    trained = train(TEACHER.run, TEACHER.step, data=data, context=Context()).checkpoint
+    return load_backbone(TEACHER.run, data, trained.ema, torch.device("cpu"))
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+RUNS = {
+    "none": run(plain()),
+    "vae_align": run(aligned()),
+    "vae_align, stopped": run(aligned(2), plain()),
+    "self_guided": run(guided()),
+    "self_guided, stopped": run(guided(4), plain()),
+    "log-normal times, cosine path": run(plain(), time="log_normal", path="cosine"),
+    "bf16": run(aligned(), precision="bf16"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, stop, data, teacher, tmp_path):
+    def go(until: int, start: Checkpoint | None = None) -> Checkpoint:
+        torch.manual_seed(torch.randint(1000, ()).item())  # the global generator must not matter
+        return train(RUNS[name], until, data=data, context=Context(), start=start, teacher=lambda _: teacher).checkpoint
+
+    whole = go(STEPS)
+    go(stop).save(tmp_path)
+    resumed = go(STEPS, Checkpoint.load(tmp_path, stop))
+    for part in ("backbone", "ema", "method", "optimizer"):
+        assert same(getattr(resumed, part), getattr(whole, part)), part
+
+
+@pytest.mark.parametrize("grad_clip", [1.0, 0.01, None])
+@pytest.mark.parametrize(
+    "phase", [guided(weight=0.0), Phase(until=STEPS, term=VaeAlignTerm(weight=0.0), projector_width=8)]
+)
+def test_a_method_of_weight_zero_leaves_plain_sit_bit_for_bit(phase, grad_clip, data, teacher):
+    optimizer = {"lr": 1e-3, "grad_clip": grad_clip}
+    options = {"data": data, "context": Context(), "teacher": lambda _: teacher}
+    with_method = train(run(phase, optimizer=optimizer), STEPS, **options).checkpoint
+    without = train(run(plain(), optimizer=optimizer), STEPS, **options).checkpoint
+    assert same(with_method.backbone, without.backbone) and same(with_method.ema, without.ema)
+
+
+def test_a_weight_that_is_not_zero_does_something(data, teacher):
+    options = {"data": data, "context": Context(), "teacher": lambda _: teacher}
+    one, other = (train(run(phase), STEPS, **options).checkpoint for phase in (guided(), plain()))
+    assert not same(one.backbone, other.backbone)
+
+
+@pytest.mark.parametrize(("scale", "branch"), [(0.0, "unconditional"), (1.0, "conditional")])
+def test_the_guided_feature_is_exact_at_scales_0_and_1(scale, branch, data, teacher):
+    x, t, y = torch.randn(3, 8, 8, 8), torch.rand(3), torch.tensor([0, 4, 8])
+    feature = guided_feature(teacher, x, t, y, block=8, guidance_scale=scale)
+    null = torch.full_like(y, data.num_classes)
+    both = teacher.features(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), 8)
+    conditional, unconditional = both.chunk(2)
+    assert torch.equal(feature, conditional if branch == "conditional" else unconditional)
+    assert not torch.equal(conditional, unconditional)
+    thirty = guided_feature(teacher, x, t, y, block=8, guidance_scale=30.0)
+    torch.testing.assert_close(thirty, unconditional + 30 * (conditional - unconditional), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_is_not_touched_nor_kept(data, teacher):
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    checkpoint = train(run(guided()), STEPS, data=data, context=Context(), teacher=lambda _: teacher).checkpoint
+    assert same(before, teacher.state_dict())
+    assert not any("teacher" in name for part in (checkpoint.method, checkpoint.optimizer) for name in part)
+    assert checkpoint.backbone.keys() == build_backbone(run(plain()), data).state_dict().keys()
+
+
+def test_a_stopped_method_takes_its_projector_along_no_further(data):
+    stopped = train(run(aligned(2), plain()), STEPS, data=data, context=Context()).checkpoint
+    assert stopped.method == {} and not any("method" in name for name in stopped.optimizer)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_where(data):
+    with pytest.raises(NonFiniteLoss, match="step"):
+        train(run(plain(), optimizer={"lr": 1e30, "grad_clip": None}), STEPS, data=data, context=Context())
+
+
+def _rank(rank: int, world_size: int, cache: Path, phases: tuple[Phase, ...], teacher_weights, out: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(out / "rendezvous"), world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    data = load_latents("emoji9", cache)
+    teacher = load_backbone(TEACHER.run, data, teacher_weights, torch.device("cpu"))
+    context = Context(rank=rank, world_size=world_size)
+    outcome = train(run(*phases), STEPS, data=data, context=context, teacher=lambda _: teacher)
+    (out / str(rank)).mkdir()
+    outcome.checkpoint.save(out / str(rank))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("phases", [(aligned(),), (guided(4), plain())], ids=["vae_align", "self_guided, stopped"])
+def test_two_ranks_train_what_one_does_to_rounding(phases, data, teacher, cache, tmp_path):
+    mp.spawn(_rank, (2, cache, phases, teacher.state_dict(), tmp_path), nprocs=2)
+    ranks = [Checkpoint.load(tmp_path / str(rank), STEPS) for rank in (0, 1)]
+    assert same(ranks[0].backbone, ranks[1].backbone) and same(ranks[0].ema, ranks[1].ema)
+    alone = train(run(*phases), STEPS, data=data, context=Context(), teacher=lambda _: teacher).checkpoint
+    for name, tensor in alone.ema.items():
+        torch.testing.assert_close(ranks[0].ema[name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_draws_are_the_global_batch_s_whatever_the_ranks():
+    options = {"batch_size": 12, "num_images": 50, "latent_shape": (2, 4, 4)}
+    for step in (0, 3, 4, 1000):  # a batch across the end of an epoch, and one far on
+        whole = draw(7, step, **options)
+        parts = [draw(7, step, **options, rank=rank, world_size=3) for rank in range(3)]
+        for name in whole._fields:
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    with pytest.raises(ValueError, match="divide"):
+        draw(7, 0, **options, world_size=5)
+
+
+def test_an_epoch_shows_every_image_once():
+    seen = torch.cat([draw(1, step, batch_size=5, num_images=20, latent_shape=(1,)).indices for step in range(8)])
+    assert sorted(seen[:20].tolist()) == sorted(seen[20:].tolist()) == list(range(20))
+    assert seen[:20].tolist() != seen[20:].tolist()
