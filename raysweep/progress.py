@@ -16,12 +16,12 @@ from rich.text import Text
 from raysweep.study import Study, TrialState
 
 Snapshot = dict[str, Any]
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 ROWS = 14  # of the live table
 
 
 class Progress:
-    """Draws `study` and what `snapshot()` says of the lanes, twice a second, until the block is left."""
+    """Draws `study` and what `snapshot()` says of the lanes, once a second, until the block is left."""
 
     def __init__(self, study: Study, console: Console):
         self.study, self.console = study, console
@@ -33,7 +33,7 @@ class Progress:
     def shown(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
         """Keep the display up to date in a thread."""
         stop = threading.Event()
-        live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+        live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
 
         def keep() -> None:
             while not stop.wait(REFRESH_S):
@@ -42,7 +42,7 @@ class Progress:
                     self.console.print(Text(note, style="yellow"))
                 self._noted = len(self.latest["notes"])
                 if live:
-                    live.update(self._table())
+                    live.update(self._table(), refresh=True)
 
         thread = threading.Thread(target=keep, daemon=True)
         if not live:
@@ -72,9 +72,11 @@ class Progress:
             value = trial.last(metric)
             rungs = [] if trial.state == "UNAVAILABLE" else study.rungs(trial)
             passed = f"{sum(step in trial.probes for step in rungs)}/{len(rungs)}" if rungs else ""
-            step, rate = (str(lane["step"]), f"{lane['steps_per_s']:.1f}") if lane else (str(trial.step), "")
+            step, rate = trial.step, ""
+            if lane and lane["kind"] == "train":
+                step, rate = lane["step"], f"{lane['steps_per_s']:.1f}"
             told = _doing(lane) if lane else "waiting" if not trial.ended else trial.state.lower()
-            table.add_row(str(trial.number), step, passed, "" if value is None else f"{value:.4g}", told, rate)
+            table.add_row(str(trial.number), str(step), passed, "" if value is None else f"{value:.4g}", told, rate)
         ended = sum(trial.ended for trial in study.trials)
         total = max(len(study.trials), study.space.search.trials)
         best = min(((t.last(metric), t.number) for t in study.trials if t.state == "COMPLETE"), default=(None, None))

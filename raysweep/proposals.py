@@ -52,6 +52,8 @@ class Proposals:
         for number, row in enumerate(self.space.published):
             if number in done:
                 continue
+            if self._enough():
+                return None
             try:
                 trial, point = self.space.trial(row.set)
             except WrongDomain as error:
@@ -70,9 +72,8 @@ class Proposals:
         """A configuration that was not proposed before, as TPE sees fit."""
         points = domains.size(self._tree)
         for _ in range(TRIES):
-            distinct = self.study.distinct
-            runnable = sum(trial.state != "UNAVAILABLE" for trial in distinct)
-            if len(distinct) >= self.space.search.trials or runnable >= points:
+            runnable = sum(trial.state != "UNAVAILABLE" for trial in self.study.distinct)
+            if self._enough() or runnable >= points:
                 return None
             asked, chosen = self._ask(None)
             trial, point = self.space.trial(chosen)
@@ -81,6 +82,11 @@ class Proposals:
             elif proposed := self._accept(asked, point):
                 return proposed
         return None
+
+    def _enough(self) -> bool:
+        """Whether an exploration has all the configurations it asked for; a reproduction takes every row."""
+        search = self.space.search
+        return search.mode == "explore" and len(self.study.distinct) >= search.trials
 
     def _ask(self, point: Point | None) -> tuple[optuna.Trial, Point]:
         """Optuna's next trial, at `point` if that is given, and where it is."""

@@ -19,7 +19,7 @@ from raysweep.search import search
 from raysweep.space import PROFILES, Space, load
 from raysweep.store import Store
 from raysweep.study import Study
-from raysweep.tracking import Mirror
+from raysweep.tracking import Mirror, check_uri
 from trainables import catalog
 
 
@@ -44,17 +44,13 @@ def sweep(options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
     space = load(Path(options.space), options.profile, options.set)
     check_here(space)
+    if options.tracking_uri:
+        check_uri(options.tracking_uri)
     store = Store(options.storage)
     store.check_writable()
-    study = Study(space, store)
     tracking_uri = options.tracking_uri or f"sqlite:///{_local_folder(store) / 'mlflow.db'}"
-    proposals = Proposals(study, f"sqlite:///{_local_folder(store, 'studies', space.id) / 'optuna.db'}")
-    mirror = Mirror(study, tracking_uri)
-    mirror.sync()
-    study.watchers.append(mirror.watch)
-
-    progress = Progress(study, console)
-    computed = _run(study, proposals, options.address, progress)
+    study = Study(space, store)
+    computed, mirror = _run(study, tracking_uri, options.address, Progress(study, console))
 
     result = summary(study)
     result["steps"] |= {"computed": computed, "reused": result["steps"]["without_sharing"] - computed}
@@ -85,15 +81,21 @@ def check_here(space: Space) -> None:
         raise UserError(f"probe.detector: {space.probe.missing}")
 
 
-def _run(study: Study, proposals: Proposals, address: str, progress: Progress) -> int:
-    """The part that needs Ray; returns how many steps were computed."""
+def _run(study: Study, tracking_uri: str, address: str, progress: Progress) -> tuple[int, Mirror]:
+    """The part that needs Ray; returns how many steps were computed, and the mirror of it all."""
     with launch.cluster(study.space.launch, address):
         lanes = launch.open_lanes(study.space.launch, study.store.uri, study.milestones)
+        # While the lanes come up: both take seconds to make their databases.
+        folder = _local_folder(study.store, "studies", study.space.id)
+        proposals = Proposals(study, f"sqlite:///{folder / 'optuna.db'}")
+        mirror = Mirror(study, tracking_uri)
+        mirror.sync()
+        study.watchers.append(mirror.watch)
         with progress.shown(lanes.snapshot):
             search(study, proposals, lanes.dispatcher)
         computed: int = lanes.snapshot()["computed_steps"]
         lanes.close()
-    return computed
+    return computed, mirror
 
 
 def _local_folder(store: Store, *parts: str) -> Path:

@@ -202,6 +202,8 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:
         raise wrong(error.path, str(error)) from None
+    if space.search.mode == "reproduce" and not space.published:
+        raise wrong(("search", "mode"), "reproduce takes the rows of `enqueue`, and there are none; use explore")
     for position, row in enumerate(space.published):
         try:
             space.trial(row.set)

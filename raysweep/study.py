@@ -63,6 +63,7 @@ class Study:
         self.watchers: list[Callable[[TrialState], None]] = []
         self._rungs = Rungs(space.search.eta)
         self._runs: dict[int, Run] = {}
+        self._rungs_of: dict[int, list[int]] = {}
         entries = self.journal.read()
         for entry in entries:
             if entry["kind"] != "opened":
@@ -103,7 +104,9 @@ class Study:
 
     def rungs(self, trial: TrialState) -> list[int]:
         """The steps at which a trial is probed, its end last."""
-        return self.space.rungs(self.space.trial(trial.point)[0])
+        if trial.number not in self._rungs_of:
+            self._rungs_of[trial.number] = self.space.rungs(self.space.trial(trial.point)[0])
+        return self._rungs_of[trial.number]
 
     def same(self, point: Mapping[str, Any]) -> TrialState | None:
         """The first trial with that configuration."""

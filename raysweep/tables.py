@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raysweep import results
+from raysweep import domains, results
 from raysweep.results import Row
 from raysweep.study import Study
 
@@ -74,12 +74,22 @@ def as_csv(study: Study, rows: list[Row]) -> str:
 
 
 def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
-    """The table for a terminal, without the reasons; the best trial stands out."""
+    """The table for a terminal: what differs from the defaults, without the reasons; the best trial stands out."""
+    metric = study.metric
+    _, defaults = domains.at(study.space.tree, {})
+    published = any(row["published"] for row in rows)
     table = Table(title=study.space.id, title_justify="left")
-    for name in columns(study)[:-1]:
-        table.add_column(name, justify="right", overflow="fold")
+    for name in ("trial", "row", "configuration", "steps", metric, *(["published"] if published else []), "state"):
+        table.add_column(name, justify="left" if name in ("configuration", "state") else "right")
     for row in rows:
-        table.add_row(*cells(study, row)[:-1], style="bold green" if row["trial"] == best else _style(row))
+        changed = {path: value for path, value in row["params"].items() if defaults.get(path) != value}
+        told = ", ".join(f"{_short(path)} {results.text(value)}" for path, value in changed.items()) or "the defaults"
+        cell = [_number((row["published"] or {}).get("fid_10k"))] if published else []
+        number, value = "" if row["row"] is None else str(row["row"]), _number(row["metrics"].get(metric))
+        style = "bold green" if row["trial"] == best else _style(row)
+        table.add_row(
+            str(row["trial"]), number, told, str(row["steps"]), value, *cell, STATES[row["state"]], style=style
+        )
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,26 @@ def read(path: Path) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}:1: an alias that contains itself; write the value out") from None
     finally:
         loader.dispose()
-    return Document(tree, lines, str(path))
+    document = Document(tree, lines, str(path))
+    for place, value in _leaves(tree, ()):
+        if not isinstance(value, str | int | float | bool | None):
+            raise document.error(place, f"a {type(value).__name__} is no value here; put it in quotes for a text")
+    return document
+
+
+def _leaves(node: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _leaves(value, (*path, str(position)))
+    else:
+        yield path, node
 
 
 def _index(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: Path) -> None:

@@ -5,6 +5,7 @@ A `Bench` outlives the pieces: what one piece loads (data, detector, teachers) i
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ from trainables import catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probe import Probed, probe, reference_statistics, save_grid
+from trainables.evaluation.probe import Probed, Reference, probe, reference_statistics, save_grid
 from trainables.evaluation.statistics import FeatureStatistics
 from trainables.spec import ProbeSpec, Recipe, Run, TeacherRef
 from trainables.train import Context, Outcome, load_backbone, train
@@ -33,7 +34,7 @@ class Bench:
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
         self._data: dict[str, LatentSet] = {}
-        self._references: dict[tuple[str, str], FeatureStatistics] = {}
+        self._references: dict[tuple[str, str], Reference] = {}
         self._detectors: dict[str, detectors.Detector] = {}
         self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
 
@@ -85,20 +86,20 @@ class Bench:
 
     def _detector(self, name: str) -> detectors.Detector:
         if name not in self._detectors:
-            self._detectors[name] = detectors.create(name)
+            self._detectors[name] = detectors.create(name).to(self.context.device)
         return self._detectors[name]
 
-    def _reference(self, data: str, detector: str) -> FeatureStatistics:
+    def _reference(self, data: str, detector: str) -> Reference:
         if (data, detector) not in self._references:
             watcher = self._detector(detector)
             cached = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
             if not cached.exists():
                 images, _ = load_images(data, "train")
                 statistics = reference_statistics(images, watcher)
-                aside = cached.with_suffix(f".{self.context.rank}")
+                aside = cached.with_suffix(f".{uuid.uuid4().hex[:8]}")
                 save_file(statistics.state_dict(), aside)
                 aside.replace(cached)
-            self._references[data, detector] = FeatureStatistics.from_state_dict(load_file(cached))
+            self._references[data, detector] = Reference(FeatureStatistics.from_state_dict(load_file(cached)))
         return self._references[data, detector]
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:

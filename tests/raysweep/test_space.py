@@ -73,6 +73,10 @@ def test_a_domain_in_the_file_survives_the_profile(write_space):
         ("study: small", "study: a/b", 1, "study", "pattern"),
         ("search:", "surch:", 9, "surch", "did you mean 'search'"),
         ("  iterations: 400000", "\titerations: 400000", 3, "", "indent with spaces"),
+        ("study: small", "study: &a [*a]", 1, "", "alias"),
+        ("trials: 4", "trials: 2020-01-01", 9, "search.trials", "quotes"),
+        ("trials: 4", "trials: 4, trials: 5", 9, "search.trials", "twice"),
+        ("trials: 4}", "trials: 4", 10, "", "expected"),
         ("method: vae_align,", "method: vae,", 8, "trial.method.teacher.method", "known:"),
     ],
 )
@@ -98,7 +102,10 @@ def test_a_wrong_override_names_itself(write_space, override, says):
     assert message.startswith("--set ") and says in message
 
 
-@pytest.mark.parametrize("arguments", [["missing.yaml"], ["--profile", "huge"], ["--set", "nonsense=1"], ["--storage"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["missing.yaml"], ["--profile", "huge"], ["--set", "nonsense=1"], ["--storage"], ["--tracking-uri", "./mlruns"]],
+)
 def test_the_command_refuses_with_2_and_writes_nothing(write_space, tmp_path, arguments, capsys, monkeypatch):
     path = write_space(GOOD)
     monkeypatch.chdir(tmp_path)
@@ -108,7 +115,7 @@ def test_the_command_refuses_with_2_and_writes_nothing(write_space, tmp_path, ar
         (tmp_path / "file").write_text("in the way")
         command = [str(path), "--profile", "smoke", "--storage", str(tmp_path / "file" / "below")]
     else:
-        command = [str(path), *arguments]
+        command = [str(path), "--profile", "smoke", *arguments]
     before = sorted(tmp_path.iterdir())
     assert main(command) == 2
     assert sorted(tmp_path.iterdir()) == before

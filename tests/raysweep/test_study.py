@@ -34,8 +34,8 @@ enqueue:
 class Sweep:
     """A study with its proposals, driven by hand; `metric` says what a probe would."""
 
-    def __init__(self, path: Path, root: Path, mode: str = "explore"):
-        self.study = Study(space.load(path, "smoke", [f"search.mode={mode}"]), Store(str(root / "store")))
+    def __init__(self, path: Path, root: Path, *overrides: str):
+        self.study = Study(space.load(path, "smoke", list(overrides)), Store(str(root / "store")))
         self.storage = f"sqlite:///{root / 'optuna.db'}"
         self.proposals = Proposals(self.study, self.storage)
 
@@ -65,7 +65,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(write_space, tmp_path):
-    return lambda where="one", **options: Sweep(write_space(TEXT), (tmp_path / where), **options)
+    return lambda where="one", *overrides: Sweep(write_space(TEXT), tmp_path / where, *overrides)
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +94,14 @@ def test_proposals_never_train_a_configuration_twice_and_stop_when_all_are_known
     assert not any(trial.point["method.teacher.method"] == "repa" for trial in run.study.trials if trial.row is None)
 
 
+def test_the_number_of_trials_bounds_the_rows_too(sweep):
+    run = sweep("one", "search.trials=2")
+    run.finish()
+    assert [trial.row for trial in run.study.trials] == [0, 1]
+
+
 def test_reproduce_finishes_every_row_and_proposes_nothing_else(sweep):
-    run = sweep(mode="reproduce")
+    run = sweep("one", "search.mode=reproduce")
     run.finish()
     assert [trial.state for trial in run.study.trials] == ["COMPLETE", "COMPLETE", "UNAVAILABLE", "COMPLETE"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 Array = Tensor | np.ndarray
 
 
-def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
+def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, *, root1: Tensor | None = None) -> float:
     """|mu1 - mu2|^2 + Tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^1/2), in float64 (Heusel et al. 2017).
 
     With sigma = R R' from a symmetric eigendecomposition, the trace of the root is the sum of the singular values of
@@ -19,6 +19,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     Args:
         mu1, mu2: (D,) means.
         sigma1, sigma2: (D, D) covariances, symmetric; of any rank.
+        root1: `root(sigma1)`, where many are compared with one.
 
     Raises:
         ValueError: shapes disagree, or a value is not finite.
@@ -32,12 +33,12 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
     if not all(bool(array.isfinite().all()) for array in (mu1, sigma1, mu2, sigma2)):
         raise ValueError("a mean or a covariance is not finite")
 
-    trace_of_root = torch.linalg.svdvals(_root(sigma1).T @ _root(sigma2)).sum()
+    trace_of_root = torch.linalg.svdvals((root(sigma1) if root1 is None else root1).T @ root(sigma2)).sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace_of_root
     return max(float(distance), 0.0)
 
 
-def _root(sigma: Tensor) -> Tensor:
+def root(sigma: Tensor) -> Tensor:
     """R (D, rank) with R R' = sigma, for a symmetric sigma (D, D) without negative eigenvalues."""
     values, vectors = torch.linalg.eigh(sigma)
     # At or below this, negative ones too, an eigenvalue is the rounding of zero; its root would not be small.

@@ -20,7 +20,7 @@ from trainables import sampling
 from trainables.draws import generator
 from trainables.encode import decode
 from trainables.evaluation.detectors import Detector
-from trainables.evaluation.frechet import frechet_distance
+from trainables.evaluation.frechet import frechet_distance, root
 from trainables.evaluation.inception_score import inception_score
 from trainables.evaluation.statistics import FeatureStatistics
 from trainables.spec import ProbeSpec
@@ -34,6 +34,18 @@ class Probed:
 
     metrics: dict[str, float]
     grid: Tensor
+
+
+class Reference:
+    """Statistics of the real images through a detector, ready for many comparisons."""
+
+    def __init__(self, statistics: FeatureStatistics):
+        self.mean, self.covariance = statistics.mean, statistics.covariance
+        self._root = root(self.covariance)
+
+    def distance(self, other: FeatureStatistics) -> float:
+        """The Frechet distance of `other` from the real images."""
+        return frechet_distance(self.mean, self.covariance, other.mean, other.covariance, root1=self._root)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def probe(
     *,
     autoencoder: Any,
     detector: Detector,
-    reference: FeatureStatistics,
+    reference: Reference,
     latent_shape: tuple[int, ...],
     num_classes: int,
     device: torch.device,
@@ -92,7 +104,7 @@ def probe(
     """Metrics of a frozen backbone. With several ranks each calls this and each gets the same answer.
 
     Args:
-        reference: statistics of the real images through the same detector.
+        reference: the real images through the same detector.
         progress: called with the number of samples drawn so far, this rank's share.
     """
     chunks = -(-spec.samples // spec.batch_size)
@@ -113,7 +125,7 @@ def probe(
     for shard, _, _ in gathered:
         merged = merged.merge(shard)
     probabilities, pictures = _in_order(gathered, 1, chunks), _in_order(gathered, 2, chunks)
-    distance = frechet_distance(reference.mean, reference.covariance, merged.mean, merged.covariance)
+    distance = reference.distance(merged)
     score, _ = inception_score(torch.cat(probabilities))
     return Probed({spec.metric: distance, spec.inception_score: score}, torch.cat(pictures))
 
