@@ -21,13 +21,17 @@ RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
 
 @dataclass(frozen=True)
 class LaneConfig:
-    """What a lane's processes need to know. `dispatcher` is an actor's handle."""
+    """What a lane's processes need to know. `dispatcher` is an actor's handle.
+
+    `reference` names the data set and the detector whose statistics probes will need: made while a lane is idle.
+    """
 
     lane: int
     storage: str
     launch: Launch
     dispatcher: Any
     run_name: str
+    reference: tuple[str, str]
 
 
 def fit(config: LaneConfig) -> None:

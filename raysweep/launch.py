@@ -85,8 +85,11 @@ def cluster(launch: Launch, address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def open_lanes(launch: Launch, storage: str, milestones: list[int]) -> Lanes:
+def open_lanes(launch: Launch, storage: str, milestones: list[int], reference: tuple[str, str]) -> Lanes:
     """Start the dispatcher and the lanes; returns at once, while they come up.
+
+    Args:
+        reference: the data set and the detector that probes will compare with.
 
     Raises:
         SweepError: the cluster lacks the resources that one lane needs.
@@ -96,7 +99,8 @@ def open_lanes(launch: Launch, storage: str, milestones: list[int]) -> Lanes:
     lanes = Lanes(actor.remote(storage, milestones, launch.lanes))
     session = uuid.uuid4().hex[:8]
     for lane in range(launch.lanes):
-        task = _host.remote(lane, storage, launch, lanes.dispatcher, f"raysweep-{session}-lane{lane}")
+        name = f"raysweep-{session}-lane{lane}"
+        task = _host.remote(lane, storage, launch, lanes.dispatcher, name, reference)
         lanes._tasks[task] = lane
     return lanes
 
@@ -113,10 +117,10 @@ def _check_resources(launch: Launch) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _host(lane: int, storage: str, launch: Launch, dispatcher: Any, run_name: str) -> None:
+def _host(lane: int, storage: str, launch: Launch, dispatcher: Any, run_name: str, reference: tuple[str, str]) -> None:
     from raysweep import lane as lanes  # brings in torch, which the driver does without
 
-    lanes.fit(lanes.LaneConfig(lane, storage, launch, dispatcher, run_name))
+    lanes.fit(lanes.LaneConfig(lane, storage, launch, dispatcher, run_name, reference))
 
 
 def _gist(error: BaseException) -> str:

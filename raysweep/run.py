@@ -84,9 +84,11 @@ def check_here(space: Space) -> None:
 def _run(study: Study, tracking_uri: str, address: str, progress: Progress) -> tuple[int, Mirror]:
     """The part that needs Ray; returns how many steps were computed, and the mirror of it all."""
     with launch.cluster(study.space.launch, address):
-        lanes = launch.open_lanes(study.space.launch, study.store.uri, study.milestones)
+        space = study.space
+        reference = (space.trial({})[0].data, space.probe.detector)
+        lanes = launch.open_lanes(space.launch, study.store.uri, study.milestones, reference)
         # While the lanes come up: both take seconds to make their databases.
-        folder = _local_folder(study.store, "studies", study.space.id)
+        folder = _local_folder(study.store, "studies", space.id)
         proposals = Proposals(study, f"sqlite:///{folder / 'optuna.db'}")
         mirror = Mirror(study, tracking_uri)
         mirror.sync()

@@ -51,6 +51,8 @@ class _Worker:
         while (assignment := self._next()) != "stop":
             if isinstance(assignment, Assignment):
                 self._carry_out(assignment)
+            else:
+                self.bench.reference(*self.config.reference)
 
     def _tell(self, method: str, *arguments: Any) -> Any:
         call = getattr(self.config.dispatcher, method)

@@ -61,7 +61,7 @@ class Bench:
             spec,
             autoencoder=self.autoencoder,
             detector=self._detector(spec.detector),
-            reference=self._reference(recipe.data, spec.detector),
+            reference=self.reference(recipe.data, spec.detector),
             latent_shape=tuple(data.mean.shape[1:]),
             num_classes=data.num_classes,
             device=context.device,
@@ -89,7 +89,8 @@ class Bench:
             self._detectors[name] = detectors.create(name).to(self.context.device)
         return self._detectors[name]
 
-    def _reference(self, data: str, detector: str) -> Reference:
+    def reference(self, data: str, detector: str) -> Reference:
+        """Statistics of a data set's images through a detector, made the first time that this machine needs them."""
         if (data, detector) not in self._references:
             watcher = self._detector(detector)
             cached = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
