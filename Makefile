@@ -1,6 +1,6 @@
 # Two commands that need nothing done before them:  make laptop   and   make test
 PYTHON ?= python3
-PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -c constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-compile -c constraints.txt
 # One thread a process: several processes that each use all cores stand in each other's way.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0

@@ -17,7 +17,7 @@ from raysweep import history
 from raysweep.store import Store
 from trainables.spec import ProbeSpec, Run, TeacherRef
 
-ATTEMPTS = 3  # of one stretch, when workers die under it
+ATTEMPTS = 3  # at one stretch, when workers die under it or what it builds on turns out damaged
 
 
 class StretchFailed(Exception):
@@ -77,17 +77,19 @@ class Dispatcher:
         """The record of that probe of `run`'s checkpoint at `step`, which has been reached.
 
         Raises:
-            StretchFailed: the probe's workers died too often.
+            StretchFailed: the probe's workers died too often, or what it looks at was damaged each time.
         """
         key = probe_key(run, step, spec)
-        while (record := self.store.record("probes", key)) is None:
+        for _ in range(ATTEMPTS + 1):
+            if record := self.store.record("probes", key):
+                return record
             if key not in self._under_way:
                 self._start(key, self._work("probe", run, step, step, trial, False, spec))
             try:
                 await asyncio.shield(self._under_way[key])
             except _Again:
                 await self.reach(run, step, trial)
-        return record
+        raise StretchFailed(f"the checkpoint at step {step} was found damaged {ATTEMPTS} times: check the storage")
 
     # --- for lanes
 
@@ -175,8 +177,13 @@ class Dispatcher:
         task.add_done_callback(lambda ended: (self._under_way.pop(key, None), ended.exception()))
 
     async def _make(self, run: Run, step: int, trial: int | None, teaches: bool) -> None:
-        while self.store.find(run, step) is None:
+        for _ in range(ATTEMPTS + 1):
+            # Another study may have published where this one has no milestone.
+            deepest = found.step if (found := self.store.deepest(run, step)) else 0
+            if deepest == step:
+                return
             begin = max((milestone for milestone in self.milestones if milestone < step), default=0)
+            begin = max(begin, deepest)
             try:
                 needs = [self.reach(run, begin, trial, teaches)] if begin else []
                 if teacher := self._teacher(run, begin):
@@ -185,6 +192,7 @@ class Dispatcher:
                 await self._work("train", run, begin, step, trial, teaches)
             except _Again:
                 continue
+        raise StretchFailed(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")
 
     @staticmethod
     def _teacher(run: Run, begin: int) -> TeacherRef | None:

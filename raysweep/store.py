@@ -31,6 +31,10 @@ from trainables.spec import Run
 _CHUNK = 1 << 22
 
 
+class Missing(KeyError):
+    """There is no such checkpoint, or there is none any more."""
+
+
 class Damaged(Exception):
     """A published checkpoint is not what its manifest says. It has been set aside."""
 
@@ -125,14 +129,14 @@ class Store:
         """A folder of this machine with the files of checkpoint `key`, each checked against its SHA-256.
 
         Raises:
-            KeyError: no such checkpoint.
+            Missing: no such checkpoint.
             Damaged: a file is missing or altered; the checkpoint has been set aside.
         """
         for step in self._steps():
             if found := self._manifest(step, key):
                 break
         else:
-            raise KeyError(f"no checkpoint {key}")
+            raise Missing(f"no checkpoint {key}")
         place = f"checkpoints/{found.step}/{key}"
         if wrong := self._wrong(place, found.manifest):
             self._set_aside(place)

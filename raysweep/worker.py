@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from raysweep.dispatch import Assignment, probe_key
 from raysweep.lane import LaneConfig
-from raysweep.store import Damaged, Store
+from raysweep.store import Damaged, Missing, Store
 from trainables.spec import TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context, NonFiniteLoss
@@ -71,7 +71,7 @@ class _Worker:
                 result = (self._train if assignment.kind == "train" else self._probe)(assignment, Path(folder))
         except NonFiniteLoss as error:
             self._answer("failed", str(error))
-        except (Damaged, KeyError) as error:
+        except (Damaged, Missing) as error:
             self._answer("damaged", str(error))
         else:
             self._answer("done", result)
@@ -86,13 +86,13 @@ class _Worker:
         if assignment.begin:
             found = store.find(run, assignment.begin)
             if found is None:
-                raise KeyError(f"the checkpoint at step {assignment.begin} is gone")
+                raise Missing(f"the checkpoint at step {assignment.begin} is gone")
             start = (store.open(found.key), assignment.begin)
 
         def teacher_folder(teacher: TeacherRef) -> Path:
             found = store.find(teacher.run, teacher.step)
             if found is None:
-                raise KeyError(f"the teacher's checkpoint at step {teacher.step} is gone")
+                raise Missing(f"the teacher's checkpoint at step {teacher.step} is gone")
             return store.open(found.key)
 
         self._show_progress(assignment.begin)
@@ -113,7 +113,7 @@ class _Worker:
         run, step, spec = assignment.run, assignment.end, assignment.probe
         found = self.store.find(run, step)
         if found is None or spec is None:
-            raise KeyError(f"the checkpoint at step {step} is gone")
+            raise Missing(f"the checkpoint at step {step} is gone")
         self._show_progress(0)
         began = time.perf_counter()
         picture = folder / "grid.png" if self.leads else None

@@ -92,6 +92,15 @@ def test_what_is_published_is_not_computed_again(tmp_path):
     assert third.done == []
 
 
+def test_a_checkpoint_between_the_milestones_is_used(tmp_path):
+    other = Lanes(tmp_path)
+    other.dispatcher.milestones = [15]
+    asyncio.run(other.serve(other.dispatcher.reach(TEACHER, 15, 0)))
+    lanes = Lanes(tmp_path)
+    asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 30, 0)))
+    assert [(a.begin, a.end) for a in lanes.done] == [(15, 20), (20, 30)]
+
+
 def test_a_probe_is_answered_from_its_record(tmp_path):
     lanes = Lanes(tmp_path)
 
