@@ -192,6 +192,8 @@ class Dispatcher:
                 await self._work("train", run, begin, step, trial, teaches)
             except _Again:
                 continue
+            if self.store.find(run, step) is None:
+                raise StretchFailed(f"step {step} was published but is not in {self.store.uri}: do all nodes see it?")
         raise StretchFailed(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")
 
     @staticmethod

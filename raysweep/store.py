@@ -64,7 +64,9 @@ class Store:
             if "://" in uri:
                 self.fs, self.root = fs.FileSystem.from_uri(uri)
             else:
-                self.fs, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+                # Absolute from here on: a worker's working directory is not ours.
+                self.uri = self.root = str(Path(uri).expanduser().absolute())
+                self.fs = fs.LocalFileSystem()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"--storage {uri}: {_one_line(error)}; give a folder or a URI such as s3://…") from None
 

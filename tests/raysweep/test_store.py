@@ -67,6 +67,15 @@ def test_records_come_back_with_their_picture(tmp_path):
         assert stream.read() == b"png"
 
 
+def test_a_relative_storage_is_the_same_from_every_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store("store")
+    publish(store, tmp_path / "files", 10)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Store(store.uri).find(RUN, 10) and store.find(RUN, 10)
+
+
 def test_an_unwritable_storage_is_the_user_s_mistake(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="--storage"):

@@ -48,7 +48,8 @@ launch: {workers: 1}
 
 
 def command(space: Path, storage: Path, *more: str) -> list[str]:
-    module = [sys.executable, "-m", "raysweep.run", str(space), "--profile", "smoke", "--storage", str(storage)]
+    relative = os.path.relpath(storage, ROOT)  # as users give it; workers have other working directories
+    module = [sys.executable, "-m", "raysweep.run", str(space), "--profile", "smoke", "--storage", relative]
     return [*module, "--json", *more]
 
 
