@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: laptop test clean
+.PHONY: laptop test clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -21,7 +21,7 @@ test: .venv/dev  ## install, then everything that CI checks
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "raysweep needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv in $(PYTHON): install it (Debian: python3-venv)"; exit 1; }
 
 .venv/laptop: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing raysweep into .venv: about 2 GB, some minutes"
@@ -35,3 +35,6 @@ test: .venv/dev  ## install, then everything that CI checks
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'

@@ -54,7 +54,7 @@ def command(space: Path, storage: Path, *more: str) -> list[str]:
 
 
 def sweep(space: Path, storage: Path, *more: str) -> dict:
-    ended = subprocess.run(command(space, storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    ended = subprocess.run(command(space, storage, *more), cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Traceback" not in ended.stderr and "Warning" not in ended.stderr, ended.stderr[-3000:]
     return json.loads(ended.stdout.strip().splitlines()[-1])
