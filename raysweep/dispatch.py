@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -167,7 +166,7 @@ class Dispatcher:
                     "method": assignment.run.phase_after(assignment.begin - (assignment.kind == "probe")).term.kind
                 }
                 working.append({"lane": lane, **facts, "step": step, "end": assignment.end, "steps_per_s": rate})
-        return {"lanes": working, "computed_steps": self.computed_steps, "notes": list(self.notes), "time": time.time()}
+        return {"lanes": working, "computed_steps": self.computed_steps, "notes": list(self.notes)}
 
     # --- inside
 

@@ -110,12 +110,13 @@ class Proposals:
         asked.set_user_attr("trial", len(self.study.trials))
         self._numbers[len(self.study.trials)] = asked.number
         trial = self.study.propose(point, row)
-        if trial.repeats is None:
-            return trial
-        earlier = self.study.trials[trial.repeats]
-        if earlier.ended:
+        self._answer_repeat(trial)
+        return trial if trial.repeats is None else None
+
+    def _answer_repeat(self, trial: TrialState) -> None:
+        """End a repeat whose earlier trial has ended."""
+        if trial.repeats is not None and not trial.ended and (earlier := self.study.trials[trial.repeats]).ended:
             self.study.end(trial.number, earlier.state, f"same as trial {earlier.number}: {earlier.reason}")
-        return None
 
     # --- Optuna's view
 
@@ -150,6 +151,7 @@ class Proposals:
                 asked, _ = self._ask(trial.point)
                 asked.set_user_attr("trial", trial.number)
                 self._numbers[trial.number] = asked.number
+            self._answer_repeat(trial)
             self._tell(trial)
 
 

@@ -146,21 +146,25 @@ class Study:
         return self._note("proposed", trial=len(self.trials), **facts)
 
     def probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
-        """A probe's metrics at a step. Decides, once and for good, what becomes of the trial."""
+        """A probe's metrics at a step. Decides, once and for good, what becomes of the trial.
+
+        Every entry of the journal may be the last before a crash: what is noted is kept, what is missing is added.
+        """
         trial = self.trials[number]
-        if trial.ended or step in trial.probes:
+        if trial.ended:
             return trial
         value = metrics[self.metric]
         if not math.isfinite(value):
             return self.end(number, "FAILED", f"{self.metric} is {value} at step {step}")
-        self._note("probed", trial=number, step=step, metrics=dict(metrics))
+        if step not in trial.probes:
+            self._note("probed", trial=number, step=step, metrics=dict(metrics))
         if step == self.rungs(trial)[-1]:
             return self.end(number, "COMPLETE", f"trained to its end, step {step}")
         if self.space.search.mode == "explore":
-            decision = self._rungs.decide(step, number, value)
-            self._note("decided", trial=number, **vars(decision))
-            if not decision.go_on:
-                return self.end(number, "PRUNED", decision.reason)
+            if step not in trial.decisions:
+                self._note("decided", trial=number, **vars(self._rungs.decide(step, number, value)))
+            if not trial.decisions[step].go_on:
+                return self.end(number, "PRUNED", trial.decisions[step].reason)
         return trial
 
     def end(self, number: int, state: State, reason: str) -> TrialState:

@@ -43,7 +43,7 @@ class Sweep:
         return 100 - step + trial.point["method.guidance_scale"] + 10 * trial.point["method.weight"]
 
     def carry_out(self, trial, most: int | None = None) -> None:
-        for step in [s for s in self.study.rungs(trial) if s not in trial.probes][:most]:
+        for step in self.study.rungs(trial)[:most]:  # like a trial of Tune's, which starts over and reports again
             if trial.ended:
                 return
             names = self.study.space.probe.metrics
@@ -140,6 +140,22 @@ def test_a_restarted_study_decides_what_an_undisturbed_one_would(sweep, interrup
     again.finish()
     assert again.decisions() == whole.decisions()
     assert not any(trial.state == OptunaState.RUNNING for trial in again.optuna().trials)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.75, 0.9])
+def test_any_entry_of_the_journal_may_be_the_last_before_a_crash(sweep, tmp_path, share):
+    whole = sweep("one")
+    whole.finish()
+    path = next((tmp_path / "one" / "store" / "studies").glob("*/journal.jsonl"))
+    entries = [line for line in path.read_text().splitlines() if line]
+    for cut in (int(share * len(entries)), int(share * len(entries)) + 1):  # e.g. a probe without its decision
+        folder = tmp_path / f"cut-{cut}" / "store" / "studies" / path.parent.name
+        folder.mkdir(parents=True)
+        (folder / "journal.jsonl").write_text("\n".join(entries[:cut]) + "\n")
+        again = sweep(f"cut-{cut}")
+        again.finish()
+        assert {state for _, state, *_ in again.decisions()} <= {"COMPLETE", "PRUNED", "UNAVAILABLE"}
+        assert again.decisions() == whole.decisions()
 
 
 def test_what_a_crash_left_asked_and_untold_is_failed(sweep):
