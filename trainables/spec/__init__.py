@@ -1,0 +1,67 @@
+"""Frozen descriptions of what is trained and how it is judged. No torch in here, so that the sweep can check them.
+
+Steps are optimizer steps. Blocks count from 1 and are read after the block. Unknown keys, NaN and infinity are refused.
+"""
+
+from trainables.spec.backbones import BACKBONES, BackboneSize, Family
+from trainables.spec.base import Spec, Steps, WrongKey
+from trainables.spec.methods import (
+    PROJECTED,
+    Dispersive,
+    DispersiveTerm,
+    LayerSync,
+    LayerSyncTerm,
+    Method,
+    NoMethod,
+    NoTerm,
+    Repa,
+    RepaTerm,
+    Schedule,
+    SelfGuided,
+    SelfGuidedTerm,
+    Sra,
+    SraTerm,
+    TeacherSpec,
+    Term,
+    VaeAlign,
+    VaeAlignTerm,
+)
+from trainables.spec.probes import ProbeSpec, count_name
+from trainables.spec.runs import EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
+
+__all__ = [
+    "BACKBONES",
+    "PROJECTED",
+    "BackboneSize",
+    "Dispersive",
+    "DispersiveTerm",
+    "EncoderSpec",
+    "Family",
+    "LayerSync",
+    "LayerSyncTerm",
+    "Method",
+    "NoMethod",
+    "NoTerm",
+    "OptimizerSpec",
+    "Phase",
+    "ProbeSpec",
+    "Recipe",
+    "Repa",
+    "RepaTerm",
+    "Run",
+    "Schedule",
+    "SelfGuided",
+    "SelfGuidedTerm",
+    "Spec",
+    "Sra",
+    "SraTerm",
+    "Steps",
+    "TeacherRef",
+    "TeacherSpec",
+    "Term",
+    "Trial",
+    "VaeAlign",
+    "VaeAlignTerm",
+    "WrongKey",
+    "count_name",
+]

@@ -1,0 +1,157 @@
+"""A trial as a search space writes it, and the runs that it needs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainables import catalog
+from trainables.catalog import DATASETS
+from trainables.spec.backbones import BACKBONES, BackboneSize
+from trainables.spec.base import Spec, Steps, WrongKey, effnet_missing
+from trainables.spec.methods import Method, NoMethod, SelfGuided, Term
+
+
+class EncoderSpec(Spec):
+    """REPA's frozen encoder of images. Its weights' checksum enters the history, its path does not."""
+
+    kind: Literal["dinov2", "effnet_lite0"] = "dinov2"
+    path: str | None = None  # dinov2: a folder in transformers' form
+
+    @property
+    def missing(self) -> str | None:
+        """Why this machine cannot encode so, or None where it can."""
+        if self.kind == "effnet_lite0":
+            return effnet_missing()
+        if self.path is None:
+            return "repa looks up to DINOv2; give its folder: --set trial.encoder.path=FOLDER"
+        try:
+            catalog.encoder_files(self.kind, self.path)
+        except LookupError as error:
+            return f"trial.encoder.path: {error.args[0]}"
+        return None if find_spec("transformers") else "dinov2 needs transformers: pip install 'raysweep[repa]'"
+
+
+class OptimizerSpec(Spec):
+    """AdamW at a constant rate, after REPA's train.py."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class Recipe(Spec):
+    """What a teacher and its student have in common: everything but the method and the length."""
+
+    backbone: str = "SiT-B/2"
+    data: str = "imagenet256"
+    batch_size: Annotated[int, Field(gt=0)] = 256
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: OptimizerSpec = OptimizerSpec()
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    time: Literal["uniform", "log_normal"] = "uniform"
+    path: Literal["linear", "cosine"] = "linear"
+    velocity_cosine: Annotated[float, Field(ge=0)] = 0.0  # weight of 1 - cosine(velocity, target), as LightningDiT
+    horizontal_flip: bool = False  # each image mirrored with probability 1/2; off where the stored set has both
+
+    @property
+    def size(self) -> BackboneSize:
+        return BACKBONES[self.backbone]
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Recipe:
+        if self.backbone not in BACKBONES:
+            raise WrongKey("backbone", f"no backbone '{self.backbone}'; known: {', '.join(BACKBONES)}")
+        if self.data not in DATASETS:
+            raise WrongKey("data", f"no data set '{self.data}'; known: {', '.join(DATASETS)}")
+        return self
+
+
+# What differs from the defaults above where the family's authors train it otherwise (LightningDiT: train.py, configs).
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "SiT": {},
+    "LightningDiT": {
+        "data": "imagenet256_vavae",
+        "batch_size": 1024,
+        "optimizer": {"lr": 2e-4, "beta2": 0.95},
+        "time": "log_normal",
+        "velocity_cosine": 1.0,
+        "horizontal_flip": True,
+    },
+}
+
+
+class Trial(Recipe):
+    """One point of a search, in the units of its search space. Defaults are those of the backbone's family."""
+
+    iterations: Steps = 400_000
+    projector_width: Annotated[int, Field(gt=0)] = 2048
+    encoder: EncoderSpec = EncoderSpec()
+    method: Method = NoMethod()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_family_trains(cls, values: Any) -> Any:
+        size = BACKBONES.get(values.get("backbone", "")) if isinstance(values, dict) else None
+        if size is None:
+            return values
+        given = dict(FAMILY_DEFAULTS[size.family])
+        if isinstance(values.get("optimizer", {}), dict):
+            values = {**values, "optimizer": {**given.get("optimizer", {}), **values.get("optimizer", {})}}
+        return {**given, **values}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Trial:
+        self._check(self.method, "method")
+        return self
+
+    def _check(self, method: Method, key: str) -> None:
+        for name, blocks in method.blocks.items():
+            for block in blocks:
+                if block > self.size.depth:
+                    has = f"{self.backbone}'s {self.size.depth} blocks (counted from 1)"
+                    raise WrongKey(f"{key}.{name}", f"block {block} is beyond {has}")
+        if isinstance(method, SelfGuided):
+            self._check(method.teacher.method, f"{key}.teacher.method")
+
+
+class TeacherRef(Spec):
+    """A checkpoint that another run looks up to."""
+
+    run: Run
+    step: Steps
+    weights: Literal["ema", "raw"] = "ema"
+
+
+class Phase(Spec):
+    """A stretch of steps with one term, up to and including step `until`."""
+
+    until: Steps
+    term: Term
+    projector_width: int | None = None  # None where the term has no projector
+    encoder: EncoderSpec | None = None  # of repa
+    teacher: TeacherRef | None = None
+
+
+class Run(Recipe):
+    """One continuous training from step 0, in optimizer steps; its phases follow each other."""
+
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].until
+
+    def phase_after(self, step: int) -> Phase:
+        """The phase that trains the step from `step` to `step + 1`."""
+        return next(phase for phase in self.phases if phase.until > step)
+
+
+TeacherRef.model_rebuild()
