@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
-from raysweep import report, run
-
-COMMANDS = {"run": run.main, "report": report.main}
+COMMANDS = ("run", "report", "probe", "features", "doctor")
 
 
 def main() -> int:
-    """Hand the rest of the command line to the command named first."""
+    """Hand the rest of the command line to the command named first, which alone is imported."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name not in COMMANDS:
         wanted = name in ("-h", "--help")
         print(f"usage: raysweep {{{','.join(COMMANDS)}}} …", file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2
-    return COMMANDS[name](arguments)
+    code: int = importlib.import_module(f"raysweep.{name}").main(arguments)
+    return code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,16 @@ from torch import Tensor
 # So that it runs from a checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from trainables import backbones, sampling
+from trainables import backbones, methods, sampling
 from trainables.interpolant import interpolate
 
-REPOSITORIES = {"sihyun-yu/REPA": "repa", "willisma/SiT": "sit"}  # as `source` begins -> name of the reference
+REPOSITORIES = {  # as `source` begins -> name of the reference
+    "sihyun-yu/REPA": "repa",
+    "willisma/SiT": "sit",
+    "hustvl/LightningDiT": "lightningdit",
+    "vvvvvjdy/SRA": "sra",
+    "vita-epfl/LayerSync": "layersync",
+}
 CHECKED = ("out.", "hidden.", "loss.")
 Outputs = dict[str, Tensor]
 
@@ -44,40 +51,76 @@ class Case(NamedTuple):
         """The tensors below `prefix`, named without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
-    def model(self) -> Any:
-        """The file's network as ours, or None where it has none that we know."""
+    def network(self, *prefixes: str) -> Any:
+        """The network below the first of `prefixes` that the file has, as ours; None where there is none we know."""
         repository = self.about.get("source", "").split(" ")[0]
-        if repository not in REPOSITORIES or not self.part("model."):
+        weights = next((found for prefix in prefixes if (found := self.part(prefix))), None)
+        if repository not in REPOSITORIES or not weights:
             return None
-        source = REPOSITORIES[repository]
-        return backbones.from_reference(self.part("model."), source, **self.about["config"]).eval()
+        return backbones.from_reference(weights, REPOSITORIES[repository], **self.about.get("config", {})).eval()
+
+    @property
+    def own_time(self) -> bool:
+        """Whether its times and velocities are on the reference's own clock, t=0 noise, and not on ours."""
+        return "own time" in self.about.get("convention", "")
 
 
-def network_outputs(case: Case, model: Any) -> Outputs:
-    """`out.v`, `hidden.k`, `out.xt` and the diffusion loss of the images, as far as the file's inputs lead."""
-    given = case.part("in.")
-    if "t" not in given:
+class Seen(NamedTuple):
+    """A case run through its network, all on our clock."""
+
+    batch: methods.Batch
+    velocity: Tensor
+    hidden: dict[int, Tensor]
+
+
+def batch_of(given: dict[str, Tensor], t: Tensor) -> methods.Batch:
+    """The file's inputs as a method sees them; nothing where it has none."""
+    nothing = torch.empty(0)
+    latents, noise = given.get("latents", nothing), given.get("noise", nothing)
+    x_t, velocity = (given["xt"], nothing) if "xt" in given else interpolate(latents, noise, t)
+    return methods.Batch(
+        latents=latents,
+        noise=noise,
+        x_t=x_t,
+        velocity=velocity,
+        t=t,
+        labels=given["y"],
+        y=given["y"],
+        offset=given.get("t_offset_uniform", nothing),
+        images=nothing,  # the encoder of this file's target knows what it would see
+    )
+
+
+def seen(case: Case) -> Seen | None:
+    """None where the file has no network that we know, or no inputs for one."""
+    given, model = case.part("in."), case.network("model.", "student.")
+    enough = {"t", "y"} <= set(given) and ("xt" in given or {"latents", "noise"} <= set(given))
+    if model is None or not enough:
+        return None
+    batch = batch_of(given, 1 - given["t"] if case.own_time else given["t"])
+    velocity, hidden = model(batch.x_t, batch.t, batch.y, taps=range(1, model.depth + 1))
+    return Seen(batch, velocity, hidden)
+
+
+# --- checks: each computes what the file's inputs lead to, and nothing where they do not ------------------------------
+
+
+def network_outputs(case: Case) -> Outputs:
+    """`out.v`, `hidden.k`, `out.xt` and the diffusion loss of the images."""
+    if (run := seen(case)) is None:
         return {}
-    found: Outputs = {}
-    x_t, target = given.get("xt"), None
-    if x_t is None:
-        x_t, target = interpolate(given["latents"], given["noise"], given["t"])
-        found["out.xt"] = x_t
-    # Files on the reference's own clock hold its times and velocities; our names speak ours.
-    own_time = "own time" in case.about.get("convention", "")
-    t, sign = (1 - given["t"], -1) if own_time else (given["t"], 1)
-    velocity, hidden = model(x_t, t, given["y"], taps=range(1, model.depth + 1))
-    found["out.v"] = sign * velocity
-    found |= {f"hidden.{block}": state for block, state in hidden.items()}
-    if target is not None:
-        found["loss.denoise_per_sample"] = (velocity - target).square().mean(dim=(1, 2, 3))
+    batch = run.batch
+    found = {"out.v": -run.velocity if case.own_time else run.velocity, "out.xt": batch.x_t}
+    found |= {f"hidden.{block}": state for block, state in run.hidden.items()}
+    if batch.velocity.numel():
+        found["loss.denoise_per_sample"] = (run.velocity - batch.velocity).square().mean(dim=(1, 2, 3))
     return found
 
 
-def sampler_outputs(case: Case, model: Any) -> Outputs:
+def sampler_outputs(case: Case) -> Outputs:
     """Latents by each sampler, all from one noise."""
-    given = case.part("in.")
-    if "ode_steps" not in case.about:
+    given, model = case.part("in."), case.network("model.")
+    if model is None or "ode_steps" not in case.about:
         return {}
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -91,20 +134,94 @@ def sampler_outputs(case: Case, model: Any) -> Outputs:
     }
 
 
-CHECKS: tuple[Callable[[Case, Any], Outputs], ...] = (network_outputs, sampler_outputs)
+@dataclass(frozen=True)
+class GivenTarget:
+    """An encoder that has already answered."""
+
+    target: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.target.shape[-1]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.target
+
+
+def repa_outputs(case: Case) -> Outputs:
+    """The projection of one block, and its loss against the given target."""
+    weights, block = case.part("model.projectors.0."), case.about.get("encoder_depth")
+    if block is None or not weights or (run := seen(case)) is None:
+        return {}
+    hidden_width, width = weights["0.weight"].shape
+    target = case.tensors.get("in.repa_target", torch.empty(0, len(weights["4.bias"])))
+    method = methods.create(
+        "repa",
+        width=width,
+        block=block,
+        encoder=GivenTarget(target),
+        projector_width=hidden_width,
+        generator=torch.Generator(),
+    )
+    method.projector.load_state_dict(weights)
+    found = {"out.repa_projection": method.projector(run.hidden[block])}
+    return found | ({"loss.repa": method(run.hidden, run.batch)} if len(target) else {})
+
+
+def dispersive_outputs(case: Case) -> Outputs:
+    """The loss of given states: a file without a network."""
+    if "loss.dispersive" not in case.tensors:
+        return {}
+    hidden = {1: case.tensors["in.hidden"]}
+    return {"loss.dispersive": methods.create("dispersive", block=1)(hidden, None)}
+
+
+def layersync_outputs(case: Case) -> Outputs:
+    """One pair of blocks."""
+    if "deep_layer" not in case.about or (run := seen(case)) is None:
+        return {}
+    pair = (case.about["deep_layer"], case.about["shallow_layer"])
+    return {"loss.layersync_mean": methods.create("layersync", layers=(pair,))(run.hidden, run.batch)}
+
+
+def sra_outputs(case: Case) -> Outputs:
+    """The student's block through its head, against the teacher's at less noise."""
+    teacher, head = case.network("teacher."), case.part("student.ap_head.")
+    if teacher is None or not head or (run := seen(case)) is None:
+        return {}
+    method = methods.create(
+        "sra",
+        width=teacher.width,
+        layers=(case.about["teacher_layer"], case.about["student_layer"]),
+        t_offset=case.about["t_max"],
+        generator=torch.Generator(),
+    )
+    layers = {"linear1": "0", "linear2": "2"}  # theirs -> ours
+    method.head.load_state_dict({f"{layers[(parts := name.split('.'))[0]]}.{parts[1]}": t for name, t in head.items()})
+    view = methods.View(average=teacher, path="linear")
+    return {"loss.sra": method(run.hidden, run.batch, view)}
+
+
+CHECKS: tuple[Callable[[Case], Outputs], ...] = (
+    network_outputs,
+    sampler_outputs,
+    repa_outputs,
+    dispersive_outputs,
+    layersync_outputs,
+    sra_outputs,
+)
 
 
 @torch.no_grad()
 def check(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file; `max_abs_err` and `max_ref` are maxima over the tensor, in its own units."""
     case = Case.load(path)
-    model = case.model()
-    if model is None:
-        yield {"file": str(path), "skipped": f"no check yet for {case.about.get('source', 'a file without a source')}"}
-        return
     found: Outputs = {}
     for outputs in CHECKS:
-        found |= outputs(case, model)
+        found |= outputs(case)
+    if not found:
+        yield {"file": str(path), "skipped": f"no check yet for {case.about.get('source', 'a file without a source')}"}
+        return
     unchecked = []
     for name, reference in case.tensors.items():
         if not name.startswith(CHECKED):
@@ -112,7 +229,7 @@ def check(path: Path) -> Iterator[dict[str, Any]]:
         if name not in found:
             unchecked.append(name)
             continue
-        error = (found[name].double() - reference.double()).abs().max().item()
+        error = (found[name].reshape(reference.shape).double() - reference.double()).abs().max().item()
         yield {"file": str(path), "output": name, "max_abs_err": error, "max_ref": reference.abs().max().item()}
     if unchecked:
         yield {"file": str(path), "skipped": f"no check yet for {', '.join(unchecked)}"}

@@ -1,0 +1,183 @@
+"""Weights of the reference repositories as ours: whose they are, their configuration, their clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainables.backbones.base import Backbone
+from trainables.backbones.lightningdit import LightningDiT
+from trainables.backbones.sit import SiT
+from trainables.spec import BACKBONES
+
+
+class Reference(NamedTuple):
+    """How a repository's weights become ours."""
+
+    model: type[SiT] | type[LightningDiT]
+    reversed_clock: bool = False  # t=0 is noise there, and velocity = latents - noise
+    unused: tuple[str, ...] = ()  # prefixes of tensors that a backbone has no place for
+
+
+REFERENCES = {
+    "repa": Reference(SiT, unused=("projectors.",)),  # sihyun-yu/REPA models/sit.py
+    "sit": Reference(SiT, reversed_clock=True),  # willisma/SiT models.py
+    "lightningdit": Reference(LightningDiT, reversed_clock=True),  # hustvl/LightningDiT models/lightningdit.py
+    "sra": Reference(SiT, unused=("ap_head.",)),  # vvvvvjdy/SRA SiT-SRA/models/sit.py, on REPA's clock
+    "layersync": Reference(SiT, reversed_clock=True),  # vita-epfl/LayerSync models.py
+}
+
+# Arguments of the repositories' constructors that the weights either show by themselves or do not depend on.
+_NO_BEARING = frozenset(
+    "class_dropout_prob decoder_hidden_size encoder_depth fused_attn gt_encoder_depth learn_sigma path_type "
+    "projector_dim qk_norm use_cfg use_checkpoint z_dims".split()
+)
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel's and torch.compile's
+
+
+def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any) -> Backbone:
+    """A backbone with a reference's weights, on the CPU, in float32 and on our clock: v(x, t) = -v_theirs(x, 1 - t).
+
+    Args:
+        state_dict: may come out of DistributedDataParallel or torch.compile.
+        source: which repository's model the weights belong to, a key of `REFERENCES`.
+        config: the model's arguments, where they are not to be read from the tensors (`reference_config`). What the
+            repositories' constructors know beside ours and the weights do not need, such as `learn_sigma`, is let pass.
+
+    Raises:
+        ValueError: no such source; an argument that no such model has; a configuration that the tensors do not tell.
+        RuntimeError: the weights do not fit the model; names the tensors.
+    """
+    if source not in REFERENCES:
+        raise ValueError(f"no reference '{source}'; known: {', '.join(REFERENCES)}")
+    reference = REFERENCES[source]
+    arguments = set(signature(reference.model).parameters) - {"reversed_clock"}
+    if unknown := sorted(set(config) - arguments - _NO_BEARING):
+        raise ValueError(f"{reference.model.__name__} has no argument {', '.join(unknown)}")
+    state = _unwrapped(state_dict)
+    told = _shape(state, config.get("num_heads")) | (_switches(state) if reference.model is LightningDiT else {})
+    given = {key: value for key, value in config.items() if key in arguments}
+    with torch.device("meta"):
+        empty = reference.model(**told | given, reversed_clock=reference.reversed_clock)
+    model = empty.to_empty(device="cpu")
+    model.load_state_dict(
+        {
+            name: _velocity_rows(tensor, model, reference) if name.startswith("final_layer.linear.") else tensor
+            for name, tensor in state.items()
+            if not name.startswith(reference.unused)
+        }
+    )
+    return model
+
+
+def reference_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
+    """The model's arguments as its tensors tell them, with LightningDiT's switches where it is one.
+
+    Args:
+        num_heads: where neither rotary table nor normalised queries tell it, and no backbone known by name is like it.
+
+    Raises:
+        ValueError: not a backbone's state dict, or the number of heads is needed.
+    """
+    state = _unwrapped(state_dict)
+    return _shape(state, num_heads) | (_switches(state) if _is_lightningdit(state) else {})
+
+
+def guess_source(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Whose weights these are, a key of `REFERENCES`, or None where nothing in them tells.
+
+    A SiT with twice the channels may be LayerSync's as well as the official one: they are read alike. A SiT without
+    may be on either clock.
+    """
+    state = _unwrapped(state_dict)
+    if any(name.startswith("ap_head.") for name in state):
+        return "sra"
+    if any(name.startswith("projectors.") for name in state):
+        return "repa"
+    if _is_lightningdit(state):
+        return "lightningdit"
+    patch, output = state.get("x_embedder.proj.weight"), state.get("final_layer.linear.weight")
+    if patch is not None and output is not None and len(output) == 2 * patch[0].numel():
+        return "sit"
+    return None
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
+
+
+def _is_lightningdit(state: Mapping[str, Tensor]) -> bool:
+    """Whether it has any part that SiT never has."""
+    parts = ("blocks.0.mlp.w12.weight", "blocks.0.norm1.weight", "feat_rope.freqs_cos")
+    return any(part in state for part in parts) or _without_shift(state)
+
+
+def _without_shift(state: Mapping[str, Tensor]) -> bool:
+    adaln = state.get("blocks.0.adaLN_modulation.1.weight")  # (6D, D), or (4D, D)
+    return adaln is not None and len(adaln) == 4 * adaln.shape[1]
+
+
+def _shape(state: Mapping[str, Tensor], num_heads: int | None) -> dict[str, Any]:
+    try:
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+        return {
+            "input_size": math.isqrt(state["pos_embed"].shape[1]) * patch,
+            "patch_size": patch,
+            "in_channels": channels,
+            "hidden_size": width,
+            "depth": depth,
+            "num_heads": num_heads or _num_heads(state, depth, width),
+            "mlp_ratio": _mlp_ratio(state, width),
+            "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,  # the last row is for none
+        }
+    except KeyError as missing:
+        raise ValueError(f"not a backbone's state dict: it has no {missing.args[0]}") from None
+
+
+def _switches(state: Mapping[str, Tensor]) -> dict[str, bool]:
+    return {
+        "use_qknorm": "blocks.0.attn.q_norm.weight" in state,
+        "use_swiglu": "blocks.0.mlp.w12.weight" in state,
+        "use_rope": "feat_rope.freqs_cos" in state,
+        "use_rmsnorm": "blocks.0.norm1.weight" in state,
+        "wo_shift": _without_shift(state),
+    }
+
+
+def _num_heads(state: Mapping[str, Tensor], depth: int, width: int) -> int:
+    for told in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
+        if told in state:
+            return width // state[told].shape[-1]
+    for size in BACKBONES.values():
+        if (size.depth, size.width) == (depth, width):
+            return size.heads
+    raise ValueError(f"the tensors do not tell num_heads, and no known backbone has {depth} blocks of width {width}")
+
+
+def _mlp_ratio(state: Mapping[str, Tensor], width: int) -> float:
+    """A ratio that gives the MLP its hidden width; for SwiGLU, where several do, the smallest."""
+    if "blocks.0.mlp.w3.weight" in state:
+        hidden = math.ceil(state["blocks.0.mlp.w3.weight"].shape[1] * 3 / 2)  # turns `swiglu_hidden` round
+    else:
+        hidden = len(state["blocks.0.mlp.fc1.weight"])
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)  # the quotient may round down
+
+
+def _velocity_rows(output: Tensor, model: Backbone, reference: Reference) -> Tensor:
+    """Weight or bias (p*p*C or p*p*2C, ...) of a reference's last layer -> (p*p*C, ...), those of our velocity.
+
+    learn_sigma puts C unused channels behind the velocity's at every position in the patch. The velocity's sign folds
+    in without rounding; time would not, so that the time embedder turns it (`reversed_clock`).
+    """
+    positions = model.patch_size**2
+    if len(output) == positions * 2 * model.in_channels:
+        output = output.unflatten(0, (positions, -1))[:, : model.in_channels].flatten(0, 1)
+    return -output if reference.reversed_clock else output
