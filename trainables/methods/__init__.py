@@ -9,12 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainables.methods.base import Batch, Method
+from trainables.methods.base import Batch, Method, View
+from trainables.methods.dispersive import Dispersive
+from trainables.methods.layersync import LayerSync
 from trainables.methods.none import NoMethod
+from trainables.methods.repa import Repa
 from trainables.methods.self_guided import SelfGuided
+from trainables.methods.sra import Sra
 from trainables.methods.vae_align import VaeAlign
 
-METHODS: dict[str, type[Method]] = {"none": NoMethod, "vae_align": VaeAlign, "self_guided": SelfGuided}
+METHODS: dict[str, type[Method]] = {
+    "none": NoMethod,
+    "vae_align": VaeAlign,
+    "self_guided": SelfGuided,
+    "repa": Repa,
+    "dispersive": Dispersive,
+    "layersync": LayerSync,
+    "sra": Sra,
+}
 
 
 def create(kind: str, **options: Any) -> Method:
@@ -28,4 +40,4 @@ def create(kind: str, **options: Any) -> Method:
     return METHODS[kind](**options)
 
 
-__all__ = ["METHODS", "Batch", "Method", "create"]
+__all__ = ["METHODS", "Batch", "Method", "View", "create"]

@@ -1,0 +1,37 @@
+"""Align shallow blocks with the network's own deep ones (LayerSync, arXiv 2510.12581; transport/transport.py).
+
+    L = - sum over pairs (m, n) of  mean over batch and tokens of cos( h_n, stopgrad(h_m) )
+
+h_m is the state after the deep block m, which guides the shallow block n of the same forward pass; no projector, no
+further network. Departures: with several pairs the reference's branch subtracts only the last pair's similarity, after
+its loop; here all pairs count. Its pairs are written (shallow, deep), ours (deep, shallow): "block m guides block n".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.methods.base import Batch, Method, View, negative_cosine
+
+
+class LayerSync(Method):
+    """`layers`: pairs (m, n) of blocks: m guides n.
+
+    Raises:
+        ValueError: no pair, or a block that would guide itself.
+    """
+
+    def __init__(self, *, layers: Sequence[tuple[int, int]]):
+        super().__init__()
+        if not layers or any(deep == shallow for deep, shallow in layers):
+            raise ValueError(f"layersync needs pairs of two different blocks, got {list(layers)}")
+        self.layers = tuple((deep, shallow) for deep, shallow in layers)
+        self.taps = tuple(sorted({block for pair in self.layers for block in pair}))
+
+    def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
+        # Without the detached target the deep block would come down to the shallow one as well.
+        losses = [negative_cosine(hidden[shallow], hidden[deep].detach()) for deep, shallow in self.layers]
+        return torch.stack(losses).sum()
