@@ -29,6 +29,8 @@ class Draws(NamedTuple):
     noise: Tensor  # (B, C, H, W) standard normal, the diffusion noise
     posterior: Tensor  # (B, C, H, W) standard normal, the autoencoder's own noise
     dropped: Tensor  # (B,) uniform in [0, 1): a label is dropped where this is below the dropout rate
+    flipped: Tensor  # (B,) uniform in [0, 1): an image is mirrored below 1/2, where the recipe mirrors
+    offset: Tensor  # (B,) uniform in [0, 1), for a method's own use
 
 
 @lru_cache(maxsize=4)
@@ -82,4 +84,6 @@ def draw(
         noise=normal("noise", *latent_shape),
         posterior=normal("posterior", *latent_shape),
         dropped=uniform("label-dropout"),
+        flipped=uniform("flip"),
+        offset=uniform("method"),
     )

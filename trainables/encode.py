@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -17,12 +17,45 @@ from trainables import (
 Autoencoder = Any  # a diffusers.AutoencoderKL, whose members mypy does not see
 
 
+class Normalisation(NamedTuple):
+    """What lies between an autoencoder's latents and a backbone's: (latent - shift) * scale, for each channel."""
+
+    shift: Tensor  # (C, 1, 1) or ()
+    scale: Tensor  # (C, 1, 1) or ()
+
+    def apply(self, latents: Tensor) -> Tensor:
+        """(..., C, h, w) of the autoencoder -> as the backbone sees them."""
+        return (latents - self.shift.to(latents)) * self.scale.to(latents)
+
+    def undo(self, latents: Tensor) -> Tensor:
+        """The way back."""
+        return latents / self.scale.to(latents) + self.shift.to(latents)
+
+
+def normalisation(autoencoder: Autoencoder) -> Normalisation:
+    """What the autoencoder's configuration says: SD-VAE has a `scaling_factor`, SD3's a `shift_factor` too, and VA-VAE
+    the mean and standard deviation of each channel (`latents_mean`, `latents_std`).
+
+    Raises:
+        ValueError: both kinds of shift.
+    """
+    config = autoencoder.config
+    mean, std, shift = (config.get(key) for key in ("latents_mean", "latents_std", "shift_factor"))
+    if mean and shift:
+        raise ValueError("the autoencoder's config has both latents_mean and shift_factor; one of them must go")
+
+    def of_channels(values: Any, missing: float) -> Tensor:
+        values = torch.tensor(values or missing, dtype=torch.float32)
+        return values.reshape(-1, 1, 1) if values.dim() else values
+
+    return Normalisation(of_channels(mean or shift, 0.0), config.scaling_factor / of_channels(std, 1.0))
+
+
 def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
     """A frozen autoencoder in evaluation mode from a local folder (or diffusers' cache); default: the embedded one.
 
     Raises:
         OSError: nothing to load there; never downloads.
-        ValueError: its latents are normalised by more than a scaling factor.
     """
     autoencoder: Autoencoder = diffusers.AutoencoderKL.from_pretrained(
         path or catalog.files("emoji9")[1],
@@ -30,15 +63,12 @@ def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
         use_safetensors=True,
         low_cpu_mem_usage=False,  # else a notice is printed where accelerate is missing
     )
-    unknown = [key for key in ("shift_factor", "latents_mean", "latents_std") if autoencoder.config.get(key)]
-    if unknown:
-        raise ValueError(f"{path}: latents with {', '.join(unknown)} are not supported, only with scaling_factor")
     return autoencoder.requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-    """The posterior's (mean, std) of images, not yet scaled.
+    """The posterior's (mean, std) of images, not yet normalised.
 
     Args:
         images: (N, 3, H, W) uint8, RGB.
@@ -60,15 +90,15 @@ def decode(autoencoder: Autoencoder, latents: Tensor, batch_size: int = 64) -> T
     """Images of scaled latents.
 
     Args:
-        latents: (N, C, h, w), as the backbones see them: times the autoencoder's scaling factor.
+        latents: (N, C, h, w), as the backbones see them: normalised.
 
     Returns:
         (N, 3, H, W) uint8, RGB, where `latents` are. Cut off, not rounded, as the images behind published FIDs are
         (REPA generate.py).
     """
-    images = []
+    images, as_encoded = [], normalisation(autoencoder)
     for batch in latents.split(batch_size):
-        unscaled = batch.to(autoencoder.device, torch.float32) / autoencoder.config.scaling_factor
-        pixels = (autoencoder.decode(unscaled).sample + 1) / 2
+        own = as_encoded.undo(batch.to(autoencoder.device, torch.float32))
+        pixels = (autoencoder.decode(own).sample + 1) / 2
         images.append((255 * pixels).clamp(0, 255).to(latents.device, torch.uint8))
     return torch.cat(images)

@@ -29,18 +29,25 @@ def euler(
     *,
     draws: NoiseDraws | None = None,
     state_dtype: torch.dtype = torch.float64,
+    timestep_shift: float = 1.0,
 ) -> Tensor:
-    """Probability-flow ODE by Euler's rule in `num_steps` equal steps, one evaluation each.
+    """Probability-flow ODE by Euler's rule in `num_steps` steps, one evaluation each.
 
     Args:
         noise: (B, C, H, W) standard normal, the state at t=1.
         draws: unused, an ODE draws nothing; here so that samplers are called alike.
+        timestep_shift: 1 makes the steps equal, less makes them short near the noise: LightningDiT's ODE
+            (transport/integrators.py), published with 0.3. Its num_steps counts the grid's points, ours its steps:
+            its 250 are our 249.
 
     Returns:
         Latents (B, C, H, W) in `state_dtype`.
+
+    Raises:
+        ValueError: no step, or a shift that is not positive.
     """
     x = noise.to(state_dtype)
-    for t, t_next in pairwise(_equal_times(num_steps)):
+    for t, t_next in pairwise(_times(num_steps, timestep_shift)):
         x = x + (t_next - t) * _velocity(velocity_fn, x, t)
     return x
 
@@ -53,13 +60,14 @@ def heun(
     *,
     draws: NoiseDraws | None = None,
     state_dtype: torch.dtype = torch.float64,
+    timestep_shift: float = 1.0,
 ) -> Tensor:
     """Like `euler`, by Heun's rule: the mean of the slopes at both ends; 2 * num_steps - 1 evaluations.
 
     The last step is Euler's, since the velocity is not learned at t=0 itself.
     """
     x = noise.to(state_dtype)
-    for t, t_next in pairwise(_equal_times(num_steps)):
+    for t, t_next in pairwise(_times(num_steps, timestep_shift)):
         slope = _velocity(velocity_fn, x, t)
         if t_next > 0:
             ahead = x + (t_next - t) * slope
@@ -137,9 +145,17 @@ def _check_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps is {num_steps}, must be 1 or more")
 
 
-def _equal_times(num_steps: int) -> list[float]:
+def _times(num_steps: int, shift: float) -> list[float]:
+    """num_steps + 1 times from exactly 1 to exactly 0.
+
+    On LightningDiT's clock, s = 1 - t, an equally spaced s becomes shift s / (1 + (shift - 1) s). Here the same on
+    ours, in a form that rounds neither end and nothing at shift 1.
+    """
     _check_steps(num_steps)
-    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    if not shift > 0:
+        raise ValueError(f"timestep_shift is {shift}, must be above 0")
+    equal = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    return [t / (t + shift * (1 - t)) for t in equal]
 
 
 def _velocity(velocity_fn: VelocityFn, x: Tensor, t: float) -> Tensor:

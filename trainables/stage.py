@@ -21,7 +21,7 @@ from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
 from trainables.evaluation.probe import Probed, Reference, probe, reference_statistics, save_grid
 from trainables.evaluation.statistics import FeatureStatistics
-from trainables.spec import ProbeSpec, Recipe, Run, TeacherRef
+from trainables.spec import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
 from trainables.train import Context, Outcome, load_backbone, train
 
 TEACHERS_KEPT = 2
@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
-        self._data: dict[str, LatentSet] = {}
+        self._data: dict[tuple[str, bool, bool], LatentSet] = {}
         self._references: dict[tuple[str, str], Reference] = {}
         self._detectors: dict[str, detectors.Detector] = {}
         self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
@@ -47,7 +47,7 @@ class Bench:
         return train(
             run,
             until,
-            data=self.data(run.data),
+            data=self._training_data(run),
             context=self.context,
             start=Checkpoint.load(*start) if start else None,
             teacher=teacher,
@@ -65,6 +65,7 @@ class Bench:
             latent_shape=tuple(data.mean.shape[1:]),
             num_classes=data.num_classes,
             device=context.device,
+            path=recipe.path,
             rank=context.rank,
             world_size=context.world_size,
             progress=context.progress,
@@ -73,11 +74,16 @@ class Bench:
             save_grid(probed.grid, picture, data.num_classes)
         return probed.metrics
 
-    def data(self, name: str) -> LatentSet:
+    def data(self, name: str, *, mirrored: bool = False, images: bool = False) -> LatentSet:
         """The training latents of a data set, encoded the first time that this machine needs them."""
-        if name not in self._data:
-            self._data[name] = load_latents(name, self.cache)
-        return self._data[name]
+        wanted = (name, mirrored, images)
+        if wanted not in self._data:
+            self._data[wanted] = load_latents(name, self.cache, mirrored=mirrored, images=images)
+        return self._data[wanted]
+
+    def _training_data(self, run: Run) -> LatentSet:
+        looked_at = any(isinstance(phase.term, RepaTerm) for phase in run.phases)
+        return self.data(run.data, mirrored=run.horizontal_flip, images=looked_at)
 
     @cached_property
     def autoencoder(self) -> Any:

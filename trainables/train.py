@@ -7,9 +7,12 @@ bits"): draws come from (seed, step), weights of a new network from (seed, name)
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +20,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables import backbones, ema, methods
+from trainables import backbones, ema, encoders, methods
 from trainables.checkpoint import Checkpoint, Tensors
 from trainables.data import LatentSet
 from trainables.draws import draw, generator
-from trainables.methods import Method
-from trainables.spec import OptimizerSpec, Phase, Recipe, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
-from trainables.training_step import Losses, TrainingStep, make_batch
+from trainables.methods import Batch, Method, View
+from trainables.spec import (
+    PROJECTED,
+    OptimizerSpec,
+    Phase,
+    Recipe,
+    RepaTerm,
+    Run,
+    SelfGuidedTerm,
+    SraTerm,
+    TeacherRef,
+    VaeAlignTerm,
+)
+from trainables.training_step import TrainingStep, make_batch, split
 
 POINTS_PER_STRETCH = 20  # of the curve that is kept
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -35,11 +49,18 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass
 class Context:
-    """Where a training runs. `progress(step)` is called after every step, on every rank."""
+    """Where a training runs. `progress(step)` is called after every step, on every rank.
+
+    `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
+    share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
+    rounding, the second nothing.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     world_size: int = 1
+    micro_batch: int | None = None
+    checkpoint_blocks: bool = False
     progress: Callable[[int], None] = lambda step: None
 
 
@@ -52,7 +73,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def build_backbone(recipe: Recipe, data: LatentSet) -> nn.Module:
+def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
     """A new backbone for `data`, its weights drawn from the recipe's seed."""
     channels, height, _ = data.mean.shape[1:]
     return backbones.create(
@@ -64,7 +85,7 @@ def build_backbone(recipe: Recipe, data: LatentSet) -> nn.Module:
     )
 
 
-def load_backbone(recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device) -> nn.Module:
+def load_backbone(recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device) -> backbones.Backbone:
     """A frozen backbone in evaluation mode with these weights: a teacher, or a snapshot to probe."""
     backbone = build_backbone(recipe, data)
     backbone.load_state_dict(weights)
@@ -93,6 +114,7 @@ def train(
     if not first <= until <= run.steps:
         raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
     backbone = build_backbone(run, data).to(context.device)
+    backbone.checkpoint_blocks = context.checkpoint_blocks
     if start:
         backbone.load_state_dict(start.backbone)
     average = ema.shadow(backbone)
@@ -118,24 +140,26 @@ def build_method(
     data: LatentSet,
     teacher: Callable[[TeacherRef], nn.Module] | None,
 ) -> Method:
-    """The method of a phase, its projector drawn from the run's seed."""
-    term = phase.term.resolved(backbone.depth)
-    options: dict[str, Any] = {}
-    if isinstance(term, VaeAlignTerm | SelfGuidedTerm):
-        options["width"] = backbone.width
+    """The method of a phase; what is trained of it is drawn from the run's seed."""
+    term = phase.term.resolved(run.size)
+    # A term's own options are its method's; its weight is applied by the training step.
+    options: dict[str, Any] = term.model_dump(exclude={"kind", "weight"})
+    if isinstance(term, PROJECTED + (SraTerm,)):
+        options |= {"width": backbone.width, "generator": generator(run.seed, "method", term.kind)}
+    if isinstance(term, PROJECTED):
         options["projector_width"] = phase.projector_width
-        options["generator"] = generator(run.seed, "method", term.kind)
     if isinstance(term, VaeAlignTerm):
-        options |= {"block": term.block, "patch": backbone.patch_size, "channels": data.mean.shape[1]}
+        options |= {"patch": backbone.patch_size, "channels": data.mean.shape[1]}
     if isinstance(term, SelfGuidedTerm):
         if phase.teacher is None or teacher is None:
             raise ValueError("a self_guided phase needs a teacher")
         options["teacher"] = teacher(phase.teacher)
-        options |= {
-            "layers": term.layers,
-            "guidance_scale": term.guidance_scale,
-            "target_norm": term.target_norm,
-        }
+    if isinstance(term, RepaTerm):
+        if phase.encoder is None:
+            raise ValueError("a repa phase needs an encoder")
+        path = Path(phase.encoder.path) if phase.encoder.path else None
+        grid = math.isqrt(backbone.num_tokens)
+        options["encoder"] = encoders.create(phase.encoder.kind, grid=grid, path=path).to(backbone.pos_embed.device)
     return methods.create(term.kind, **options)
 
 
@@ -155,11 +179,18 @@ class _Stretch:
     ):
         self.run, self.data, self.context = run, data, context
         self.average = average
-        self.module = TrainingStep(backbone, method, getattr(phase.term, "weight", 0.0))
+        self.module = TrainingStep(backbone, method, run.velocity_cosine)
+        self.weight_at = phase.term.weight_at
+        self.view = View(average=average, path=run.path)
         self.optimizer = _optimizer(self.module, run.optimizer, moments, context.device)
-        distributed = context.world_size > 1
         # The buffers are constants (positions): nothing to broadcast.
-        self.replica = DistributedDataParallel(self.module, broadcast_buffers=False) if distributed else self.module
+        self.replica: Any = self.module
+        if context.world_size > 1:
+            self.replica = DistributedDataParallel(self.module, broadcast_buffers=False)
+        self.share = run.batch_size // context.world_size
+        self.piece = min(context.micro_batch or self.share, self.share)
+        if method.whole_batch and self.piece < self.share:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
 
     def go(self, first: int, last: int, before: Outcome) -> Outcome:
         """Train from step `first` to `last`; what `before` measured stays in front of what this measures."""
@@ -167,8 +198,7 @@ class _Stretch:
         # Losses stay on the device until the end, so that no step waits for a transfer.
         history = torch.zeros(last - first, 4, device=self.context.device)
         for step in range(first, last):
-            losses, norm = self.step(step)
-            history[step - first] = torch.stack([*losses, norm]).detach()
+            history[step - first] = self.step(step)
             self.context.progress(step + 1)
         if self.context.world_size > 1:
             dist.all_reduce(history)
@@ -183,8 +213,8 @@ class _Stretch:
             raise NonFiniteLoss(f"not finite at step {first + wrong + 1}: {terms}")
         return Outcome(self.checkpoint(last), before.curve + _curve(history, first), seconds)
 
-    def step(self, step: int) -> tuple[Losses, Tensor]:
-        """One optimizer step, the one that leads from `step` to `step + 1`."""
+    def step(self, step: int) -> Tensor:
+        """The optimizer step that leads from `step` to `step + 1`; returns its losses and gradient norm (4,)."""
         run, context = self.run, self.context
         draws = draw(
             run.seed,
@@ -197,14 +227,23 @@ class _Stretch:
             world_size=context.world_size,
         )
         batch = make_batch(run, draws, self.data, context.device)
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            losses: Losses = self.replica(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        pieces = split(batch, self.piece)
+        losses = torch.stack([self._gradients(piece, step, last=piece is pieces[-1]) for piece in pieces])
         norm = _clip_gradients(self.module, run.optimizer.grad_clip)
         self.optimizer.step()
         ema.update(self.average, self.module.backbone, run.ema_decay)
-        return losses, norm
+        return torch.cat([losses.sum(dim=0), norm[None]])
+
+    def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
+        """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last."""
+        part = len(piece.t) / self.share
+        apart = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
+        with apart:
+            with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+                losses = self.replica(piece, self.weight_at(step), self.view)
+            (losses.total * part).backward()
+        return torch.stack(losses).detach() * part
 
     def checkpoint(self, step: int) -> Checkpoint:
         moments = {

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainables.data import LatentSet
 from trainables.draws import Draws
 from trainables.interpolant import interpolate, sample_time
-from trainables.methods import Batch, Method
+from trainables.methods import Batch, Method, View
 from trainables.spec import Recipe
 
 
@@ -23,33 +24,57 @@ class Losses(NamedTuple):
 
 
 class TrainingStep(nn.Module):
-    """The loss of one batch. The method's weight is applied here and nowhere else."""
+    """The loss of one batch. The method's weight is applied here and nowhere else.
 
-    def __init__(self, backbone: nn.Module, method: Method, weight: float):
+    Args:
+        velocity_cosine: weight of 1 - cosine(velocity, target), a mean over pixels (LightningDiT's second loss).
+    """
+
+    def __init__(self, backbone: nn.Module, method: Method, velocity_cosine: float = 0.0):
         super().__init__()
         self.backbone = backbone
         self.method = method
-        self.weight = weight
+        self.velocity_cosine = velocity_cosine
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, weight: float = 0.0, view: View | None = None) -> Losses:
         velocity, hidden = self.backbone(batch.x_t, batch.t, batch.y, taps=self.method.taps)
-        diffusion = (velocity.float() - batch.velocity).square().mean()
-        method = self.method(hidden, batch)
-        return Losses(diffusion + self.weight * method, diffusion.detach(), method.detach())
+        diffusion = diffusion_loss(velocity.float(), batch.velocity, self.velocity_cosine)
+        method = self.method(hidden, batch, view)
+        return Losses(diffusion + weight * method, diffusion.detach(), method.detach())
+
+
+def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.0) -> Tensor:
+    """The mean squared error of (B, C, H, W) velocities, and LightningDiT's mean of 1 - cosine over channels."""
+    loss = (velocity - target).square().mean()
+    if velocity_cosine:
+        loss = loss + velocity_cosine * (1 - F.cosine_similarity(velocity, target, dim=1)).mean()
+    return loss
 
 
 def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.device) -> Batch:
     """The batch that `draws` picks from `data`: latents from the posterior, x_t on the path, labels dropped."""
-    latents = data.sample(draws.indices, draws.posterior).to(device, non_blocking=True)
+    mirror = draws.flipped < 0.5 if recipe.horizontal_flip else None
+    latents = data.sample(draws.indices, draws.posterior, mirror).to(device, non_blocking=True)
+    images = data.pictures(draws.indices, mirror)
     labels = data.labels[draws.indices]
     y = torch.where(draws.dropped < recipe.label_dropout, data.num_classes, labels)
     t = sample_time(draws.time, recipe.time).to(device, non_blocking=True)
-    x_t, velocity = interpolate(latents, draws.noise.to(device, non_blocking=True), t, path=recipe.path)
+    noise = draws.noise.to(device, non_blocking=True)
+    x_t, velocity = interpolate(latents, noise, t, path=recipe.path)
     return Batch(
         latents=latents,
+        noise=noise,
         x_t=x_t,
         velocity=velocity,
         t=t,
         labels=labels.to(device, non_blocking=True),
         y=y.to(device, non_blocking=True),
+        offset=draws.offset.to(device, non_blocking=True),
+        images=None if images is None else images.to(device, non_blocking=True),
     )
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """The batch in pieces of at most `size` images, in order."""
+    columns = {name: tensor.split(size) for name, tensor in vars(batch).items() if tensor is not None}
+    return [Batch(**dict(zip(columns, pieces, strict=True))) for pieces in zip(*columns.values(), strict=True)]

@@ -1,4 +1,3 @@
-import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import save
 import trainables.data
 from trainables import catalog
 from trainables.data import LatentSet, load_images, load_latents
+from trainables.encode import Normalisation, encode, load_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,9 @@ def test_latents_of_the_training_split(latents):
 def test_latents_are_read_back_bit_for_bit(latents, cache):
     assert [path.name for path in cache.iterdir()] == [f"{catalog.identity('emoji9')}.safetensors"]
     again = load_latents("emoji9", cache)
-    for field in dataclasses.fields(LatentSet):
-        assert torch.equal(*(torch.as_tensor(getattr(each, field.name)) for each in (latents, again)))
+    for name in ("mean", "std", "labels"):
+        assert torch.equal(getattr(latents, name), getattr(again, name))
+    assert latents.normalisation == again.normalisation and latents.num_classes == again.num_classes
 
 
 @pytest.mark.parametrize("damage", ["torn", "altered", "empty", "foreign", "unsigned"])
@@ -116,6 +117,27 @@ def test_racing_writers_never_show_a_torn_file(tmp_path):
 
 def test_sample_is_the_scaled_posterior():
     mean, std = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1), torch.tensor([0.5, 0.25, 0.125]).reshape(3, 1, 1, 1)
-    latents = LatentSet(mean, std, torch.tensor([0, 1, 1]), num_classes=2, scaling_factor=10.0)
+    scale = Normalisation(torch.tensor(0.0), torch.tensor(10.0))
+    latents = LatentSet(mean, std, torch.tensor([0, 1, 1]), num_classes=2, normalisation=scale)
     drawn = latents.sample(torch.tensor([2, 0]), torch.tensor([8.0, -2.0]).reshape(2, 1, 1, 1))
     assert drawn.flatten().tolist() == [40.0, 0.0]
+
+
+def test_a_channel_has_its_own_statistics():
+    mean, std = torch.tensor([3.0, 5.0]).reshape(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    shift, scale = torch.tensor([1.0, 1.0]).reshape(2, 1, 1), torch.tensor([0.5, 2.0]).reshape(2, 1, 1)
+    latents = LatentSet(mean, std, torch.tensor([0]), num_classes=1, normalisation=Normalisation(shift, scale))
+    drawn = latents.sample(torch.tensor([0]), torch.zeros(1, 2, 1, 1))
+    assert drawn.flatten().tolist() == [1.0, 8.0]
+    assert latents.normalisation.undo(drawn).flatten().tolist() == [3.0, 5.0]
+
+
+def test_mirrored_images_have_the_latents_of_mirror_images(cache):
+    data = load_latents("emoji9", cache, mirrored=True, images=True)
+    indices, mirror = torch.tensor([5, 5]), torch.tensor([False, True])
+    pictures = data.pictures(indices, mirror)
+    assert torch.equal(pictures[1], pictures[0].flip(-1)) and not torch.equal(pictures[0], pictures[1])
+    drawn = data.sample(indices, torch.zeros(2, 8, 8, 8), mirror)
+    mean, _ = encode(load_autoencoder(), pictures)
+    torch.testing.assert_close(drawn, data.normalisation.apply(mean), rtol=1e-3, atol=1e-3)
+    assert load_latents("emoji9", cache).pictures(indices) is None

@@ -1,11 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trainables import catalog
 from trainables.data import load_images
-from trainables.encode import decode, encode, load_autoencoder
+from trainables.encode import decode, encode, load_autoencoder, normalisation
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_reconstruction_of_test_images(autoencoder, images):
     assert mean.shape == std.shape == (64, 8, 8, 8)
     assert mean.dtype == std.dtype == torch.float32
     assert (std > 0).all()
-    rebuilt = decode(autoencoder, mean * autoencoder.config.scaling_factor)
+    rebuilt = decode(autoencoder, mean * normalisation(autoencoder).scale)
     assert rebuilt.shape == images.shape and rebuilt.dtype == torch.uint8
     errors = (rebuilt.float() - images.float()).square().mean(dim=(1, 2, 3))
     assert (10 * torch.log10(255**2 / errors)).mean() > 24  # dB
@@ -50,7 +51,7 @@ def test_the_scaling_factor_comes_from_the_config(autoencoder, images, tmp_path)
 
 def test_pixels_span_black_to_white(autoencoder):
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    rebuilt = decode(autoencoder, encode(autoencoder, white)[0] * autoencoder.config.scaling_factor)
+    rebuilt = decode(autoencoder, encode(autoencoder, white)[0] * normalisation(autoencoder).scale)
     assert rebuilt.float().mean() > 250
 
 
@@ -66,10 +67,27 @@ def test_a_missing_folder_is_an_os_error(tmp_path):
         load_autoencoder(tmp_path / "nothing")
 
 
-def test_another_normalisation_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "shift", "scale"),
+    [
+        ({"scaling_factor": 2.0, "shift_factor": 0.1}, 0.1, 2.0),
+        ({"scaling_factor": 1.0, "latents_mean": [1.0] * 8, "latents_std": [4.0] * 8}, 1.0, 0.25),  # as VA-VAE
+    ],
+)
+def test_latents_are_normalised_as_the_config_says(config, shift, scale, autoencoder, images, tmp_path):
     source = catalog.files("emoji9")[1]
-    config = json.loads((source / "config.json").read_text()) | {"shift_factor": 0.1}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    written = json.loads((source / "config.json").read_text()) | config
+    (tmp_path / "config.json").write_text(json.dumps(written))
     (tmp_path / catalog.AUTOENCODER_FILES[1]).write_bytes((source / catalog.AUTOENCODER_FILES[1]).read_bytes())
-    with pytest.raises(ValueError, match="shift_factor"):
-        load_autoencoder(tmp_path)
+    other = load_autoencoder(tmp_path)
+    mean, _ = encode(other, images[:2])
+    normalised = normalisation(other).apply(mean)
+    torch.testing.assert_close(normalised, (mean - shift) * scale)
+    levels = decode(other, normalised).int() - decode(autoencoder, normalisation(autoencoder).apply(mean)).int()
+    assert levels.abs().max() <= 1
+
+
+def test_two_kinds_of_shift_are_refused():
+    config = {"latents_mean": [1.0], "latents_std": [1.0], "shift_factor": 0.1, "scaling_factor": 1.0}
+    with pytest.raises(ValueError, match="one of them must go"):
+        normalisation(SimpleNamespace(config=config))

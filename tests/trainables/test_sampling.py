@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,6 +46,63 @@ def test_ode_samplers_converge_at_their_order(sampler: Callable[..., Tensor], or
     ]
     for coarse, fine in zip(errors, errors[1:], strict=False):
         assert coarse / fine == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize("shift", [0.3, 2.0])
+def test_shifted_steps_keep_the_order(sampler: Callable[..., Tensor], order: int, shift: float) -> None:
+    noise = normal(8, 1, 2, 2)
+    errors = [
+        (sampler(exact_velocity(), noise, steps, timestep_shift=shift) - exact_latents(noise)).abs().max().item()
+        for steps in (40, 80, 160)
+    ]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert coarse / fine == pytest.approx(2**order, rel=0.15)
+
+
+def times_of(num_steps: int, **options: float) -> list[float]:
+    """The times at which the velocity is asked for, and where the last step ends: a state of unit speed is its time."""
+    seen: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t[0].item())
+        return torch.ones_like(x)
+
+    end = euler(velocity, torch.ones(1, 1, 1, 1), num_steps, **options)  # 1 + the sum of all t' - t
+    return [*seen, end.item()]
+
+
+def test_shifted_times_are_lightningdits_on_our_clock() -> None:
+    """transport/integrators.py: s' = shift s / (1 + (shift - 1) s) of equally spaced s, where s is 0 at noise."""
+    s = torch.linspace(0, 1, 9, dtype=torch.float64)
+    theirs = 0.3 * s / (1 + (0.3 - 1) * s)
+    assert times_of(8, timestep_shift=0.3) == pytest.approx((1 - theirs).tolist(), abs=1e-7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_steps=st.integers(1, 60), shift=st.floats(0.01, 100))
+def test_shifted_times_fall_from_one_to_zero(num_steps: int, shift: float) -> None:
+    times = times_of(num_steps, timestep_shift=shift)
+    assert times[0] == 1
+    assert times[-1] == pytest.approx(0, abs=1e-12)
+    assert times == sorted(times, reverse=True)
+    asked: list[Tensor] = []
+    heun(lambda x, t: asked.append(t) or x, torch.ones(1, 1, 1, 1), num_steps, timestep_shift=shift)
+    assert len(asked) == 2 * num_steps - 1  # the last step is known by ending at 0, to the last bit
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_a_shift_of_one_is_none_and_none_below_zero_is_taken(sampler: Callable[..., Tensor]) -> None:
+    noise = normal(2, 1, 2, 2)
+    for steps in (1, 7, 50, 249):
+        x = noise
+        for t, t_next in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()):
+            x = x + (t_next - t) * x.float().double()
+        assert torch.equal(euler(lambda x, t: x, noise, steps, timestep_shift=1.0), x)
+    assert torch.equal(sampler(lambda x, t: x, noise, 9, timestep_shift=1.0), sampler(lambda x, t: x, noise, 9))
+    for shift in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="timestep_shift is"):
+            sampler(lambda x, t: x, noise, 9, timestep_shift=shift)
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])

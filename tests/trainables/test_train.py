@@ -12,7 +12,20 @@ from trainables.checkpoint import Checkpoint
 from trainables.data import load_latents
 from trainables.draws import draw
 from trainables.methods.self_guided import guided_feature
-from trainables.spec import NoTerm, Phase, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+from trainables.spec import (
+    DispersiveTerm,
+    EncoderSpec,
+    LayerSyncTerm,
+    NoTerm,
+    Phase,
+    RepaTerm,
+    Run,
+    Schedule,
+    SelfGuidedTerm,
+    SraTerm,
+    TeacherRef,
+    VaeAlignTerm,
+)
 from trainables.train import Context, NonFiniteLoss, build_backbone, load_backbone, train
 
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4, "ema_decay": 0.9, "optimizer": {"lr": 1e-3}}
@@ -38,7 +51,7 @@ def guided(until: int = STEPS, **options) -> Phase:
 
 @pytest.fixture(scope="module")
 def data(cache: Path):
-    return load_latents("emoji9", cache)
+    return load_latents("emoji9", cache, mirrored=True, images=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +73,19 @@ RUNS = {
     "self_guided, stopped": run(guided(4), plain()),
     "log-normal times, cosine path": run(plain(), time="log_normal", path="cosine"),
     "bf16": run(aligned(), precision="bf16"),
+    "repa": run(Phase(until=STEPS, term=RepaTerm(), projector_width=8, encoder=EncoderSpec(kind="effnet_lite0"))),
+    "dispersive": run(Phase(until=STEPS, term=DispersiveTerm())),
+    "layersync": run(Phase(until=STEPS, term=LayerSyncTerm(layers=[[8, 4], [12, 6]]))),
+    "sra, its weight scheduled": run(
+        Phase(until=STEPS, term=SraTerm(weight=Schedule(steps=(1, 5), weights=(1.0, 0.1), curve="geometric")))
+    ),
+    "LightningDiT": run(
+        aligned(),
+        backbone="LightningDiT-T/2",
+        time="log_normal",
+        velocity_cosine=1.0,
+        horizontal_flip=True,
+    ),
 }
 
 
@@ -75,6 +101,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, stop, data,
     resumed = go(STEPS, Checkpoint.load(tmp_path, stop))
     for part in ("backbone", "ema", "method", "optimizer"):
         assert same(getattr(resumed, part), getattr(whole, part)), part
+
+
+@pytest.mark.parametrize("name", ["none", "self_guided", "repa", "layersync", "LightningDiT"])
+def test_pieces_of_a_batch_train_what_the_whole_does_to_rounding(name, data, teacher):
+    options = {"data": data, "teacher": lambda _: teacher}
+    whole = train(RUNS[name], STEPS, context=Context(), **options).checkpoint
+    for pieces in (1, 3):  # of 4 images: four pieces, and one of three with one of one
+        parts = train(RUNS[name], STEPS, context=Context(micro_batch=pieces), **options).checkpoint
+        for key, tensor in whole.ema.items():
+            torch.testing.assert_close(parts.ema[key], tensor, rtol=1e-3, atol=2e-4, msg=key)
+
+
+def test_a_loss_over_the_whole_batch_refuses_pieces(data):
+    with pytest.raises(ValueError, match="whole batch"):
+        train(RUNS["dispersive"], STEPS, data=data, context=Context(micro_batch=2))
+
+
+def test_activations_computed_again_change_no_bit(data, teacher):
+    options = {"data": data, "teacher": lambda _: teacher}
+    kept = train(RUNS["self_guided"], STEPS, context=Context(), **options).checkpoint
+    again = train(RUNS["self_guided"], STEPS, context=Context(checkpoint_blocks=True), **options).checkpoint
+    assert same(kept.backbone, again.backbone) and same(kept.ema, again.ema)
 
 
 @pytest.mark.parametrize("grad_clip", [1.0, 0.01, None])

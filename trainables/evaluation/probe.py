@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from trainables.evaluation.detectors import Detector
 from trainables.evaluation.frechet import frechet_distance, root
 from trainables.evaluation.inception_score import inception_score
 from trainables.evaluation.statistics import FeatureStatistics
+from trainables.interpolant import Path
 from trainables.spec import ProbeSpec
 
 GRID_ROWS, GRID_COLUMNS = 4, 10  # of the picture: samples of a class below each other, at most so many classes
@@ -66,13 +67,19 @@ def chunk(spec: ProbeSpec, number: int, latent_shape: tuple[int, ...], num_class
 
 
 @torch.no_grad()
-def sample(backbone: Any, spec: ProbeSpec, part: Chunk, device: torch.device) -> Tensor:
-    """Scaled latents (B, C, H, W) float32 for one chunk, by the probe's sampler."""
+def sample(backbone: Any, spec: ProbeSpec, part: Chunk, device: torch.device, path: Path = "linear") -> Tensor:
+    """Normalised latents (B, C, H, W) float32 for one chunk, by the probe's sampler; `path`: as it was trained."""
     labels = part.labels.to(device)
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = backbone(x, t, labels).velocity
+    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = backbone(x, t, y).velocity
         return out
+
+    low, high = spec.guidance_interval
+    guided = sampling.classifier_free_guidance(network, backbone.num_classes, spec.guidance_scale, low, high)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return guided(x, t, labels)
 
     noise = part.noise.to(device)
     if spec.sampler == "euler_maruyama":
@@ -82,9 +89,9 @@ def sample(backbone: Any, spec: ProbeSpec, part: Chunk, device: torch.device) ->
             source = generator(spec.seed, "probe-sde", number, step)
             return torch.randn(part.noise.shape, generator=source, dtype=torch.float64).to(device)
 
-        return sampling.euler_maruyama(velocity, noise, spec.steps, draws=draws).float()
+        return sampling.euler_maruyama(velocity, noise, spec.steps, path=path, draws=draws).float()
     solver = {"euler": sampling.euler, "heun": sampling.heun}[spec.sampler]
-    return solver(velocity, noise, spec.steps).float()
+    return solver(velocity, noise, spec.steps, timestep_shift=spec.timestep_shift).float()
 
 
 def probe(
@@ -97,6 +104,7 @@ def probe(
     latent_shape: tuple[int, ...],
     num_classes: int,
     device: torch.device,
+    path: Path = "linear",
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
@@ -105,13 +113,14 @@ def probe(
 
     Args:
         reference: the real images through the same detector.
+        path: on which the backbone was trained.
         progress: called with the number of samples drawn so far, this rank's share.
     """
     chunks = -(-spec.samples // spec.batch_size)
     statistics, probabilities, pictures = FeatureStatistics(detector.feature_dim), [], []
     for number in range(rank, chunks, world_size):
         part = chunk(spec, number, latent_shape, num_classes)
-        images = decode(autoencoder, sample(backbone, spec, part, device))
+        images = decode(autoencoder, sample(backbone, spec, part, device, path))
         features, probs = detector(images)
         statistics.update(features)
         probabilities.append(probs.cpu())
@@ -138,7 +147,7 @@ def reference_statistics(images: Tensor, detector: Detector, batch_size: int = 2
     return statistics
 
 
-def save_grid(grid: Tensor, path: Path, num_classes: int, scale: int = 2) -> None:
+def save_grid(grid: Tensor, path: File, num_classes: int, scale: int = 2) -> None:
     """Write a probe's pictures as one PNG: one class a column."""
     columns = min(num_classes, GRID_COLUMNS)
     rows = len(grid) // columns
