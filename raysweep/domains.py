@@ -48,7 +48,7 @@ class Domain:
         return self.branches[self.options.index(value)] if self.kind == "choice" else value
 
     def find(self, value: Any, path: str) -> Any:
-        """`value` as this domain has it; for a choice it may be the option or its label.
+        """`value` as this domain has it; for a choice it may be the option, its label, or the `kind` of one option.
 
         Raises:
             WrongDomain: the value is outside.
@@ -57,6 +57,9 @@ class Domain:
             for option in self.options:
                 if label(option) == label(value) and isinstance(option, bool) == isinstance(value, bool):
                     return option
+            named = [option for option in self.options if isinstance(option, Mapping) and option.get("kind") == value]
+            if len(named) == 1:
+                return named[0]
             raise WrongDomain(path, f"{label(value)} is none of {', '.join(str(label(o)) for o in self.options)}")
         low, high = self.options
         if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:

@@ -51,7 +51,7 @@ def _keys(location: tuple[int | str, ...], tree: Any) -> tuple[str, ...]:
         last = position == len(location) - 1
         if isinstance(tree, dict) and part not in tree and not last:
             continue
-        if isinstance(tree, str) and part == tree:
+        if isinstance(tree, str | int | float) or str(part).startswith("("):
             continue
         keys.append(str(part))
         if isinstance(tree, dict):

@@ -23,7 +23,7 @@ def describe(run: Run, step: int) -> dict[str, Any]:
 
     Raises:
         ValueError: the step is not between 0 and the run's end.
-        LookupError: the run's data set is not on this machine.
+        LookupError: the run's data set or encoder is not on this machine.
     """
     if not 0 <= step <= run.steps:
         raise ValueError(f"step {step} is outside the run's 0 to {run.steps}")
@@ -34,6 +34,8 @@ def describe(run: Run, step: int) -> dict[str, Any]:
             break
         described = phase.model_dump(mode="json", include={"term", "projector_width"})
         described["until"] = min(phase.until, step)
+        if phase.encoder:
+            described["encoder"] = catalog.encoder_identity(phase.encoder.kind, phase.encoder.path)
         if phase.teacher:
             teacher = phase.teacher
             described["teacher"] = {"history": describe(teacher.run, teacher.step), "weights": teacher.weights}

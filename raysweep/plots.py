@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from raysweep import results
 from raysweep.results import Row, text
 from raysweep.study import Study
 
@@ -22,7 +23,7 @@ def save(study: Study, rows: list[Row], best: Row | None, path: Path) -> None:
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     shown = [row for row in rows if row["repeats"] is None and row["probes"]]
-    compared = [row for row in shown if row["published"] and row["published"]["fid_10k"] is not None]
+    compared = [row for row in shown if row["published"]]
     left, *right = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
     _curves(left, study, shown, best)
     if right:
@@ -58,17 +59,21 @@ def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None
 
 
 def _against_published(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None:
-    """Enqueued rows only, at the first rung: the only step that all of them have reached."""
-    first = min(row["probes"][0]["step"] for row in rows)
+    """Enqueued rows: a reproduction's at their ends, an exploration's at the first rung, which all have reached."""
+    reproduced = study.space.search.mode == "reproduce"
+    when = "its end" if reproduced else f"step {min(row['probes'][0]['step'] for row in rows)}"
+    name = results.published(study)[0]
     points: list[tuple[float, float, Row]] = [
-        (row["published"]["fid_10k"], row["probes"][0][study.metric], row) for row in rows if row["probes"]
+        (row["published"][name], row["probes"][-1 if reproduced else 0][study.metric], row)
+        for row in rows
+        if name in row["published"]
     ]
     for x, y, row in points:
         is_best = best is not None and row["trial"] == best["trial"]
         axes.plot(x, y, "o", color=BEST if is_best else COLOURS[row["state"]], markersize=8 if is_best else 6)
         axes.annotate(f"row {row['row']}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes.set_xlabel("published FID-10K, SiT-B/2 on ImageNet")
-    axes.set_ylabel(f"ours at step {first}: {study.metric}")
+    axes.set_xlabel(f"published {name}, on ImageNet")
+    axes.set_ylabel(f"ours at {when}: {study.metric}")
     axes.ticklabel_format(useOffset=False)
     axes.grid(alpha=0.25)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState as OptunaState
+from pydantic import ValidationError
 
 from raysweep import domains, runs
 from raysweep.domains import Domain, Point, WrongDomain, label
@@ -49,7 +50,7 @@ class Proposals:
         Rows that cannot be run here and repeats of earlier configurations are noted on the way and need no training.
         """
         done = {trial.row for trial in self.study.trials if trial.row is not None}
-        for number, row in enumerate(self.space.published):
+        for number, row in enumerate(self.space.rows):
             if number in done:
                 continue
             if self._enough():
@@ -178,6 +179,6 @@ def _runnable(space: Space, node: Any, path: str = "") -> Any:
 def _can_run(space: Space, path: str, option: Any) -> bool:
     try:
         trial, _ = space.trial({path: option})
-    except WrongDomain:  # inside an option that is not the default: nothing to hold against it
+    except (WrongDomain, ValidationError):  # only together with other options than the defaults: cannot tell from here
         return True
     return runs.unavailable(trial) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raysweep import history, runs
@@ -13,7 +14,7 @@ Row = dict[str, Any]
 
 def trial_row(study: Study, trial: TrialState) -> Row:
     """One trial: where it is, what became of it and why, its keys, what was published for it."""
-    published = study.space.published[trial.row] if trial.row is not None else None
+    published = study.space.rows[trial.row].published(study.space.published_samples) if trial.row is not None else {}
     row: Row = {
         "trial": trial.number,
         "row": None if trial.row is None else trial.row + 1,
@@ -24,7 +25,7 @@ def trial_row(study: Study, trial: TrialState) -> Row:
         "metrics": trial.probes.get(trial.step, {}),
         "probes": [{"step": step, **metrics} for step, metrics in sorted(trial.probes.items())],
         "repeats": trial.repeats,
-        "published": None if published is None else {"fid_10k": published.fid, "is_10k": published.is_},
+        "published": published,
         "history_key": None,
         "teacher_key": None,
         "teacher_steps": 0,
@@ -62,8 +63,16 @@ def searched(study: Study) -> list[str]:
     return list(dict.fromkeys(path for trial in study.trials for path in trial.point))
 
 
+def published(study: Study) -> list[str]:
+    """The metrics that were published for rows of this study, FID first."""
+    samples = study.space.published_samples
+    return list(dict.fromkeys(name for row in study.space.rows for name in row.published(samples)))
+
+
 def text(value: Any) -> str:
     """A parameter's value for people: `[8, 6]` is `8 → 6`."""
     if isinstance(value, list) and len(value) == 2:
         return f"{value[0]} → {value[1]}"
+    if isinstance(value, Mapping) and "kind" in value:
+        return str(value["kind"])
     return f"{value:g}" if isinstance(value, float) else str(label(value))

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raysweep import domains, launch, report
+from raysweep import launch, report
 from raysweep.errors import SweepError, UserError
+from raysweep.profile import PROFILES
 from raysweep.progress import Progress
 from raysweep.proposals import Proposals
 from raysweep.results import summary
 from raysweep.search import search
-from raysweep.space import PROFILES, Space, load
+from raysweep.space import Space, load
 from raysweep.store import Store
 from raysweep.study import Study
 from raysweep.tracking import Mirror, check_uri
@@ -72,7 +73,7 @@ def check_here(space: Space) -> None:
     Raises:
         UserError: what is missing, and how to get it.
     """
-    for data in sorted({space.trial(point)[0].data for point in domains.corners(space.tree, most=500)}):
+    for data in sorted({space.trial(point)[0].data for point in space.points(most=500)}):
         try:
             catalog.identity(data)
         except LookupError as error:

@@ -6,21 +6,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from raysweep import domains
 from raysweep.space import Space
 from trainables.spec import (
+    PROJECTED,
     Method,
     NoMethod,
     NoTerm,
     Phase,
     Recipe,
     Repa,
+    RepaTerm,
     Run,
     SelfGuided,
-    SelfGuidedTerm,
     TeacherRef,
+    Term,
     Trial,
-    VaeAlignTerm,
 )
 
 Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
@@ -28,7 +31,7 @@ Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
 
 def student(space: Space, trial: Trial) -> Run:
     """The run that `trial` trains, in optimizer steps."""
-    return _run(trial, trial.method, space.steps)
+    return _run(trial, trial.method, trial.iterations, space.steps)
 
 
 def unavailable(trial: Trial) -> str | None:
@@ -36,9 +39,7 @@ def unavailable(trial: Trial) -> str | None:
     method = trial.method
     while isinstance(method, SelfGuided):
         method = method.teacher.method
-    if isinstance(method, Repa):
-        return "repa looks up to an external encoder (DINOv2), and none is configured"
-    return None
+    return trial.encoder.missing if isinstance(method, Repa) else None
 
 
 def teachers(run: Run) -> list[TeacherRef]:
@@ -69,7 +70,7 @@ def milestones(space: Space) -> list[int]:
     for path, domain in domains.domains(space.tree).items():
         for option in domain.options:
             collect(path, option)
-    for point in domains.corners(space.tree, most=200):
+    for point in space.points(most=200):
         concrete, _ = domains.at(space.tree, point)
         _leaves(concrete, "", collect)
         trial = Trial.model_validate(concrete)
@@ -87,10 +88,8 @@ def _leaves(node: Any, path: str, visit: Callable[[str, Any], None]) -> None:
         visit(path, node)
 
 
-def _run(trial: Trial, method: Method, scale: Scale) -> Run:
-    if isinstance(method, Repa):
-        raise ValueError("repa has no run: see `unavailable`")
-    end = scale(trial.iterations)
+def _run(trial: Trial, method: Method, iterations: int, scale: Scale) -> Run:
+    end = scale(iterations)
     stop = "never" if isinstance(method, NoMethod) else method.stop
     guided_until = end if stop == "never" else min(end, scale(stop))
     phases = [_phase(trial, method, guided_until, scale)]
@@ -100,18 +99,24 @@ def _run(trial: Trial, method: Method, scale: Scale) -> Run:
     return Run(**recipe, phases=tuple(phases))
 
 
-def _phase(trial: Trial, method: Any, until: int, scale: Scale) -> Phase:
-    depth = trial.size.depth
+def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
+    term = _term(method).resolved(trial.size).scaled(scale)
+    teacher = None
     if isinstance(method, SelfGuided):
-        guided = SelfGuidedTerm(**method.model_dump(include=set(SelfGuidedTerm.model_fields)))
-        teacher = TeacherRef(
-            run=_run(trial, method.teacher.method, scale),
-            step=scale(method.teacher.iterations),
-            weights=method.teacher.weights,
-        )
-        width = trial.projector_width
-        return Phase(until=until, term=guided.resolved(depth), projector_width=width, teacher=teacher)
-    if isinstance(method, VaeAlignTerm):
-        aligned = VaeAlignTerm(**method.model_dump(include=set(VaeAlignTerm.model_fields)))
-        return Phase(until=until, term=aligned.resolved(depth), projector_width=trial.projector_width)
-    return Phase(until=until, term=NoTerm())
+        age = method.teacher.iterations
+        # As long as the student's, so that it is a baseline's run too; longer where an older teacher is asked for.
+        run = _run(trial, method.teacher.method, max(age, trial.iterations), scale)
+        teacher = TeacherRef(run=run, step=scale(age), weights=method.teacher.weights)
+    return Phase(
+        until=until,
+        term=term,
+        projector_width=trial.projector_width if isinstance(term, PROJECTED) else None,
+        encoder=trial.encoder if isinstance(term, RepaTerm) else None,
+        teacher=teacher,
+    )
+
+
+def _term(method: Method) -> Term:
+    """What of a method acts in its first phase: all but when it ends and who teaches it."""
+    written: Term = TypeAdapter(Term).validate_python(method.model_dump(exclude={"stop", "teacher"}))
+    return written

@@ -87,7 +87,7 @@ class _Searcher(_Unsaved, Searcher):
             "trial": trial.number,
             "run": self._study.run(trial).model_dump_json(),
             "rungs": self._study.rungs(trial),
-            "probe": self._study.space.probe.model_dump_json(),
+            "probe": self._study.probe(trial).model_dump_json(),
             "dispatcher": self._dispatcher,
         }
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from raysweep import domains, yamlfile
 from raysweep.domains import Point, WrongDomain
 from raysweep.errors import UserError
 from raysweep.explain import WrongValue, explain
+from raysweep.profile import PROFILES, merge
 from raysweep.yamlfile import Document
-from trainables.spec import ProbeSpec, Spec, Steps, Trial
+from trainables.spec import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 
-PROFILES = ("cluster", "laptop", "smoke")
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -43,6 +43,8 @@ class Launch(Spec):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
+    micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
+    checkpoint_blocks: bool = False  # compute activations again instead of keeping them
 
 
 class Row(Spec):
@@ -51,16 +53,60 @@ class Row(Spec):
     set: dict[str, Any] = {}
     fid: float | None = None
     is_: Annotated[float | None, Field(alias="is")] = None
+    sfid: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+    def published(self, samples: int) -> dict[str, float]:
+        """What was published, by metric; `samples` were drawn for it."""
+        count = count_name(samples)
+        found = {f"fid_{count}": self.fid, f"is_{count}": self.is_, f"sfid_{count}": self.sfid}
+        found |= {f"precision_{count}": self.precision, f"recall_{count}": self.recall}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Sampling(Spec):
+    """What a family's probes do otherwise. Never what decides whether numbers compare: detector and count."""
+
+    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None
+    steps: Count | None = None
+    timestep_shift: float | None = None
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+
+class Probe(ProbeSpec):
+    """`ProbeSpec`, with what is different for a family of backbones: sampled as its authors sample."""
+
+    families: dict[Family, Sampling] = {"LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)}
+
+    @model_validator(mode="after")
+    def _families_fit(self) -> Probe:
+        for family in self.families:
+            try:
+                self.of(family)
+            except ValidationError as error:
+                first = error.errors()[0]
+                cause = first.get("ctx", {}).get("error")
+                key = cause.key if isinstance(cause, WrongKey) else ".".join(map(str, first["loc"]))
+                raise WrongKey(f"families.{family}.{key}", str(cause or first["msg"])) from None
+        return self
+
+    def of(self, family: Family) -> ProbeSpec:
+        """How a snapshot of that family is judged."""
+        own = self.families.get(family, Sampling()).model_dump(exclude_none=True)
+        return ProbeSpec.model_validate(self.model_dump(exclude={"families"}) | own)
 
 
 class _File(Spec):
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
     trial: dict[str, Any] = {}
     search: Search = Search()
-    probe: ProbeSpec = ProbeSpec()
+    probe: Probe = Probe()
     launch: Launch = Launch()
     enqueue: tuple[Row, ...] = ()
     steps_divisor: Count = 1
+    published_samples: Count = 10_000
 
 
 class Space:
@@ -70,7 +116,8 @@ class Space:
         self.profile, self._written = profile, file.trial
         self.tree = domains.parse(file.trial)
         self.study, self.search, self.probe = file.study, file.search, file.probe
-        self.launch, self.published, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
+        self.launch, self.rows, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
+        self.published_samples = file.published_samples
 
     @classmethod
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
@@ -86,6 +133,19 @@ class Space:
         """
         concrete, full = domains.at(self.tree, point)
         return Trial.model_validate(concrete), full
+
+    def points(self, most: int = 20_000) -> Iterator[Point]:
+        """Points that between them show whether the space is sound: a reproduction's rows, an exploration's corners."""
+        if self.search.mode == "explore":
+            yield from domains.corners(self.tree, most)
+            return
+        for row in self.rows:
+            with contextlib.suppress(WrongDomain):  # a row outside an overridden space is told of where it is proposed
+                yield domains.at(self.tree, row.set)[1]
+
+    def probe_of(self, trial: Trial) -> ProbeSpec:
+        """How that trial's snapshots are judged."""
+        return self.probe.of(trial.size.family)
 
     def steps(self, written: int) -> int:
         """Optimizer steps for a number of steps as the file writes it: at least one."""
@@ -105,11 +165,12 @@ class Space:
             "study": self.study,
             "profile": self.profile,
             "steps_divisor": self.steps_divisor,
+            "published_samples": self.published_samples,
             "trial": self._written,
             "search": self.search.model_dump(mode="json"),
             "probe": self.probe.model_dump(mode="json"),
             "launch": self.launch.model_dump(mode="json"),
-            "enqueue": [row.model_dump(mode="json", by_alias=True) for row in self.published],
+            "enqueue": [row.model_dump(mode="json", by_alias=True) for row in self.rows],
         }
 
     @property
@@ -134,37 +195,10 @@ def load(path: Path, profile: str = "cluster", overrides: list[str] | None = Non
     document = yamlfile.read(path)
     if profile not in PROFILES:
         raise UserError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
-    raw = _merge_profile(document.tree, _profile(profile))
+    raw = merge(document.tree, profile)
     keys = [_override(raw, text) for text in overrides or []]
     space = _checked(raw, profile, document, keys)
     return space
-
-
-def _profile(name: str) -> dict[str, Any]:
-    text = resources.files("raysweep").joinpath("profiles", f"{name}.yaml").read_text(encoding="utf-8")
-    profile: dict[str, Any] = yamlfile.parse(text)
-    return profile
-
-
-def _merge_profile(file: dict[str, Any], profile: dict[str, Any]) -> dict[str, Any]:
-    merged = {**file, "steps_divisor": profile["steps_divisor"]}
-    for key in ("trial", "probe"):
-        if isinstance(file.get(key, {}), dict):
-            merged[key] = _overlay(file.get(key, {}), profile.get(key, {}))
-    if isinstance(file.get("launch", {}), dict):
-        merged["launch"] = {**profile["launch"], **file.get("launch", {})}
-    return merged
-
-
-def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, except where `below` has a domain."""
-    result = dict(below)
-    for key, value in above.items():
-        old = below.get(key)
-        if isinstance(old, dict) and any(kind in old for kind in domains.KINDS):
-            continue
-        result[key] = _overlay(old or {}, value) if isinstance(value, dict) and isinstance(old, dict | None) else value
-    return result
 
 
 def _override(raw: dict[str, Any], text: str) -> tuple[str, ...]:
@@ -189,8 +223,9 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
         return document.error(path, message)
 
     try:
-        if "steps_divisor" in document.tree:
-            raise WrongValue(("steps_divisor",), "a profile decides this; leave it out or use --set steps_divisor=N")
+        for key in ("steps_divisor", "published_samples"):
+            if key in document.tree:
+                raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
         try:
             file = _File.model_validate(raw)
         except ValidationError as error:
@@ -202,9 +237,9 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:
         raise wrong(error.path, str(error)) from None
-    if space.search.mode == "reproduce" and not space.published:
+    if space.search.mode == "reproduce" and not space.rows:
         raise wrong(("search", "mode"), "reproduce takes the rows of `enqueue`, and there are none; use explore")
-    for position, row in enumerate(space.published):
+    for position, row in enumerate(space.rows):
         try:
             space.trial(row.set)
         except WrongDomain as error:
@@ -214,7 +249,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
 
 
 def _check_trials(space: Space) -> None:
-    for point in domains.corners(space.tree):
+    for point in space.points():
         concrete, _ = domains.at(space.tree, point)
         try:
             trial = Trial.model_validate(concrete)
@@ -226,6 +261,11 @@ def _check_trials(space: Space) -> None:
                 ("trial", "batch_size"),
                 f"a batch of {trial.batch_size} cannot be shared evenly by {space.launch.workers} workers; "
                 "make launch.workers a divisor of it",
+            )
+        if space.launch.micro_batch and isinstance(trial.method, Dispersive):
+            raise WrongValue(
+                ("launch", "micro_batch"),
+                "dispersive compares the images of a whole batch and cannot run in micro-batches; leave this out",
             )
 
 

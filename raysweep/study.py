@@ -16,7 +16,7 @@ from raysweep.errors import UserError
 from raysweep.journal import Entry, Journal
 from raysweep.space import Space
 from raysweep.store import Store
-from trainables.spec import Run
+from trainables.spec import ProbeSpec, Run
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
 
@@ -101,6 +101,10 @@ class Study:
         if trial.number not in self._runs:
             self._runs[trial.number] = runs.student(self.space, self.space.trial(trial.point)[0])
         return self._runs[trial.number]
+
+    def probe(self, trial: TrialState) -> ProbeSpec:
+        """How a trial's snapshots are judged."""
+        return self.space.probe_of(self.space.trial(trial.point)[0])
 
     def rungs(self, trial: TrialState) -> list[int]:
         """The steps at which a trial is probed, its end last."""

@@ -25,7 +25,7 @@ def columns(study: Study) -> list[str]:
     """The table's head: the row's number in the paper, the searched parameters, ours, theirs, what became of it."""
     paths = [_short(path) for path in results.searched(study)]
     probe = study.space.probe
-    published = ["published fid_10k", "published is_10k"] if any(row.fid for row in study.space.published) else []
+    published = [f"published {name}" for name in results.published(study)]
     return ["trial", "row", *paths, "steps", probe.metric, probe.inception_score, *published, "state", "reason"]
 
 
@@ -34,10 +34,7 @@ def cells(study: Study, row: Row) -> list[str]:
     probe = study.space.probe
     params = [results.text(row["params"][path]) if path in row["params"] else "" for path in results.searched(study)]
     ours = [_number(row["metrics"].get(name)) for name in (probe.metric, probe.inception_score)]
-    paper = row["published"] or {}
-    published = [_number(paper.get(name)) for name in ("fid_10k", "is_10k")]
-    if "published fid_10k" not in columns(study):
-        published = []
+    published = [_number(row["published"].get(name)) for name in results.published(study)]
     number = "" if row["row"] is None else str(row["row"])
     return [
         str(row["trial"]),
@@ -77,14 +74,22 @@ def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
     """The table for a terminal: what differs from the defaults, without the reasons; the best trial stands out."""
     metric = study.metric
     _, defaults = domains.at(study.space.tree, {})
-    published = any(row["published"] for row in rows)
+    published = results.published(study)[:1]
     table = Table(title=study.space.id, title_justify="left")
-    for name in ("trial", "row", "configuration", "steps", metric, *(["published"] if published else []), "state"):
+    for name in (
+        "trial",
+        "row",
+        "configuration",
+        "steps",
+        metric,
+        *(f"published {name}" for name in published),
+        "state",
+    ):
         table.add_column(name, justify="left" if name in ("configuration", "state") else "right")
     for row in rows:
         changed = {path: value for path, value in row["params"].items() if defaults.get(path) != value}
         told = ", ".join(f"{_short(path)} {results.text(value)}" for path, value in changed.items()) or "the defaults"
-        cell = [_number((row["published"] or {}).get("fid_10k"))] if published else []
+        cell = [_number(row["published"].get(name)) for name in published]
         number, value = "" if row["row"] is None else str(row["row"]), _number(row["metrics"].get(metric))
         style = "bold green" if row["trial"] == best else _style(row)
         table.add_row(

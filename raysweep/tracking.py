@@ -116,7 +116,7 @@ class Mirror:
             metrics = [(metric, value, step) for step in new for metric, value in trial.probes[step].items()]
             self._metrics(run_id, metrics + self._curve(run, trial.step, self._synced.get(run_id, 0)))
             for step in new:
-                self._grid(run_id, run, step)
+                self._grid(run_id, run, step, self.study.probe(trial))
             self._client.set_tag(run_id, "raysweep.history_key", history.key(run, trial.step))
             self._mark(run_id, trial.step)
         if trial.ended:
@@ -158,9 +158,9 @@ class Mirror:
                     points.append(("steps_per_s", (milestone - found.manifest["from_step"]) / seconds, milestone))
         return points
 
-    def _grid(self, run_id: str, run: spec.Run, step: int) -> None:
+    def _grid(self, run_id: str, run: spec.Run, step: int, probe: spec.ProbeSpec) -> None:
         store = self.study.store
-        with store.open_picture("probes", probe_key(run, step, self.study.space.probe)) as stream:
+        with store.open_picture("probes", probe_key(run, step, probe)) as stream:
             if stream:
                 self._client.log_image(run_id, Image.open(stream).convert("RGB"), key="samples", step=step)
 

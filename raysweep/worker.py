@@ -32,7 +32,9 @@ REPORT_EVERY_S = 0.5
 def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: int) -> None:
     """Work as one rank of a lane until the dispatcher says stop."""
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
-    _Worker(config, Context(device, rank, world_size)).run()
+    launch = config.launch
+    context = Context(device, rank, world_size, launch.micro_batch, launch.checkpoint_blocks)
+    _Worker(config, context).run()
 
 
 class _Worker:

@@ -5,12 +5,30 @@ from pathlib import Path
 import pytest
 
 from raysweep import history, runs, space
-from trainables.spec import NoTerm, Phase, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+from trainables.spec import (
+    DispersiveTerm,
+    EncoderSpec,
+    LayerSyncTerm,
+    NoTerm,
+    Phase,
+    RepaTerm,
+    Run,
+    Schedule,
+    SelfGuidedTerm,
+    SraTerm,
+    TeacherRef,
+    VaeAlignTerm,
+)
 
 ROOT = Path(__file__).parents[2]
-PINNED = {  # the default row of table5.yaml at its end, by profile: moves only with a new numerics version
-    "laptop": "4967f78ef68b4ac374d0e58a1644ac8d6787fca191b032f6ead112adc369f557",
-    "smoke": "303f980c07617ac436ac5068c4b93a9995148b42deefbe27f132a311c477a2e8",
+PINNED = {  # of all rows' ends, in the file's order: moves only with a new numerics version or a wider history
+    ("table1", "laptop"): "463ccb4af1fd7cc8",
+    ("table2", "laptop"): "50dfa70a81757afc",
+    ("table3", "laptop"): "0a03b29ef27ff3c0",
+    ("table4", "laptop"): "870545bafc7c0c69",
+    ("table5", "laptop"): "aebd028bda054962",
+    ("table5", "smoke"): "0aa872449c5c2971",
+    ("figure8", "laptop"): "2f87224c7660f0c8",
 }
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
 
@@ -26,11 +44,19 @@ def guided(stop: int, end: int = 40, **options) -> Run:
     return Run(**BASE, phases=phases)
 
 
-@pytest.mark.parametrize("profile", PINNED)
-def test_keys_of_the_committed_search_space_stay(profile: str):
-    loaded = space.load(ROOT / "search_spaces" / "table5.yaml", profile)
-    run = runs.student(loaded, loaded.trial({})[0])
-    assert history.key(run, run.steps) == PINNED[profile]
+def keys_of_all_rows(name: str, profile: str) -> str:
+    loaded = space.load(ROOT / "search_spaces" / f"{name}.yaml", profile)
+    students = [runs.student(loaded, loaded.trial(row.set)[0]) for row in loaded.rows]
+    return history.key_of([history.key(run, run.steps) for run in students])[:16]
+
+
+@pytest.mark.parametrize(("name", "profile"), PINNED)
+def test_keys_of_the_committed_search_spaces_stay(name: str, profile: str):
+    assert keys_of_all_rows(name, profile) == PINNED[name, profile]
+
+
+def test_every_committed_search_space_is_pinned():
+    assert {name for name, _ in PINNED} == {path.stem for path in (ROOT / "search_spaces").glob("*.yaml")}
 
 
 def test_runs_share_every_step_up_to_the_earlier_stop():
@@ -57,6 +83,8 @@ def test_a_longer_run_contains_a_shorter_one():
         {"label_dropout": 0.2},
         {"time": "log_normal"},
         {"path": "cosine"},
+        {"velocity_cosine": 1.0},
+        {"horizontal_flip": True},
     ],
     ids=str,
 )
@@ -68,6 +96,40 @@ def test_what_determines_weights_changes_the_key(change):
 @pytest.mark.parametrize("change", [{"guidance_scale": 15.0}, {"weight": 0.4}, {"target_norm": "layer"}], ids=str)
 def test_a_method_s_options_change_the_key(change):
     assert history.key(guided(10, **change), 5) != history.key(guided(10), 5)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        DispersiveTerm(),
+        DispersiveTerm(variant="hinge"),
+        LayerSyncTerm(layers=[[8, 4]]),
+        LayerSyncTerm(layers=[[8, 4], [12, 6]]),
+        SraTerm(layers=[8, 4]),
+        SraTerm(layers=[8, 4], weight=0.2),
+        VaeAlignTerm(block=6),
+        VaeAlignTerm(block=6, weight=Schedule(steps=(0, 9), weights=(0.5, 0.1))),
+    ],
+    ids=repr,
+)
+def test_no_two_terms_share_a_history(term):
+    def key(other):
+        return history.key(Run(**BASE, phases=[Phase(until=10, term=other)]), 5)
+
+    assert key(term) != key(NoTerm())
+    assert key(type(term).model_validate(term.model_dump(mode="json"))) == key(term)
+
+
+def test_an_encoder_enters_by_its_weights_and_not_by_its_path(tmp_path):
+    def key(folder: str, weights: bytes) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "model.safetensors").write_bytes(weights)
+        encoder = EncoderSpec(kind="dinov2", path=str(tmp_path / folder))
+        run = Run(**BASE, phases=[Phase(until=10, term=RepaTerm(block=4), projector_width=8, encoder=encoder)])
+        return history.key(run, 5)
+
+    assert key("here", b"weights") == key("there", b"weights") != key("elsewhere", b"others")
 
 
 def test_the_step_itself_is_part_of_it_and_must_exist():

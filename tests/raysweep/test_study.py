@@ -35,7 +35,9 @@ class Sweep:
     """A study with its proposals, driven by hand; `metric` says what a probe would."""
 
     def __init__(self, path: Path, root: Path, *overrides: str):
-        self.study = Study(space.load(path, "smoke", list(overrides)), Store(str(root / "store")))
+        self.study = Study(
+            space.load(path, "smoke", ["trial.encoder.kind=dinov2", *overrides]), Store(str(root / "store"))
+        )
         self.storage = f"sqlite:///{root / 'optuna.db'}"
         self.proposals = Proposals(self.study, self.storage)
 
