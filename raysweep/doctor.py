@@ -10,6 +10,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from raysweep.command import guarded
 from raysweep.errors import UserError
 from trainables.backbones.cost import Cost, Latent, cost
 from trainables.spec import BACKBONES
@@ -19,18 +20,17 @@ LATENTS: dict[str, Latent] = {"SiT": (4, 32, 32), "LightningDiT": (32, 16, 16)} 
 
 def main(arguments: list[str] | None = None) -> int:
     """Show a backbone's cost; returns the exit code: 0 done, 2 the user's mistake."""
-    options = _parser().parse_args(arguments)
-    try:
-        latent, counted = count(options)
-    except UserError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2
+    return guarded(show, _parser().parse_args(arguments))
+
+
+def show(options: argparse.Namespace, console: Console) -> None:
+    """Count, then print."""
+    latent, counted = count(options)
     if options.json:
         asked = {"model": options.model, "latent": latent, "classes": options.classes}
         print(json.dumps(asked | counted._asdict() | {"gflops": counted.multiply_adds / 1e9}))
     else:
         Console().print(table(options.model, latent, options.classes, counted))
-    return 0
 
 
 def count(options: argparse.Namespace) -> tuple[Latent, Cost]:

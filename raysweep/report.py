@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from raysweep import plots, tables
-from raysweep.errors import UserError
+from raysweep.command import guarded
 from raysweep.results import summary, text
 from raysweep.store import Store
 from raysweep.study import Study
@@ -48,15 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)
     parser.add_argument("study", help="its name, or how that begins")
     parser.add_argument("--storage", default="runs", metavar="URI", help="where it is (default: runs)")
-    options = parser.parse_args(arguments)
-    try:
-        study = Study.reopen(Store(options.storage), options.study)
-    except UserError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2
+    return guarded(again, parser.parse_args(arguments))
+
+
+def again(options: argparse.Namespace, console: Console) -> None:
+    """The report of a study that may be long over."""
+    study = Study.reopen(Store(options.storage), options.study)
     result = summary(study)
     show(study, result, write(study, result), Console())
-    return 0
 
 
 if __name__ == "__main__":

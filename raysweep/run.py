@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from raysweep import launch, report
-from raysweep.errors import SweepError, UserError
+from raysweep.command import guarded
+from raysweep.errors import UserError
 from raysweep.profile import PROFILES
 from raysweep.progress import Progress
 from raysweep.proposals import Proposals
@@ -26,19 +27,7 @@ from trainables import catalog
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a sweep; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    console = Console(stderr=True)
-    try:
-        return sweep(options, console)
-    except UserError as error:
-        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2
-    except SweepError as error:
-        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. What is finished is kept; the same command carries on.", highlight=False)
-        return 130
+    return guarded(sweep, _parser().parse_args(arguments))
 
 
 def sweep(options: argparse.Namespace, console: Console) -> int:

@@ -60,7 +60,7 @@ class Bench:
             load_backbone(recipe, data, load_weights(folder), context.device),
             spec,
             autoencoder=self.autoencoder,
-            detector=self._detector(spec.detector),
+            detector=self.detector(spec.detector),
             reference=self.reference(recipe.data, spec.detector),
             latent_shape=tuple(data.mean.shape[1:]),
             num_classes=data.num_classes,
@@ -90,7 +90,8 @@ class Bench:
         """The autoencoder of the embedded data."""
         return encode.load_autoencoder().to(self.context.device)
 
-    def _detector(self, name: str) -> detectors.Detector:
+    def detector(self, name: str) -> detectors.Detector:
+        """The detector of that name, loaded once."""
         if name not in self._detectors:
             self._detectors[name] = detectors.create(name).to(self.context.device)
         return self._detectors[name]
@@ -98,11 +99,12 @@ class Bench:
     def reference(self, data: str, detector: str) -> Reference:
         """Statistics of a data set's images through a detector, made the first time that this machine needs them."""
         if (data, detector) not in self._references:
-            watcher = self._detector(detector)
+            watcher = self.detector(detector)
             cached = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
             if not cached.exists():
                 images, _ = load_images(data, "train")
                 statistics = reference_statistics(images, watcher)
+                self.cache.mkdir(parents=True, exist_ok=True)
                 aside = cached.with_suffix(f".{uuid.uuid4().hex[:8]}")
                 save_file(statistics.state_dict(), aside)
                 aside.replace(cached)

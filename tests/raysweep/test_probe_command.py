@@ -1,0 +1,208 @@
+"""`python -m raysweep.probe`: the sweep's own numbers, for our checkpoints and for a reference's files."""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysweep import probe
+from raysweep.store import Store
+from trainables import catalog
+from trainables.checkpoint import Checkpoint, load_weights
+from trainables.data import load_latents
+from trainables.spec import NoTerm, Phase, ProbeSpec, Run
+from trainables.stage import Bench
+from trainables.train import Context, train
+
+pytestmark = pytest.mark.slow  # the real images go through the detector once
+RUN = Run(
+    backbone="SiT-T/2",
+    data="emoji9",
+    batch_size=4,
+    ema_decay=0.5,
+    optimizer={"lr": 1e-2},
+    phases=[Phase(until=4, term=NoTerm())],
+)
+QUICK = ["--detector", "effnet_lite0", "--samples", "40", "--sampler", "euler", "--steps", "2", "--batch-size", "16"]
+SPEC = ProbeSpec(detector="effnet_lite0", samples=40, sampler="euler", steps=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A store with one run's checkpoints at steps 2 and 4."""
+    root = tmp_path_factory.mktemp("storage")
+    (root / "cache").symlink_to(cache)
+    store, start = Store(str(root)), None
+    for step in (2, 4):
+        start = train(RUN, step, data=load_latents("emoji9", cache), context=Context(), start=start).checkpoint
+        with tempfile.TemporaryDirectory() as folder:
+            start.save(Path(folder))
+            store.publish(RUN, step, Path(folder), {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def published(storage: Path) -> tuple[str, Path]:
+    """The key and the folder of the checkpoint at step 4."""
+    store = Store(str(storage))
+    found = store.find(RUN, 4)
+    return found.key, store.open(found.key)
+
+
+@pytest.fixture(scope="module")
+def recorded(storage: Path, published, cache: Path) -> dict[str, float]:
+    """What a sweep records for the checkpoint at step 4."""
+    return dict(Bench(Context(), cache).probe(RUN, SPEC, published[1], None))
+
+
+@pytest.fixture
+def call(storage: Path, capsys):
+    """Run the command; its exit code, its JSON and what it said on stderr."""
+
+    def call(checkpoint: str | Path, *options: str) -> tuple[int, dict, str]:
+        code = probe.main([str(checkpoint), "--storage", str(storage), "--json", *options])
+        said = capsys.readouterr()
+        return code, json.loads(said.out.splitlines()[-1]) if code == 0 else {}, said.err
+
+    return call
+
+
+def save_repa(folder: Path, path: Path, **more) -> Path:
+    """Our snapshot as REPA's train.py would have saved it."""
+    args = argparse.Namespace(model="SiT-T/2", num_classes=9)
+    state = {"model": load_weights(folder, "raw"), "ema": load_weights(folder), "opt": {}, "args": args, "steps": 4}
+    torch.save(state | more, path)
+    return path
+
+
+# --- numbers
+
+
+def test_a_key_gives_the_numbers_of_the_sweep(call, published, recorded, tmp_path):
+    picture = tmp_path / "grid.png"
+    code, result, _ = call(published[0][:10], *QUICK, "--picture", str(picture))
+    assert code == 0
+    assert result["metrics"] == recorded and set(recorded) == {"fd_effnet_40", "is_effnet_40"}
+    assert (result["backbone"], result["source"], result["step"]) == ("SiT-T/2", "raysweep", 4)
+    assert (result["data"], result["reference"], result["weights"]) == ("emoji9", "emoji9", "ema")
+    assert result["probe"] == SPEC.model_dump(mode="json")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_gives_the_numbers_of_the_sweep(call, published, recorded):
+    for folder in (published[1], published[1].parent):
+        code, result, _ = call(folder, *QUICK)
+        assert code == 0
+        assert (result["metrics"], result["step"], result["data"]) == (recorded, 4, "emoji9")
+
+
+def test_a_reference_copy_gives_the_same_numbers(call, published, recorded, tmp_path):
+    path = save_repa(published[1], tmp_path / "0000004.pt")
+    code, result, _ = call(path, "--source", "repa", *QUICK)
+    assert code == 0
+    assert result["metrics"] == recorded
+    assert (result["source"], result["step"], result["data"], result["reference"]) == ("repa", 4, None, "emoji9")
+    code, result, _ = call(path, "--source", "repa", "--weights", "raw", *QUICK)
+    assert code == 0 and result["weights"] == "raw" and result["metrics"] != recorded
+
+
+def test_the_data_sets_own_autoencoder_by_its_path_changes_nothing(call, published, recorded):
+    path = Path(catalog.files("emoji9")[1])
+    assert call(published[0], "--autoencoder", str(path), *QUICK)[1]["metrics"] == recorded
+
+
+def test_guidance_and_seed_change_the_samples(call, published, recorded):
+    options = ["--guidance-scale", "3", "--guidance-interval", "0", "0.9"]
+    code, result, _ = call(published[0], *QUICK, *options)
+    assert code == 0 and result["metrics"] != recorded
+    assert (result["probe"]["guidance_scale"], result["probe"]["guidance_interval"]) == (3, [0, 0.9])
+    assert call(published[0], *QUICK, "--seed", "1")[1]["metrics"] != recorded
+
+
+def test_people_get_a_table(storage, published, recorded, capsys):
+    assert probe.main([published[0], "--storage", str(storage), *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert f"{recorded['fd_effnet_40']:.4f}" in said
+    for words in ("fd_effnet_40", "SiT-T/2 at step 4", "40 samples by euler in 2 steps, no guidance", "parameters"):
+        assert words in said
+
+
+# --- mistakes
+
+MISTAKES = {
+    "unknown key": ("abcdefabcdef", [], "none of the 2 keys in --storage"),
+    "every key": ("", [], "may be any of 2"),
+    "missing file": ("nowhere/last.pt", [], "no such file or folder"),
+    "one sample": ("KEY", ["--samples", "1"], "--samples: input should be greater than 1"),
+    "reversed interval": ("KEY", ["--guidance-interval", "0.9", "0.1"], "--guidance-interval: [0.9, 0.1] is reversed"),
+    "shifted SDE": ("KEY", ["--sampler", "euler_maruyama", "--timestep-shift", "0.3"], "--timestep-shift: the SDE"),
+    "unknown detector": ("KEY", ["--detector", "eye"], "--detector: input should be"),
+    "unknown data": ("KEY", ["--data", "cats"], "--data cats: no data set 'cats'; known: emoji9"),
+    "data not here": ("KEY", ["--data", "imagenet256"], "--data imagenet256: data set 'imagenet256' is not shipped"),
+    "no folder for the picture": ("KEY", ["--picture", "nowhere/a.png"], "--picture nowhere/a.png: there is no folder"),
+    "no autoencoder": ("KEY", ["--autoencoder", "nowhere"], "--autoencoder nowhere: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(call, storage, published, mistake):
+    checkpoint, options, message = MISTAKES[mistake]
+    before = sorted(storage.rglob("*"))
+    code, _, said = call(published[0] if checkpoint == "KEY" else checkpoint, *QUICK, *options)
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert sorted(storage.rglob("*")) == before
+
+
+def test_data_of_another_shape_is_refused(call, published, tmp_path):
+    state = load_weights(published[1])
+    name = "y_embedder.embedding_table.weight"
+    path = save_repa(published[1], tmp_path / "last.pt", ema=state | {name: state[name][:5].clone()})
+    for options, message in {
+        (): "which no known data set has; name one by --data: emoji9",
+        ("--data", "emoji9"): "has 9 classes of latents 8x8x8, but the checkpoint 4 classes",
+    }.items():
+        code, _, said = call(path, "--source", "repa", *options, *QUICK)
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+
+
+def test_a_storage_that_cannot_be_written_to(published, tmp_path, capsys):
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    assert probe.main([str(published[1]), "--storage", str(in_the_way), *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert "cannot write to its cache" in said and said.count("\n") == 1
+
+
+class Program:
+    def __init__(self, made: Path):
+        self.made = made
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.made}",)
+
+
+def test_a_pickled_function_is_refused_and_not_run(call, published, tmp_path):
+    path = save_repa(published[1], tmp_path / "evil.pt", hook=Program(tmp_path / "made"))
+    code, _, said = call(path, "--source", "repa", *QUICK)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "posix.system" in said and "refused" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_altered_checkpoint_is_not_probed(call, storage, published, tmp_path, cache):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "manifest.json").write_bytes((published[1].parent / "manifest.json").read_bytes())
+    nonce = copy / published[1].name
+    nonce.mkdir()
+    Checkpoint(4, {}, load_weights(published[1], "raw")).save(nonce)
+    code, _, said = call(copy, *QUICK)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "snapshot.safetensors: altered" in said

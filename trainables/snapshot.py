@@ -1,0 +1,256 @@
+"""A frozen backbone from what people have: a checkpoint of our store, or a file of a reference repository.
+
+Such files are pickles as a rule. They are read as data alone (`weights_only`), in which argparse.Namespace, a bag of
+options that most of these repositories save along, may stand; whatever else wants to be imported is refused by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trainables import backbones, catalog, interpolant
+from trainables.checkpoint import SNAPSHOT, STATE, Tensors, load_weights
+
+OURS = "raysweep"
+MANIFEST = "manifest.json"
+ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors")
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A backbone to look at, frozen and in evaluation mode, and what is known of it."""
+
+    backbone: Any
+    name: str  # "SiT-B/2", or its shape where that has no name
+    source: str  # `OURS`, or whose model it is: a key of `backbones.REFERENCES`
+    weights: str  # "ema", "raw", or "only" where a file has but one kind and does not say which
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    num_classes: int
+    step: int | None = None
+    data: str | None = None  # in the catalog, where known
+    path: interpolant.Path = "linear"  # between data and noise, on which it was trained
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learned."""
+        return sum(parameter.numel() for parameter in self.backbone.parameters())
+
+
+def load(
+    path: Path,
+    *,
+    weights: Weights = "ema",
+    source: str | None = None,
+    num_heads: int | None = None,
+    device: torch.device | None = None,
+) -> Snapshot:
+    """The snapshot in a folder (a checkpoint of our store) or a file (a reference's, or our snapshot.safetensors).
+
+    Args:
+        source: whose model a file holds; by default its tensors tell.
+        num_heads: of a shape that has no name.
+
+    Raises:
+        ValueError: nothing that can be used; one line that says what, where and what would be right.
+        OSError: it cannot be read.
+    """
+    if path.is_dir() or path.name == SNAPSHOT:
+        folder, manifest = _published(path if path.is_dir() else path.parent, weights)
+        return load_published(folder, manifest, weights=weights, num_heads=num_heads, device=device)
+    content = _read(path)
+    state, taken = _weights_in(content, weights, path)
+    try:
+        source = source or backbones.guess_source(state)
+        if source is None:
+            known = ", ".join(backbones.REFERENCES)
+            raise ValueError(f"its tensors do not tell whose model this is; say it by --source, one of {known}")
+        backbone = backbones.from_reference(state, source, **({"num_heads": num_heads} if num_heads else {}))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+    return _snapshot(backbone, device, source=source, weights=taken, step=_step(content, path))
+
+
+def load_published(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    *,
+    weights: Weights = "ema",
+    num_heads: int | None = None,
+    device: torch.device | None = None,
+) -> Snapshot:
+    """The snapshot in a folder of our store, with what its manifest tells ({}: the tensors alone tell).
+
+    Raises:
+        ValueError: as `load`.
+    """
+    state = _load_ours(folder, weights)
+    history = manifest.get("history", {})
+    # Without a history any member of the family will do: the tensors' own shape replaces its.
+    alike = "LightningDiT-B/1" if backbones.guess_source(state) == "lightningdit" else "SiT-B/2"
+    name = history.get("backbone", alike)
+    try:
+        heads = backbones.BACKBONES[name].heads if history else num_heads
+        backbone = backbones.blueprint(name, **backbones.reference_config(state, heads)).to_empty(device="cpu")
+        backbone.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder}: {_one_line(error)}") from None
+    known = {"step": history.get("step"), "data": _data_of(history.get("data")), "path": history.get("path", "linear")}
+    return _snapshot(backbone, device, source=OURS, weights=weights, **known)
+
+
+def best_device() -> torch.device:
+    """This machine's first GPU, or its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- our own folders ---------------------------------------------------------------------------------------------
+
+
+def _published(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
+    """The folder with the tensors and its manifest ({} where there is none), given either of a checkpoint's folders.
+
+    Raises:
+        ValueError: there is no snapshot, or it is not what the manifest says.
+    """
+    place = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
+    if place is None:
+        if not (folder / SNAPSHOT).is_file():
+            raise ValueError(f"{folder}: neither {MANIFEST} nor {SNAPSHOT} in this folder; give a checkpoint's folder")
+        return folder, {}
+    try:
+        manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["manifest"]
+        files = {Path(name).name: (place / name, facts["sha256"]) for name, facts in manifest["files"].items()}
+        tensors, checksum = files[SNAPSHOT if weights == "ema" else STATE]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{place / MANIFEST}: not a checkpoint's manifest, or a torn one") from None
+    if not tensors.is_file():
+        raise ValueError(f"{tensors}: missing, though the manifest names it")
+    with tensors.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
+            raise ValueError(f"{tensors}: altered since it was published: its SHA-256 is not the manifest's")
+    return tensors.parent, manifest
+
+
+def _load_ours(folder: Path, weights: Weights) -> Tensors:
+    try:
+        return load_weights(folder, weights)
+    except FileNotFoundError:
+        wanted = SNAPSHOT if weights == "ema" else STATE
+        raise ValueError(f"{folder}: no {wanted} in this folder, which holds the {weights} weights") from None
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: torn or altered: {_one_line(error)}") from None
+
+
+def _data_of(identity: str | None) -> str | None:
+    """The name of the data set with this identity, if it is on this machine."""
+    for name in catalog.DATASETS:
+        try:
+            if catalog.identity(name) == identity:
+                return name
+        except LookupError:
+            continue
+    return None
+
+
+# --- a reference's files -----------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, on the CPU, without running anything in it."""
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path}: not a checkpoint's file by its ending; known: {', '.join(ENDINGS)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Only a zip, torch's format since 1.6, can be mapped: then the optimizer's state is never read.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if not asked:
+            raise ValueError(f"{path}: not a checkpoint of torch, or a torn one") from None
+        raise ValueError(
+            f"{path}: asks to import {asked[1]}, and is refused: unpickling that could run any code; "
+            "save its tensors again as a plain state dict or as .safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read, perhaps torn: {_one_line(error)}") from None
+
+
+def _weights_in(content: Any, weights: Weights, path: Path) -> tuple[Tensors, str]:
+    """The wanted state dict of a checkpoint, and which it is.
+
+    Raises:
+        ValueError: there is none, or not of that kind.
+    """
+    kinds = {"ema": "ema", "raw": "model"}
+    held = [kind for kind, key in kinds.items() if isinstance(content, Mapping) and isinstance(content.get(key), dict)]
+    taken: str
+    if weights in held:
+        taken, state = weights, content[kinds[weights]]
+    elif weights == "raw" and held:
+        raise ValueError(f"{path}: holds no raw weights ('model'), only its EMA; use --weights ema")
+    else:
+        taken, state = ("raw", content["model"]) if held else ("only", content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: no state dict in it: neither under 'ema' or 'model' nor by itself")
+    return dict(state), taken
+
+
+def _step(content: Any, path: Path) -> int | None:
+    """The step that the file tells, or else its name: 0400000.pt."""
+    told = content.get("steps") if isinstance(content, Mapping) else None
+    if isinstance(told, int):
+        return told
+    return int(path.stem) if path.stem.isdecimal() else None
+
+
+# --- what it is --------------------------------------------------------------------------------------------------
+
+
+def _snapshot(backbone: Any, device: torch.device | None, **known: Any) -> Snapshot:
+    size = backbone.grid * backbone.patch_size
+    return Snapshot(
+        backbone.to(device or torch.device("cpu")).requires_grad_(False).eval(),
+        name=_name(backbone),
+        latent_shape=(backbone.in_channels, size, size),
+        num_classes=backbone.num_classes,
+        **known,
+    )
+
+
+def _name(backbone: Any) -> str:
+    """The backbone's name by its shape, or that shape in words."""
+    family = type(backbone).__name__
+    for name, size in backbones.BACKBONES.items():
+        if (size.family, size.depth, size.width, size.patch) == (
+            family,
+            backbone.depth,
+            backbone.width,
+            backbone.patch_size,
+        ):
+            return name
+    return f"{family} of {backbone.depth} blocks, width {backbone.width}, patch {backbone.patch_size}"
+
+
+def _one_line(error: BaseException) -> str:
+    """The last line, where torch says what is wrong with a state dict, shortened; and which option helps."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    told = textwrap.shorten(lines[-1], 200, placeholder=" …")
+    return f"{told}; give it by --heads" if "num_heads" in told else told
