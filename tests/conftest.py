@@ -22,8 +22,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoded data and reference statistics, made once for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    """Encoded data and reference statistics, made once for all tests, by whichever process comes first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    shared = tmp_path_factory.getbasetemp().parent / "cache"
+    shared.mkdir(exist_ok=True)
+    return shared
 
 
 @pytest.fixture

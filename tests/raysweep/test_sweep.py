@@ -37,13 +37,20 @@ enqueue:
   - {set: {method.guidance_scale: 30.0}, fid: 22.91}
 """
 
-NONE_ALONE = """\
+NO_ENCODER = ("--set", "trial.encoder.kind=dinov2")  # the row that looks up to one is then unavailable
+
+NO_TEACHERS = """\
 study: plain
 trial:
   iterations: 200000
   optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
-search: {rungs: [100000], trials: 3}
+  method: {choice: [none, repa, {kind: sra, weight: {steps: [0, 100000], weights: [1.0, 0.1]}}]}
+search: {rungs: [100000], trials: 4}
 launch: {workers: 1}
+enqueue:
+  - {set: {}}
+  - {set: {method: repa}}
+  - {set: {method: sra}}
 """
 
 
@@ -61,14 +68,17 @@ def sweep(space: Path, storage: Path, *more: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("sweeps")
+def root(tmp_path_factory, cache) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "cache").symlink_to(cache)  # what other tests have encoded already
+    return folder
 
 
 @pytest.fixture(scope="module")
 def first(root) -> dict:
     (root / "space.yaml").write_text(TWO_AXES)
-    return sweep(root / "space.yaml", root / "runs")
+    return sweep(root / "space.yaml", root / "runs", *NO_ENCODER)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +154,7 @@ def test_mlflow_has_a_run_per_trial_and_per_teacher_with_its_lineage(first, mlfl
 def test_tables_and_a_plot_lie_beside_the_journal(first):
     folder = Path(first["storage"]) / "studies" / first["study"]
     table = (folder / "table.md").read_text()
-    assert "published fid_10k" in table and "22.91" in table and "external encoder" in table
+    assert "published fid_10k" in table and "22.91" in table and "looks up to DINOv2" in table
     assert len((folder / "table.csv").read_text().splitlines()) == 1 + len(first["trials"])
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -159,7 +169,7 @@ def test_optuna_s_study_is_there_for_its_dashboard(first):
 
 def test_the_same_command_again_computes_nothing_and_answers_the_same(first, root, mlflow_runs):
     client, runs = mlflow_runs
-    again = sweep(root / "space.yaml", root / "runs")
+    again = sweep(root / "space.yaml", root / "runs", *NO_ENCODER)
     assert again["steps"]["computed"] == 0
     assert again["trials"] == first["trials"] and again["best"] == first["best"]
     assert len(client.search_runs([runs[0].info.experiment_id])) == len(runs)
@@ -188,7 +198,7 @@ def _lane_workers(driver: int) -> list[int]:
 
 def test_one_worker_a_range_and_no_method_and_a_killed_worker_and_an_interruption(root, first):
     """Another space of the same form; a worker dies, the sweep is interrupted, the same command carries on."""
-    (root / "plain.yaml").write_text(NONE_ALONE)
+    (root / "plain.yaml").write_text(NO_TEACHERS)
     marker = str(os.getpid())
     run = subprocess.Popen(
         command(root / "plain.yaml", root / "runs"),
@@ -212,5 +222,5 @@ def test_one_worker_a_range_and_no_method_and_a_killed_worker_and_an_interruptio
     assert run.returncode == 130 and "same command carries on" in errors and "Traceback" not in errors
     ended = sweep(root / "plain.yaml", root / "runs")
     assert ended["steps"]["reused"] > 0
-    assert [t["teacher_key"] for t in ended["trials"]] == [None] * 3
+    assert [t["teacher_key"] for t in ended["trials"]] == [None] * 4
     assert all(1e-4 <= t["params"]["optimizer.lr"] <= 1e-2 for t in ended["trials"])

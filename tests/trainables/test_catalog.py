@@ -20,6 +20,7 @@ def test_names_and_shapes():
     assert shapes == {
         "emoji9": (9, (8, 8, 8), True),
         "imagenet256": (1000, (4, 32, 32), False),
+        "imagenet256_vavae": (1000, (32, 16, 16), False),
         "imagenet512": (1000, (4, 64, 64), False),
     }
     assert len(DATASETS["emoji9"].class_names) == 9
