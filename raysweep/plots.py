@@ -55,7 +55,8 @@ def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9)
+    if axes.lines:
+        axes.legend(fontsize=9)
 
 
 def _against_published(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None:

@@ -32,6 +32,9 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
     best, steps = result["best"], result["steps"]
     rows = tables.ordered([row for row in result["trials"] if row["repeats"] is None], study.metric)
     console.print(tables.terminal(study, rows, best["trial"] if best else None))
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["state"] == "UNAVAILABLE"):
+        numbers = ", ".join(str(row["row"]) for row in rows if row["reason"] == reason)
+        console.print(f"Not trained, row {numbers}: {reason}", highlight=False, soft_wrap=True)
     if best:
         point = ", ".join(f"{path} {text(value)}" for path, value in best["params"].items())
         console.print(f"Best: trial {best['trial']}, {study.metric} {best['metrics'][study.metric]:.2f} ({point})")
