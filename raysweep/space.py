@@ -110,7 +110,7 @@ class _File(Spec):
 
 
 class Space:
-    """A checked search space at one profile. `tree` is the trial with its domains; `published` the enqueued rows."""
+    """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones."""
 
     def __init__(self, file: _File, profile: str):
         self.profile, self._written = profile, file.trial
