@@ -3,9 +3,9 @@
     python benchmarks/step.py --backbone SiT-B/2 SiT-XL/2 --batch 256 --precision bf16 --device cuda
 
 Each row is a run of `trainables.train` itself on random latents: draws, step, clipping, AdamW and EMA are all in it. A
-step counts three forwards of the student (backward is two), and while it is guided 2 m / n forwards of the teacher (block
-m of n, conditional and unconditional). Utilisation is against the product of two square matrices measured on the spot, in
-the same precision; medians over `--repeats`. `ratio` compares with the row above it that is not guided.
+step counts three forwards of the student (backward is two), and while it is guided 2 m / n forwards of the teacher
+(block m of n, conditional and unconditional). Utilisation is against the product of two square matrices measured on the
+spot, in the same precision; medians over `--repeats`. `ratio` is against the row of the same backbone without a method.
 """
 
 from __future__ import annotations
