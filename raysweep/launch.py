@@ -16,7 +16,9 @@ import ray
 
 from raysweep.dispatch import Dispatcher
 from raysweep.errors import SweepError
+from raysweep.leases import Leases
 from raysweep.space import Launch
+from raysweep.store import Store
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -95,7 +97,7 @@ def open_lanes(launch: Launch, storage: str, milestones: list[int], reference: t
         SweepError: the cluster lacks the resources that one lane needs.
     """
     _check_resources(launch)
-    actor = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=1000)
+    actor = ray.remote(_Shared).options(num_cpus=0, max_concurrency=1000)
     lanes = Lanes(actor.remote(storage, milestones, launch.lanes))
     session = uuid.uuid4().hex[:8]
     for lane in range(launch.lanes):
@@ -103,6 +105,14 @@ def open_lanes(launch: Launch, storage: str, milestones: list[int], reference: t
         task = _host.remote(lane, storage, launch, lanes.dispatcher, name, reference)
         lanes._tasks[task] = lane
     return lanes
+
+
+class _Shared(Dispatcher):
+    """A dispatcher that shares its store with those of other drivers."""
+
+    def __init__(self, storage: str, milestones: list[int], lanes: int):
+        store = Store(storage)
+        super().__init__(store, milestones, lanes, Leases(store))
 
 
 def _check_resources(launch: Launch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,11 +22,11 @@ ROWS = 14  # of the live table
 
 
 class Progress:
-    """Draws `study` and what `snapshot()` says of the lanes, once a second, until the block is left."""
+    """Draws `studies` and what `snapshot()` says of the lanes, once a second, until the block is left."""
 
-    def __init__(self, study: Study, console: Console):
-        self.study, self.console = study, console
-        self.latest: Snapshot = {"lanes": [], "computed_steps": 0, "notes": []}
+    def __init__(self, studies: Sequence[Study], console: Console):
+        self.studies, self.console = studies, console
+        self.latest: Snapshot = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
         self._began = time.monotonic()
         self._noted = 0
 
@@ -42,11 +43,11 @@ class Progress:
                     self.console.print(Text(note, style="yellow"))
                 self._noted = len(self.latest["notes"])
                 if live:
-                    live.update(self._table(), refresh=True)
+                    live.update(Group(*map(self._table, self.studies), *self._elsewhere()), refresh=True)
 
         thread = threading.Thread(target=keep, daemon=True)
-        if not live:
-            self.study.watchers.append(self._line)
+        for study in [] if live else self.studies:
+            study.watchers.append(partial(self._line, study))
         with live or contextlib.nullcontext():
             thread.start()
             try:
@@ -55,20 +56,26 @@ class Progress:
                 stop.set()
                 thread.join(timeout=5)
 
-    def _line(self, trial: TrialState) -> None:
+    def _line(self, study: Study, trial: TrialState) -> None:
         if trial.ended:
-            self.console.print(f"trial {trial.number}: {trial.state.lower()}, {trial.reason}", highlight=False)
+            name = study.name(trial) if len(self.studies) > 1 else f"trial {trial.number}"
+            self.console.print(f"{name}: {trial.state.lower()}, {trial.reason}", highlight=False)
 
-    def _table(self) -> Group:
-        study, metric = self.study, self.study.metric
+    def _elsewhere(self) -> list[Text]:
+        """What other drivers are at, and this one waits for."""
+        return [Text(f"under way elsewhere: {told}", style="dim") for told in self.latest["elsewhere"]]
+
+    def _table(self, study: Study) -> Group:
+        metric = study.metric
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "step", "rung", metric, "state", "steps/s"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
         working = {lane["trial"]: lane for lane in self.latest["lanes"]}
         shown = [t for t in study.trials if not t.ended]
-        shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, ROWS - len(shown))]
+        most = ROWS // len(self.studies)
+        shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, most - len(shown))]
         for trial in sorted(shown, key=lambda trial: trial.number):
-            lane = working.get(trial.number)
+            lane = working.get(study.name(trial))
             value = trial.last(metric)
             rungs = [] if trial.state == "UNAVAILABLE" else study.rungs(trial)
             passed = f"{sum(step in trial.probes for step in rungs)}/{len(rungs)}" if rungs else ""
@@ -83,28 +90,28 @@ class Progress:
         head = f"{study.space.id}   {ended} of {total} trials ended   {self.latest['computed_steps']} steps computed"
         if best[1] is not None:
             head += f"   best {best[0]:.4g} (trial {best[1]})"
-        return Group(Text(f"{head}   {self._time_left()}", style="bold"), table)
+        return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
-    def _time_left(self) -> str:
+    def _time_left(self, study: Study) -> str:
         """A guess: the steps still expected, a share 1/eta passing each rung, at the pace so far."""
         done = self.latest["computed_steps"]
         if not done:
             return "starting workers"
-        space = self.study.space
+        space = study.space
         share = 1 / space.search.eta if space.search.mode == "explore" else 1.0
         expected, typical = 0.0, 0.0
-        for trial in self.study.distinct:
+        for trial in study.distinct:
             if trial.state == "UNAVAILABLE":
                 continue
             before, chance, ahead, whole = 0, 1.0, 0.0, 0.0
-            for position, rung in enumerate(self.study.rungs(trial)):
+            for position, rung in enumerate(study.rungs(trial)):
                 whole += (rung - before) * share**position
                 if rung > trial.step:
                     ahead, chance = ahead + (rung - before) * chance, chance * share
                 before = rung
             typical = whole
             expected += 0.0 if trial.ended else ahead
-        expected += typical * max(0, space.search.trials - len(self.study.trials))
+        expected += typical * max(0, space.search.trials - len(study.trials))
         seconds = expected * (time.monotonic() - self._began) / done
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else "about a minute left"
 

@@ -46,6 +46,11 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
         console.print(f"{file.name}: {file}", highlight=False, soft_wrap=True)
 
 
+def shared(steps: dict[str, int]) -> str:
+    """One line about the steps of several studies together."""
+    return f"All together: {steps['without_sharing']} steps apart; {steps['computed']} computed now"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write and show the report of a study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)

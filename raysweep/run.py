@@ -6,13 +6,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from raysweep import launch, report
+from raysweep.certify import Certificates, certify
 from raysweep.command import guarded
 from raysweep.errors import UserError
+from raysweep.leases import Leases
 from raysweep.profile import PROFILES
 from raysweep.progress import Progress
 from raysweep.proposals import Proposals
@@ -32,28 +36,71 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sweep(options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
-    space = load(Path(options.space), options.profile, options.set)
-    check_here(space)
+    spaces = load_all(options.space, options.profile, options.set)
+    for space in spaces:
+        check_here(space)
     if options.tracking_uri:
         check_uri(options.tracking_uri)
     store = Store(options.storage)
     store.check_writable()
     tracking_uri = options.tracking_uri or f"sqlite:///{_local_folder(store) / 'mlflow.db'}"
-    study = Study(space, store)
-    computed, mirror = _run(study, tracking_uri, options.address, Progress(study, console))
-
-    result = summary(study)
-    result["steps"] |= {"computed": computed, "reused": result["steps"]["without_sharing"] - computed}
-    result["tracking_uri"] = tracking_uri
-    files = report.write(study, result)
-    mirror.sync()
-    mirror.close(files, study.best)
+    leases = Leases(store)
+    try:
+        for space in spaces:
+            _wait_for(leases, space, console)
+        studies = [Study(space, store) for space in spaces]
+        mirrors = [Mirror(study, tracking_uri) for study in studies]
+        computed, certificates = _run(studies, mirrors, options, console)
+    finally:
+        leases.close()
+    results = []
+    for study, mirror in zip(studies, mirrors, strict=True):
+        result = summary(study) | {"tracking_uri": tracking_uri}
+        files = report.write(study, result)
+        mirror.sync()
+        mirror.close(files, study.best)
+        results.append((study, result, files))
+    steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
+    steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
+    if len(results) == 1:
+        results[0][1]["steps"] |= steps
+    whole: dict[str, Any] = {"steps": steps, "storage": store.uri, "tracking_uri": tracking_uri}
+    if options.verify_sharing:
+        whole["certificates"] = certificates.as_dict()
     if options.json:
-        print(json.dumps(result))
+        several = {"studies": [result for _, result, _ in results]} if len(results) > 1 else results[0][1]
+        print(json.dumps(several | whole))
     else:
-        report.show(study, result, files, out := Console())
+        out = Console()
+        for study, result, files in results:
+            report.show(study, result, files, out)
+        if len(results) > 1:
+            out.print(report.shared(steps))
+        if options.verify_sharing:
+            out.print(str(certificates))
         out.print(f"MLflow: .venv/bin/mlflow ui --backend-store-uri {tracking_uri}", highlight=False, soft_wrap=True)
-    return 0 if study.best else 1
+    return 0 if all(study.best for study in studies) and not certificates.differ else 1
+
+
+def load_all(paths: list[str], profile: str, overrides: list[str]) -> list[Space]:
+    """Several search spaces for one plan.
+
+    Raises:
+        UserError: one is wrong, two are the same, or they want to be launched differently.
+    """
+    spaces = [load(Path(path), profile, overrides) for path in paths]
+    for number, space in enumerate(spaces):
+        for other in range(number):
+            if space.id == spaces[other].id:
+                raise UserError(f"{paths[number]}: the same space as {paths[other]}; give it once")
+            mine, theirs = space.launch.model_dump(), spaces[other].launch.model_dump()
+            for key in sorted(set(mine) - {"concurrent_trials"}):
+                if mine[key] != theirs[key]:
+                    raise UserError(
+                        f"{paths[number]}: launch.{key} is {mine[key]} and {theirs[key]} in {paths[other]}; "
+                        f"they share their workers, so give one: --set launch.{key}=VALUE"
+                    )
+    return spaces
 
 
 def check_here(space: Space) -> None:
@@ -71,23 +118,40 @@ def check_here(space: Space) -> None:
         raise UserError(f"probe.detector: {space.probe.missing}")
 
 
-def _run(study: Study, tracking_uri: str, address: str, progress: Progress) -> tuple[int, Mirror]:
-    """The part that needs Ray; returns how many steps were computed, and the mirror of it all."""
-    with launch.cluster(study.space.launch, address):
-        space = study.space
-        reference = (space.trial({})[0].data, space.probe.detector)
-        lanes = launch.open_lanes(space.launch, study.store.uri, study.milestones, reference)
+def _wait_for(leases: Leases, space: Space, console: Console) -> None:
+    """Wait while another driver runs the same study: two would write one journal."""
+    told = False
+    while not leases.acquire(f"study-{space.id}", {"kind": "study"}):
+        if not told and (holder := leases.holder(f"study-{space.id}")):
+            told = True
+            console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
+        time.sleep(1)
+
+
+def _run(
+    studies: list[Study], mirrors: list[Mirror], options: argparse.Namespace, console: Console
+) -> tuple[int, Certificates]:
+    """The part that needs Ray; returns how many steps were computed, and what replays showed."""
+    spaces = [study.space for study in studies]
+    milestones = sorted({step for study in studies for step in study.milestones})
+    certificates = Certificates()
+    with launch.cluster(spaces[0].launch, options.address):
+        reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
+        lanes = launch.open_lanes(spaces[0].launch, studies[0].store.uri, milestones, reference)
         # While the lanes come up: both take seconds to make their databases.
-        folder = _local_folder(study.store, "studies", space.id)
-        proposals = Proposals(study, f"sqlite:///{folder / 'optuna.db'}")
-        mirror = Mirror(study, tracking_uri)
-        mirror.sync()
-        study.watchers.append(mirror.watch)
-        with progress.shown(lanes.snapshot):
-            search(study, proposals, lanes.dispatcher)
+        proposals = []
+        for study, mirror in zip(studies, mirrors, strict=True):
+            folder = _local_folder(study.store, "studies", study.space.id)
+            proposals.append(Proposals(study, f"sqlite:///{folder / 'optuna.db'}"))
+            mirror.sync()
+            study.watchers.append(mirror.watch)
+        with Progress(studies, console).shown(lanes.snapshot):
+            search(proposals, lanes.dispatcher)
+            if options.verify_sharing:
+                certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
         computed: int = lanes.snapshot()["computed_steps"]
         lanes.close()
-    return computed, mirror
+    return computed, certificates
 
 
 def _local_folder(store: Store, *parts: str) -> Path:
@@ -96,9 +160,19 @@ def _local_folder(store: Store, *parts: str) -> Path:
     return folder
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
+_share.__name__ = "share between 0 and 1"  # argparse names the type where a value is wrong
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysweep.run", description=__doc__)
-    parser.add_argument("space", help="the search space, e.g. search_spaces/table5.yaml")
+    parser.add_argument("space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share work")
     parser.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
     parser.add_argument(
@@ -106,6 +180,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the storage)")
     parser.add_argument("--address", default="local", help="a Ray cluster, `auto` for this machine's (default: local)")
+    parser.add_argument(
+        "--verify-sharing",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="train this share of the stretches a second time, uncut, and compare bits (default: 0)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     return parser
 

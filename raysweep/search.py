@@ -1,12 +1,13 @@
-"""Ray Tune around a study: a searcher that asks the study, a scheduler that obeys it. The only module that knows Tune.
+"""Ray Tune around studies: a searcher that asks them, a scheduler that obeys them. The only module that knows Tune.
 
 A trial of Tune's is a small process without resources. It asks the dispatcher for its run, rung after rung, and reports
-what the probes say; the lanes do the work. All state is the study's, so a new driver simply starts a new Tune run.
+what the probes say; the lanes do the work. All state is the studies', so a new driver simply starts a new Tune run.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,30 +19,29 @@ from ray.tune.search import Searcher
 
 from raysweep.dispatch import StretchFailed
 from raysweep.proposals import Proposals
-from raysweep.study import Study
+from raysweep.study import Study, TrialState
 from trainables.spec import ProbeSpec, Run
 
 RESTARTS = 2  # of a trial's own small process
 SHARE = {"CPU": 0.001}  # of such a process: it only waits, but Tune wants to reserve something
 
 
-def search(study: Study, proposals: Proposals, dispatcher: Any) -> None:
-    """Propose and run trials until the study has all that its space asks for."""
-    waiting = [trial.number for trial in study.trials if not trial.ended and trial.repeats is None]
-    searcher = _Searcher(study, proposals, dispatcher, waiting)
+def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:
+    """Propose and run the trials of one or several studies until each has all that its space asks for."""
+    studies = [each.study for each in proposals]
     with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is nobody's truth
         tune.Tuner(
             tune.with_resources(_trial, SHARE),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=_Scheduler(study),
+                search_alg=_Searcher(proposals, dispatcher),
+                scheduler=_Scheduler(studies),
                 num_samples=-1,
-                max_concurrent_trials=study.space.launch.concurrent_trials,
+                max_concurrent_trials=max(study.space.launch.concurrent_trials for study in studies),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
-                name=study.space.id,
+                name=studies[0].space.id,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
             ),
@@ -51,11 +51,11 @@ def search(study: Study, proposals: Proposals, dispatcher: Any) -> None:
 def _trial(config: dict[str, Any]) -> None:
     """One trial: reach each rung, probe, report. It is told to stop by being stopped."""
     run, spec = Run.model_validate_json(config["run"]), ProbeSpec.model_validate_json(config["probe"])
-    number, dispatcher = config["trial"], config["dispatcher"]
+    name, dispatcher = config["name"], config["dispatcher"]
     for step in config["rungs"]:
         try:
-            ray.get(dispatcher.reach.remote(run, step, number))
-            record = ray.get(dispatcher.probe.remote(run, step, spec, number))
+            ray.get(dispatcher.reach.remote(run, step, name))
+            record = ray.get(dispatcher.probe.remote(run, step, spec, name))
         except StretchFailed as error:
             tune.report({"step": step, "failed": str(error.args[0] if error.args else error)})
             return
@@ -70,31 +70,50 @@ class _Unsaved:
 
 
 class _Searcher(_Unsaved, Searcher):
-    """The study's proposals as Tune wants them: those that an earlier driver left unfinished first."""
+    """The studies' proposals as Tune wants them: those that an earlier driver left unfinished first, then of each study
+    in turn."""
 
-    def __init__(self, study: Study, proposals: Proposals, dispatcher: Any, waiting: Sequence[int]):
+    def __init__(self, proposals: Sequence[Proposals], dispatcher: Any):
         super().__init__()
-        self._study, self._proposals, self._dispatcher = study, proposals, dispatcher
-        self._waiting = list(waiting)
-        self._numbers: dict[str, int] = {}
+        self._proposals, self._dispatcher = list(proposals), dispatcher
+        self._waiting = [
+            (number, trial)
+            for number, each in enumerate(proposals)
+            for trial in each.study.trials
+            if not trial.ended and trial.repeats is None
+        ]
+        self._turns = deque(range(len(self._proposals)))
+        self._trials: dict[str, tuple[int, int]] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self._study.trials[self._waiting.pop(0)] if self._waiting else self._proposals.next()
-        if trial is None:
+        found = self._waiting.pop(0) if self._waiting else self._next()
+        if found is None:
             return Searcher.FINISHED
-        self._numbers[trial_id] = trial.number
+        number, trial = found
+        study = self._proposals[number].study
+        self._trials[trial_id] = (number, trial.number)
         return {
+            "study": number,
             "trial": trial.number,
-            "run": self._study.run(trial).model_dump_json(),
-            "rungs": self._study.rungs(trial),
-            "probe": self._study.probe(trial).model_dump_json(),
+            "name": study.name(trial),
+            "run": study.run(trial).model_dump_json(),
+            "rungs": study.rungs(trial),
+            "probe": study.probe(trial).model_dump_json(),
             "dispatcher": self._dispatcher,
         }
 
+    def _next(self) -> tuple[int, TrialState] | None:
+        while self._turns:
+            if trial := self._proposals[self._turns[0]].next():
+                self._turns.rotate(-1)
+                return self._turns[-1], trial
+            self._turns.popleft()
+        return None
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
-        if not self._study.trials[number].ended:
-            self._study.end(number, "FAILED", "its process died; Ray's logs say why")
+        study, number = self._trials.pop(trial_id)
+        if not self._proposals[study].study.trials[number].ended:
+            self._proposals[study].study.end(number, "FAILED", "its process died; Ray's logs say why")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `_Unsaved`."""
@@ -104,17 +123,17 @@ class _Searcher(_Unsaved, Searcher):
 
 
 class _Scheduler(_Unsaved, FIFOScheduler):
-    """Stops a trial when the study says that it has ended."""
+    """Stops a trial when its study says that it has ended."""
 
-    def __init__(self, study: Study):
+    def __init__(self, studies: Sequence[Study]):
         super().__init__()
-        self._study = study
+        self._studies = studies
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        number = trial.config["trial"]
+        study, number = self._studies[trial.config["study"]], trial.config["trial"]
         if "failed" in result:
-            state = self._study.end(number, "FAILED", result["failed"])
+            state = study.end(number, "FAILED", result["failed"])
         else:
-            metrics = {name: result[name] for name in self._study.space.probe.metrics}
-            state = self._study.probed(number, result["step"], metrics)
+            metrics = {name: result[name] for name in study.space.probe.metrics}
+            state = study.probed(number, result["step"], metrics)
         return TrialScheduler.STOP if state.ended else TrialScheduler.CONTINUE

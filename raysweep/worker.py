@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch.distributed as dist
 
 from raysweep.dispatch import Assignment, probe_key
 from raysweep.lane import LaneConfig
-from raysweep.store import Damaged, Missing, Store
+from raysweep.store import Damaged, Missing, Store, sha256_of
 from trainables.spec import TeacherRef
 from trainables.stage import Bench
-from trainables.train import Context, NonFiniteLoss
+from trainables.train import Context, NonFiniteLoss, Outcome
 
 PATIENCE_S = 5.0  # how long a worker waits for work before it shows its fellows that it is alive
 ANSWER_S = 120.0  # how long the dispatcher may take to answer
@@ -70,7 +71,8 @@ class _Worker:
         """Do it and say how it went. What every worker sees alike is an answer; anything else restarts the group."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                result = (self._train if assignment.kind == "train" else self._probe)(assignment, Path(folder))
+                work = {"train": self._train, "probe": self._probe, "replay": self._replay}[assignment.kind]
+                result = work(assignment, Path(folder))
         except NonFiniteLoss as error:
             self._answer("failed", str(error))
         except (Damaged, Missing) as error:
@@ -83,6 +85,41 @@ class _Worker:
             self._tell(method, result)
 
     def _train(self, assignment: Assignment, folder: Path) -> None:
+        outcome = self._stretch(assignment)
+        if self.leads:
+            outcome.checkpoint.save(folder)
+            facts = {"from_step": assignment.begin, "curve": outcome.curve, "seconds": outcome.seconds, **self._made_by}
+            self.store.publish(assignment.run, assignment.end, folder, facts)
+
+    def _replay(self, assignment: Assignment, folder: Path) -> None:
+        """Train once more what led to a checkpoint, through the step where it was cut, and note whether the bits are
+        the same. What was made by other hardware or versions is not compared: nobody promises its last bit."""
+        found = self.store.find(assignment.run, assignment.end)
+        if found is None:
+            raise Missing(f"the checkpoint at step {assignment.end} is gone")
+        facts = {"checkpoint": found.key, "step": assignment.end, "from_step": assignment.begin, **self._made_by}
+        if differs := [name for name, value in self._made_by.items() if found.manifest[name] != value]:
+            facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
+        else:
+            outcome = self._stretch(assignment)
+            if self.leads:
+                outcome.checkpoint.save(folder)
+                files = {file.name: sha256_of(file) for file in folder.iterdir()}
+                published = {name.split("/")[-1]: file["sha256"] for name, file in found.manifest["files"].items()}
+                facts |= {"exact": files == published, "reason": "", "files": files, "seconds": outcome.seconds}
+        if self.leads:
+            self.store.put_record("certificates", found.key, facts)
+
+    @cached_property
+    def _made_by(self) -> dict[str, Any]:
+        """What the last bit of a checkpoint may depend on beside its history."""
+        return {
+            "workers": self.context.world_size,
+            "device": str(self.context.device.type),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def _stretch(self, assignment: Assignment) -> Outcome:
         run, store = assignment.run, self.store
         start = None
         if assignment.begin:
@@ -98,18 +135,7 @@ class _Worker:
             return store.open(found.key)
 
         self._show_progress(assignment.begin)
-        outcome = self.bench.train(run, assignment.end, start, teacher_folder)
-        if self.leads:
-            outcome.checkpoint.save(folder)
-            facts = {
-                "from_step": assignment.begin,
-                "curve": outcome.curve,
-                "seconds": outcome.seconds,
-                "workers": self.context.world_size,
-                "device": str(self.context.device),
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            }
-            store.publish(run, assignment.end, folder, facts)
+        return self.bench.train(run, assignment.end, start, teacher_folder)
 
     def _probe(self, assignment: Assignment, folder: Path) -> None:
         run, step, spec = assignment.run, assignment.end, assignment.probe
@@ -123,7 +149,7 @@ class _Worker:
         if self.leads:
             key = probe_key(run, step, spec)
             facts = {"checkpoint": found.key, "step": step, "probe": spec.model_dump(mode="json")}
-            facts |= {"metrics": metrics, "seconds": time.perf_counter() - began}
+            facts |= {"metrics": metrics, "seconds": time.perf_counter() - began, **self._made_by}
             self.store.put_record("probes", key, {"key": key, **facts}, picture)
 
     def _show_progress(self, begin: int) -> None:

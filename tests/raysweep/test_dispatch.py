@@ -26,7 +26,7 @@ class Lanes:
     """Lanes that publish at once what they are given, and remember it."""
 
     def __init__(self, root: Path, count: int = 2):
-        self.dispatcher = Dispatcher(str(root / "store"), MILESTONES, count)
+        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, count)
         self.store, self.files, self.done = Store(str(root / "store")), root / "files", []
         self.files.mkdir(exist_ok=True)
         (self.files / "state.safetensors").write_bytes(b"x")
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_computed_again_and_nothing_else(tmp_path):
 
 
 def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
-    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
@@ -139,7 +139,7 @@ def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
 
 
 def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
-    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(student(), 10, 0))
@@ -155,7 +155,7 @@ def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
 
 
 def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
-    dispatcher = Dispatcher(str(tmp_path / "store"), MILESTONES, 1)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
