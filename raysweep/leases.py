@@ -59,7 +59,8 @@ class Leases:
         self._held: dict[str, Lease] = {}
         self._beats: dict[str, tuple[bytes | None, float]] = {}  # another owner's heartbeat, and since when it is so
         self._lock = threading.Lock()
-        self._stop: threading.Event | None = None
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
 
     def acquire(self, name: str, facts: Mapping[str, Any]) -> bool:
         """Take the lease of that name, unless somebody alive has it. Whoever gets it looks first whether the work is
@@ -107,9 +108,9 @@ class Leases:
         """Give everything back."""
         for name in list(self._held):
             self.release(name)
-        if self._stop:
-            self._stop.set()
-            self._stop = None
+        self._stop.set()
+        if self._heart:
+            self._heart.join(timeout=self._dead_s)
             self._store.delete(f"owners/{self.owner}.json")
 
     # --- inside
@@ -139,22 +140,20 @@ class Leases:
 
     def _beat(self) -> None:
         """The first lease starts the heart."""
-        if self._stop:
-            return
-        stop = self._stop = threading.Event()
+        with self._lock:
+            if self._heart:
+                return
+            self._store.write(f"owners/{self.owner}.json", b"first")
+            self._heart = threading.Thread(target=self._keep, daemon=True, name="raysweep-heartbeat")
+            self._heart.start()
 
-        def keep() -> None:
-            count = 0
-            while True:
-                # A storage that cannot be reached for a moment is no reason to die: the next beat may get through.
-                with contextlib.suppress(OSError, pa.ArrowException):
-                    self._store.write(f"owners/{self.owner}.json", b"%d" % count)
-                count += 1
-                if stop.wait(self._beat_s):
-                    return
-
-        self._store.write(f"owners/{self.owner}.json", b"first")
-        threading.Thread(target=keep, daemon=True, name="raysweep-heartbeat").start()
+    def _keep(self) -> None:
+        count = 0
+        while not self._stop.wait(self._beat_s):
+            count += 1
+            # A storage that cannot be reached for a moment is no reason to die: the next beat may get through.
+            with contextlib.suppress(OSError, pa.ArrowException):
+                self._store.write(f"owners/{self.owner}.json", b"%d" % count)
 
 
 def _place(name: str, generation: int) -> str:

@@ -7,8 +7,14 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     MLFLOW_DISABLE_TELEMETRY="true",
     HF_HUB_OFFLINE="1",
+    AWS_ACCESS_KEY_ID="nobody",
+    AWS_SECRET_ACCESS_KEY="nothing",
+    AWS_EC2_METADATA_DISABLED="true",
 )
 
+import logging  # noqa: E402
+import uuid  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -40,3 +46,28 @@ def write_space(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket on an S3-compatible server of this machine, as pyarrow names it; `{}` stands for a folder."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import S3FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    S3FileSystem(
+        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+    ).create_dir("bucket")
+    yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a store may lie: what `--storage` takes. A new place for each test."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return request.getfixturevalue("s3").format(uuid.uuid4().hex[:8])

@@ -21,8 +21,8 @@ def publish(store: Store, folder: Path, step: int) -> str:
     return store.publish(RUN, step, folder, {"curve": [], "seconds": 1.0, "from_step": 0})
 
 
-def test_what_is_published_is_found_by_its_history(tmp_path):
-    store = Store(str(tmp_path / "store"))
+def test_what_is_published_is_found_by_its_history(tmp_path, storage):
+    store = Store(storage)
     assert store.deepest(RUN, 40) is None
     for step in (10, 20):
         assert publish(store, tmp_path / "files", step) == history.key(RUN, step)
@@ -56,8 +56,35 @@ def test_any_damaged_file_is_noticed_and_set_aside(tmp_path_factory, data, how):
     assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
 
 
-def test_records_come_back_with_their_picture(tmp_path):
-    store = Store(str(tmp_path / "store"))
+@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
+@pytest.mark.parametrize("name", ["snapshot.safetensors", "state.safetensors", "manifest.json"])
+def test_a_damaged_object_is_noticed_too(tmp_path, s3, name, how):
+    store = Store(s3.format(tmp_path.name))
+    key = publish(store, tmp_path / "files", 10)
+    nonce = next(iter(store.find(RUN, 10).manifest["files"])).split("/")[0]
+    place = f"checkpoints/10/{key}/" + (name if name == "manifest.json" else f"{nonce}/{name}")
+    content = store.read(place)
+    if how == "delete":
+        store.delete(place)
+    else:
+        store.write(place, content[:-1] if how == "truncate" else content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    with pytest.raises((Damaged, Missing)):
+        store.open(key)
+    assert store.find(RUN, 10) is None
+    publish(store, tmp_path / "files", 10)
+    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+
+
+def test_a_copy_of_an_object_that_was_altered_on_this_machine_is_fetched_again(tmp_path, s3):
+    store = Store(s3.format(tmp_path.name))
+    key = publish(store, tmp_path / "files", 10)
+    copy = store.open(key) / "snapshot.safetensors"
+    copy.write_bytes(b"something else")
+    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+
+
+def test_records_come_back_with_their_picture(tmp_path, storage):
+    store = Store(storage)
     picture = tmp_path / "grid.png"
     picture.write_bytes(b"png")
     store.put_record("probes", "k", {"metrics": {"fd": 1.5}}, picture)
@@ -65,6 +92,8 @@ def test_records_come_back_with_their_picture(tmp_path):
     assert store.record("probes", "other") is None
     with store.open_picture("probes", "k") as stream:
         assert stream.read() == b"png"
+    store.write("records/probes/k.png", b"another")
+    assert store.record("probes", "k") is None
 
 
 def test_a_relative_storage_is_the_same_from_every_working_directory(tmp_path, monkeypatch):

@@ -1,0 +1,106 @@
+"""One history, one computer: of all who share a store, one has the lease, and a dead one's is taken over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from raysweep.leases import Leases
+from raysweep.store import Store
+
+BEAT_S, DEAD_S = 0.2, 1.5
+
+OWNER = """
+import sys, time
+from raysweep.leases import Leases
+from raysweep.store import Store
+leases = Leases(Store(sys.argv[1]), {beat}, {dead})
+print(leases.acquire("work", {{}}), flush=True)
+time.sleep(600)
+""".format(beat=BEAT_S, dead=DEAD_S)
+
+
+@pytest.fixture
+def owner(storage):
+    """Another process, which has the lease `work`."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, storage], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "True"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def leases(storage: str) -> Leases:
+    return Leases(Store(storage), BEAT_S, DEAD_S)
+
+
+def take(mine: Leases, patience_s: float) -> float:
+    """Seconds until the lease is ours."""
+    began = time.monotonic()
+    while not mine.acquire("work", {}):
+        assert time.monotonic() - began < patience_s, "nobody may wait for ever"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def test_one_has_it_at_a_time(storage):
+    one, other = leases(storage), leases(storage)
+    assert one.acquire("work", {"end": 3}) and one.acquire("work", {})
+    assert not other.acquire("work", {}) and other.acquire("something else", {})
+    assert one.holder("work") is None and other.holder("work").facts == {"end": 3}
+    assert [lease.name for lease in other.others()] == ["work"]
+    one.release("work")
+    assert other.holder("work") is None and other.acquire("work", {})
+    one.close()
+    other.close()
+    assert Store(storage).names("leases") == Store(storage).names("owners") == []
+
+
+def test_of_many_who_want_it_at_once_one_gets_it(storage):
+    everybody = [leases(storage) for _ in range(6)]
+    for round in range(3):
+        with ThreadPoolExecutor(6) as pool:
+            got = list(pool.map(lambda each: each.acquire(f"work{round}", {}), everybody))  # noqa: B023
+        assert sum(got) == 1
+    for each in everybody:
+        each.close()
+
+
+def test_who_lives_keeps_it(storage, owner):
+    mine = leases(storage)
+    until = time.monotonic() + 2 * DEAD_S
+    while time.monotonic() < until:
+        assert not mine.acquire("work", {})
+        time.sleep(0.1)
+
+
+def test_a_killed_owner_s_is_taken_over_within_the_bound(storage, owner):
+    mine = leases(storage)
+    assert not mine.acquire("work", {})
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    take(mine, DEAD_S + 2)
+    mine.close()
+
+
+def test_so_is_that_of_one_whose_heart_stands_still(storage, owner):
+    mine, later = leases(storage), leases(storage)
+    assert not mine.acquire("work", {})
+    os.kill(owner.pid, signal.SIGSTOP)
+    take(mine, DEAD_S + 2)
+    assert not later.acquire("work", {})
+    mine.close()
+
+
+def test_a_damaged_lease_is_nobody_s(tmp_path):
+    storage = str(tmp_path / "store")
+    one, other = leases(storage), leases(storage)
+    assert one.acquire("work", {})
+    next((tmp_path / "store" / "leases").iterdir()).write_text("{torn")
+    assert other.acquire("work", {})
+    one.close()
+    other.close()
