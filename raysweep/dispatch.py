@@ -221,7 +221,17 @@ class Dispatcher:
                     await asyncio.wait_for(self._arrived.wait(), until - clock())
                 except TimeoutError:
                     break
-            elif await self._claim(assignment):
+                continue
+            try:
+                claimed = await self._claim(assignment)
+            except BaseException as error:
+                self._queue(assignment)
+                if not isinstance(error, OSError):
+                    raise
+                self._note(f"the storage does not answer, trying again: {error}")
+                await asyncio.sleep(POLL_S)
+                continue
+            if claimed:
                 assignment.attempts += 1
                 self.lanes[lane] = assignment
                 return assignment
@@ -293,7 +303,13 @@ class Dispatcher:
     def _start(self, key: str, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way[key] = task
-        task.add_done_callback(lambda ended: (self._under_way.pop(key, None), ended.exception()))
+
+        def over(ended: asyncio.Task[Any]) -> None:
+            self._under_way.pop(key, None)
+            if not ended.cancelled():
+                ended.exception()  # was looked at: whoever waited for it has it too
+
+        task.add_done_callback(over)
 
     async def _make(self, run: Run, step: int, trial: str | None, want: Want) -> None:
         damaged = 0
@@ -408,12 +424,20 @@ class Dispatcher:
         return None
 
     async def _watch(self, leases: Leases, assignment: Assignment) -> None:
-        try:
-            while await asyncio.to_thread(self._holder, leases, assignment):
+        held = True
+        while held:
+            try:
+                held = await asyncio.to_thread(self._holder, leases, assignment) is not None
+            except OSError as error:
+                self._note(f"the storage does not answer, trying again: {error}")
+            if held:
                 await asyncio.sleep(POLL_S)
-        finally:
-            self._elsewhere.pop(assignment.ticket, None)
+        self._elsewhere.pop(assignment.ticket, None)
         self._answer(assignment, _Elsewhere())
+
+    def _note(self, told: str) -> None:
+        if told not in self.notes:
+            self.notes.append(told)
 
     # --- answers
 

@@ -165,7 +165,9 @@ class Store:
                 if sha256_of(aside) != facts["sha256"]:
                     raise self._set_aside(found, f"{name} was altered")
                 aside.replace(copy)
-            except FileNotFoundError:
+            except OSError:
+                if self._is_there(f"{place}/{name}"):
+                    raise
                 raise self._set_aside(found, f"{name} is missing") from None
             finally:
                 aside.unlink(missing_ok=True)
@@ -260,7 +262,9 @@ class Store:
             with self.fs.open_input_stream(self.path(place)) as stream:
                 content: bytes = stream.read()
                 return content
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # an object that is deleted while it is read is one that is not there
+            if self._is_there(place):
+                raise
             return None
 
     def delete(self, place: str) -> None:
@@ -315,8 +319,13 @@ class Store:
         try:
             with self.fs.open_input_stream(self.path(place)) as stream:
                 return _sha256(stream)
-        except FileNotFoundError:
+        except OSError:
+            if self._is_there(place):
+                raise
             return None
+
+    def _is_there(self, place: str) -> bool:
+        return bool(self.fs.get_file_info(self.path(place)).type == fs.FileType.File)
 
     def _copy_in(self, source: Path, place: str) -> str:
         if local := self.local(place):

@@ -96,6 +96,10 @@ class Study:
         """What is minimised."""
         return self.space.probe.metric
 
+    def name(self, trial: TrialState) -> str:
+        """What a trial is called where several studies are under way."""
+        return f"{self.space.study}/{trial.number}"
+
     def run(self, trial: TrialState) -> Run:
         """The run that a trial trains."""
         if trial.number not in self._runs:

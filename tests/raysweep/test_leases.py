@@ -14,14 +14,14 @@ from raysweep.store import Store
 
 BEAT_S, DEAD_S = 0.2, 1.5
 
-OWNER = """
+OWNER = f"""
 import sys, time
 from raysweep.leases import Leases
 from raysweep.store import Store
-leases = Leases(Store(sys.argv[1]), {beat}, {dead})
+leases = Leases(Store(sys.argv[1]), {BEAT_S}, {DEAD_S})
 print(leases.acquire("work", {{}}), flush=True)
 time.sleep(600)
-""".format(beat=BEAT_S, dead=DEAD_S)
+"""
 
 
 @pytest.fixture

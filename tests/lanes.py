@@ -1,0 +1,81 @@
+"""A lane without Ray: trains and probes in this process what a dispatcher gives out. The science is the real one."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from raysweep.dispatch import Assignment, Dispatcher
+from raysweep.leases import Leases
+from raysweep.store import Store, sha256_of
+from trainables.spec import Run, TeacherRef
+from trainables.stage import Bench
+from trainables.train import Context
+
+
+class Lane:
+    """One lane of a dispatcher of its own, on `store`. `trained` lists (run, begin, end).
+
+    Without `cache` it trains nothing and publishes its word for it: for counting.
+    """
+
+    def __init__(self, store: Store, milestones: list[int], cache: Path | None, leases: Leases | None = None):
+        self.store, self.bench = store, Bench(Context(), cache) if cache else None
+        self.dispatcher = Dispatcher(store, milestones, 1, leases)
+        self.trained: list[tuple[Run, int, int]] = []
+
+    def run(self, asking: Coroutine[Any, Any, Any]) -> Any:
+        """Serve until `asking` is answered."""
+
+        async def serve() -> Any:
+            working, asked = asyncio.create_task(self._work()), asyncio.create_task(asking)
+            await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+            await self.dispatcher.close()
+            await working  # raises what went wrong in it
+            return await asked
+
+        return asyncio.run(serve())
+
+    async def reach_all(self, wanted: list[tuple[Run, int]]) -> None:
+        """Ask for all of these at once."""
+        await asyncio.gather(*(self.dispatcher.reach(run, step, str(n)) for n, (run, step) in enumerate(wanted)))
+
+    async def _work(self) -> None:
+        while (assignment := await self.dispatcher.next(0, 0.2)) != "stop":
+            if isinstance(assignment, Assignment):
+                await asyncio.to_thread(self._train, assignment)
+                await self.dispatcher.done(0, None)
+
+    def _train(self, assignment: Assignment) -> None:
+        run, begin, end = assignment.run, assignment.begin, assignment.end
+        with tempfile.TemporaryDirectory() as folder:
+            start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
+            if self.bench:
+                self.bench.train(run, end, start, self._folder).checkpoint.save(Path(folder))
+            else:
+                time.sleep(0.02)  # long enough for others to come in between
+                (Path(folder) / "word").write_text("trained")
+            self.store.publish(run, end, Path(folder), {"from_step": begin})
+        self.trained.append((run, begin, end))
+
+    def _folder(self, wanted: TeacherRef) -> Path:
+        return self.store.open(self.store.find(wanted.run, wanted.step).key)
+
+
+def alone(run: Run, step: int, bench: Bench, scratch: Path) -> dict[str, str]:
+    """SHA-256 of the files of `run` at `step`, trained from 0 in one go, with teachers of its own: nothing shared."""
+    scratch.mkdir(parents=True)
+
+    def own_teacher(teacher: TeacherRef) -> Path:
+        alone(teacher.run, teacher.step, bench, scratch / "teacher")
+        return scratch / "teacher"
+
+    bench.train(run, step, None, own_teacher).checkpoint.save(scratch)
+    return {file.name: sha256_of(file) for file in scratch.iterdir() if file.is_file()}
+
+
+def published(store: Store, run: Run, step: int) -> dict[str, str]:
+    """The same of what is in the store."""
+    return {name.split("/")[-1]: facts["sha256"] for name, facts in store.find(run, step).manifest["files"].items()}

@@ -1,0 +1,134 @@
+"""No step is computed twice, and nothing changes by that: real training, real leases, no Ray."""
+
+import os
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lanes
+import pytest
+
+from raysweep import history, runs, space
+from raysweep.leases import Leases
+from raysweep.store import Damaged, Missing, Store
+from trainables.spec import Run
+from trainables.stage import Bench
+from trainables.train import Context
+
+TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"
+STOPS = (50_000, 100_000, 150_000, 200_000, "never")
+
+
+def ninety() -> tuple[list[Run], list[int]]:
+    """Table 5's rows at five early-stop points, at the smoke profile, and where they publish."""
+    loaded = space.load(TABLE5, "smoke")
+    points = [row.set | {"method.stop": stop} for row in loaded.rows for stop in STOPS]
+    return [runs.student(loaded, loaded.trial(point)[0]) for point in points], runs.milestones(loaded)
+
+
+def steps_of_the_tree(students: list[Run]) -> int:
+    """Each step of each history once: a step is what leads to a history at that step, whoever asks for it."""
+    needed = [(run, run.steps) for run in students]
+    needed += [(teacher.run, teacher.step) for run in students for teacher in runs.teachers(run)]
+    return len({history.key(run, step) for run, end in needed for step in range(1, end + 1)})
+
+
+def test_ninety_trials_compute_each_step_of_their_tree_once(tmp_path):
+    students, milestones = ninety()
+    lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache=None)
+    lane.run(lane.reach_all([(run, run.steps) for run in students]))
+    assert lane.dispatcher.computed_steps == steps_of_the_tree(students)
+    assert lane.dispatcher.computed_steps < sum(run.steps + runs.teacher_steps(run) for run in students)
+
+
+@pytest.mark.slow
+def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
+    students, milestones = ninety()
+    # The default row and that of a teacher which looks up to an encoder.
+    chosen = [students[row * 5 + stop] for row in (0, 13) for stop in range(5)]
+    lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache)
+    lane.run(lane.reach_all([(run, run.steps) for run in chosen]))
+    assert lane.dispatcher.computed_steps == steps_of_the_tree(chosen)
+    bench = Bench(Context(), cache)
+    for number, run in list(enumerate(chosen))[::3]:
+        mine = lanes.alone(run, run.steps, bench, tmp_path / "alone" / str(number))
+        assert mine == lanes.published(lane.store, run, run.steps), number
+
+
+def test_two_drivers_at_the_same_moment_compute_each_shared_stretch_once(storage):
+    students, milestones = ninety()
+    mine, yours = students[:3], students[1:3] + students[5:7]  # two of them are the same
+    stores = [Store(storage), Store(storage)]
+    both = [lanes.Lane(store, milestones, None, Leases(store, 0.2, 5.0)) for store in stores]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(lane.run, lane.reach_all([(run, run.steps) for run in wanted]))
+            for lane, wanted in zip(both, (mine, yours), strict=True)
+        ]
+        for job in jobs:
+            job.result(timeout=300)
+    assert sum(lane.dispatcher.computed_steps for lane in both) == steps_of_the_tree(mine + yours)
+    assert all(lane.trained for lane in both)  # neither did it all while the other slept
+
+
+def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
+    store = Store(str(tmp_path / "store"))
+    computed = []
+    for iterations in (200_000, 400_000):
+        loaded = space.load(TABLE5, "smoke", [f"trial.iterations={iterations}"])
+        run = runs.student(loaded, loaded.trial({})[0])
+        lane = lanes.Lane(store, runs.milestones(loaded), cache)
+        lane.run(lane.reach_all([(run, run.steps)]))
+        computed.append(lane.dispatcher.computed_steps)
+    assert computed == [4 + 4, 4]  # a teacher and a student, then the student's second half
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, cache) -> tuple[Path, list[Run], list[int]]:
+    """A store with a teacher and two students that part at an early-stop point."""
+    root = tmp_path_factory.mktemp("small")
+    students, milestones = ninety()[0][1:4:2], [2, 4, 8]
+    lane = lanes.Lane(Store(str(root)), milestones, cache)
+    lane.run(lane.reach_all([(run, run.steps) for run in students]))
+    return root, students, milestones
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in (root / "checkpoints").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
+def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(small, tmp_path, cache, how):
+    root, students, milestones = small
+    chance = random.Random(how)
+    for number, victim in enumerate(files(root)):
+        copy = tmp_path / str(number)
+        shutil.copytree(root, copy, copy_function=os.link)
+        step, key = int(victim.parts[1]), victim.parts[2]
+        damage(copy / victim, how, chance)
+        lane = lanes.Lane(Store(str(copy)), milestones, cache)
+        # What the damage hides is only met by those who build on it, as a worker does.
+        whole = [(run, s) for run in everyone(students) for s in milestones if s <= run.steps]
+        ends = {history.key(run, s): (run, s) for run, s in whole}
+        run, _ = ends[key]
+        with pytest.raises((Damaged, Missing)):
+            lane.store.open(key)
+        lane.run(lane.reach_all([(run, step), *((student, student.steps) for student in students)]))
+        assert [(history.key(run, end), end) for run, _, end in lane.trained] == [(key, step)], victim
+        assert lanes.published(lane.store, run, step) == lanes.published(Store(str(root)), run, step)
+        shutil.rmtree(copy)
+
+
+def everyone(students: list[Run]) -> list[Run]:
+    return students + [teacher.run for run in students for teacher in runs.teachers(run)]
+
+
+def damage(path: Path, how: str, chance: random.Random) -> None:
+    content = path.read_bytes()
+    place = chance.randrange(len(content))
+    path.unlink()  # a name of its own for what follows: the copies are links
+    if how == "truncate":
+        path.write_bytes(content[:place])
+    elif how == "flip":
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
