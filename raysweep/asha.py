@@ -6,6 +6,7 @@ Knows nothing of Ray or of training, so that a journal can replay it and a simul
 from __future__ import annotations
 
 import math
+from bisect import insort
 from dataclasses import dataclass
 
 
@@ -34,10 +35,15 @@ class Rungs:
     def __init__(self, eta: int):
         self.eta = eta
         self._values: dict[int, dict[int, float]] = {}
+        self._ranked: dict[int, list[float]] = {}
 
     def record(self, step: int, trial: int, value: float) -> None:
         """Note a value without deciding, e.g. one that a journal remembers."""
-        self._values.setdefault(step, {})[trial] = value
+        values, ranked = self._values.setdefault(step, {}), self._ranked.setdefault(step, [])
+        if trial in values:
+            ranked.remove(values[trial])
+        values[trial] = value
+        insort(ranked, value)
 
     def decide(self, step: int, trial: int, value: float) -> Decision:
         """Note a finite value at a rung and say whether its trial goes on.
@@ -48,7 +54,7 @@ class Rungs:
         if not math.isfinite(value):
             raise ValueError(f"{value} at step {step} is no value to compare")
         self.record(step, trial, value)
-        ranked = sorted(self._values[step].values())
+        ranked = self._ranked[step]
         keep = max(1, len(ranked) // self.eta)
         cutoff = ranked[keep - 1]
         return Decision(step, value, cutoff, len(ranked), keep, value <= cutoff)

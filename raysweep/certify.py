@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from raysweep import history, runs
-from raysweep.dispatch import StretchFailed
+from raysweep.pool import WorkFailed
 from raysweep.study import Study
 from trainables.spec import Run
 
@@ -56,7 +56,7 @@ def certify(studies: Sequence[Study], share: float, dispatcher: Any) -> Certific
     for key, answer in asked.items():
         try:
             certificate = ray.get(answer)
-        except StretchFailed as error:
+        except WorkFailed as error:
             found.not_compared[key] = str(error.args[0] if error.args else error)
             continue
         if certificate is None:

@@ -26,6 +26,7 @@ from trainables.spec import (
     Trial,
 )
 
+_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # once: building it costs ten times what using it does
 Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
 
 
@@ -118,5 +119,5 @@ def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
 
 def _term(method: Method) -> Term:
     """What of a method acts in its first phase: all but when it ends and who teaches it."""
-    written: Term = TypeAdapter(Term).validate_python(method.model_dump(exclude={"stop", "teacher"}))
+    written: Term = _TERM.validate_python(method.model_dump(exclude={"stop", "teacher"}))
     return written

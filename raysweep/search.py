@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raysweep.dispatch import StretchFailed
+from raysweep.pool import WorkFailed
 from raysweep.proposals import Proposals
 from raysweep.study import Study, TrialState
 from trainables.spec import ProbeSpec, Run
@@ -56,7 +56,7 @@ def _trial(config: dict[str, Any]) -> None:
         try:
             ray.get(dispatcher.reach.remote(run, step, name))
             record = ray.get(dispatcher.probe.remote(run, step, spec, name))
-        except StretchFailed as error:
+        except WorkFailed as error:
             tune.report({"step": step, "failed": str(error.args[0] if error.args else error)})
             return
         tune.report({"step": step, **record["metrics"]})

@@ -21,11 +21,11 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from raysweep import history, runs
-from raysweep.dispatch import probe_key
 from raysweep.domains import label
 from raysweep.errors import UserError
 from raysweep.space import dump
 from raysweep.study import Study, TrialState
+from raysweep.work import probe_key
 from trainables import spec
 
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}

@@ -18,9 +18,10 @@ import ray
 import torch
 import torch.distributed as dist
 
-from raysweep.dispatch import Assignment, probe_key
+from raysweep.files import sha256_of
 from raysweep.lane import LaneConfig
-from raysweep.store import Damaged, Missing, Store, sha256_of
+from raysweep.store import Damaged, Missing, Store
+from raysweep.work import Assignment, probe_key
 from trainables.spec import TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context, NonFiniteLoss, Outcome

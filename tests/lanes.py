@@ -7,9 +7,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from raysweep.dispatch import Assignment, Dispatcher
+from raysweep.dispatch import Dispatcher
+from raysweep.files import sha256_of
 from raysweep.leases import Leases
-from raysweep.store import Store, sha256_of
+from raysweep.store import Store
+from raysweep.work import Assignment
 from trainables.spec import Run, TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context

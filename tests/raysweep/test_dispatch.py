@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from raysweep import history
-from raysweep.dispatch import ATTEMPTS, Dispatcher, StretchFailed
+from raysweep.dispatch import Dispatcher
+from raysweep.pool import ATTEMPTS, WorkFailed
 from raysweep.store import Store
 from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
@@ -132,7 +133,7 @@ def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
             assignment = await dispatcher.next(0, 1)
             assert (assignment.begin, assignment.end) == (0, 10)
             await dispatcher.join(0)  # new workers: the old ones died
-        with pytest.raises(StretchFailed, match="died"):
+        with pytest.raises(WorkFailed, match="died"):
             await asking
 
     asyncio.run(scenario())
@@ -146,9 +147,9 @@ def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
         await asyncio.sleep(0)
         await dispatcher.next(0, 1)
         await dispatcher.lane_lost(0, "no such node")
-        with pytest.raises(StretchFailed, match="no such node"):
+        with pytest.raises(WorkFailed, match="no such node"):
             await asyncio.wait_for(asking, 5)
-        with pytest.raises(StretchFailed):
+        with pytest.raises(WorkFailed):
             await dispatcher.reach(student(15.0), 10, 0)
 
     asyncio.run(scenario())
@@ -161,7 +162,7 @@ def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         await dispatcher.next(0, 1)
         await dispatcher.failed(0, "not finite at step 3")
-        with pytest.raises(StretchFailed, match="step 3"):
+        with pytest.raises(WorkFailed, match="step 3"):
             await asking
         other = asyncio.create_task(dispatcher.reach(student(), 10, 1))
         assert (await dispatcher.next(0, 1)).is_teacher
