@@ -53,7 +53,7 @@ class Proposals:
         for number, row in enumerate(self.space.rows):
             if number in done:
                 continue
-            if self._enough():
+            if self.study.enough:
                 return None
             try:
                 trial, point = self.space.trial(row.set)
@@ -74,7 +74,7 @@ class Proposals:
         points = domains.size(self._tree)
         for _ in range(TRIES):
             runnable = sum(trial.state != "UNAVAILABLE" for trial in self.study.distinct)
-            if self._enough() or runnable >= points:
+            if self.study.enough or runnable >= points:
                 return None
             asked, chosen = self._ask(None)
             trial, point = self.space.trial(chosen)
@@ -83,11 +83,6 @@ class Proposals:
             elif proposed := self._accept(asked, point):
                 return proposed
         return None
-
-    def _enough(self) -> bool:
-        """Whether an exploration has all the configurations it asked for; a reproduction takes every row."""
-        search = self.space.search
-        return search.mode == "explore" and len(self.study.distinct) >= search.trials
 
     def _ask(self, point: Point | None) -> tuple[optuna.Trial, Point]:
         """Optuna's next trial, at `point` if that is given, and where it is."""

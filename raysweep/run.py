@@ -135,16 +135,13 @@ def _run(
     spaces = [study.space for study in studies]
     milestones = sorted({step for study in studies for step in study.milestones})
     certificates = Certificates()
+    if all(study.finished for study in studies) and not options.verify_sharing:
+        _views(studies, mirrors)
+        return 0, certificates
     with launch.cluster(spaces[0].launch, options.address):
         reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
         lanes = launch.open_lanes(spaces[0].launch, studies[0].store.uri, milestones, reference)
-        # While the lanes come up: both take seconds to make their databases.
-        proposals = []
-        for study, mirror in zip(studies, mirrors, strict=True):
-            folder = _local_folder(study.store, "studies", study.space.id)
-            proposals.append(Proposals(study, f"sqlite:///{folder / 'optuna.db'}"))
-            mirror.sync()
-            study.watchers.append(mirror.watch)
+        proposals = _views(studies, mirrors)  # while the lanes come up
         with Progress(studies, console).shown(lanes.snapshot):
             search(proposals, lanes.dispatcher)
             if options.verify_sharing:
@@ -152,6 +149,17 @@ def _run(
         computed: int = lanes.snapshot()["computed_steps"]
         lanes.close()
     return computed, certificates
+
+
+def _views(studies: list[Study], mirrors: list[Mirror]) -> list[Proposals]:
+    """Optuna's and MLflow's views of the studies, up to date and kept so; both take seconds to make their databases."""
+    proposals = []
+    for study, mirror in zip(studies, mirrors, strict=True):
+        folder = _local_folder(study.store, "studies", study.space.id)
+        proposals.append(Proposals(study, f"sqlite:///{folder / 'optuna.db'}"))
+        mirror.sync()
+        study.watchers.append(mirror.watch)
+    return proposals
 
 
 def _local_folder(store: Store, *parts: str) -> Path:

@@ -48,7 +48,7 @@ def teachers(run: Run) -> list[TeacherRef]:
     found = []
     for phase in run.phases:
         if phase.teacher:
-            found += [phase.teacher, *teachers(Run.model_validate(phase.teacher.run))]
+            found += [phase.teacher, *teachers(phase.teacher.run)]
     return found
 
 

@@ -135,6 +135,19 @@ class Study:
         complete = [trial for trial in self.distinct if trial.state == "COMPLETE"]
         return min(complete, key=lambda trial: trial.last(self.metric) or math.inf, default=None)
 
+    @property
+    def enough(self) -> bool:
+        """Whether an exploration has all the configurations it asked for; a reproduction takes every row."""
+        search = self.space.search
+        return search.mode == "explore" and len(self.distinct) >= search.trials
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that the space asks for has been proposed and has ended."""
+        proposed = {trial.row for trial in self.trials} >= set(range(len(self.space.rows)))
+        asked = self.enough if self.space.search.mode == "explore" else proposed
+        return asked and all(trial.ended for trial in self.trials)
+
     # --- what happens to it
 
     def propose(self, point: Point, row: int | None = None) -> TrialState:

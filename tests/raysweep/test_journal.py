@@ -2,7 +2,8 @@
 
 import pytest
 
-from raysweep.journal import PART_LINES, Journal
+from raysweep import journal as journals
+from raysweep.journal import Journal
 from raysweep.store import Store
 
 ENTRIES = [{"kind": "probed", "trial": n, "metrics": {"fid": n / 7}, "point": {"layers": [8, 6]}} for n in range(5)]
@@ -59,10 +60,11 @@ def test_an_entry_that_both_copies_lost_ends_the_journal_there(storage, journal)
     assert Journal(store, "study").read() == [*ENTRIES[:3], {"kind": "ended", "trial": 1}]
 
 
-def test_a_long_journal_lies_in_parts_where_nothing_can_be_appended(s3):
+def test_a_long_journal_lies_in_parts_where_nothing_can_be_appended(s3, monkeypatch):
+    monkeypatch.setattr(journals, "PART_LINES", 20)
     store = Store(s3.format("long"))
     writer = Journal(store, "study")
-    for number in range(PART_LINES + 3):
+    for number in range(23):
         writer.append("noted", number=number)
     assert len(store.names("studies/study")) == 4
-    assert [entry["number"] for entry in Journal(store, "study").read()] == list(range(PART_LINES + 3))
+    assert [entry["number"] for entry in Journal(store, "study").read()] == list(range(23))
