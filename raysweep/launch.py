@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from raysweep.dispatch import Dispatcher
 from raysweep.errors import SweepError
@@ -20,6 +21,7 @@ from raysweep.leases import Leases
 from raysweep.space import Launch
 from raysweep.store import Store
 
+HEARD_S = 30.0  # how long a look at the lanes may take
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
@@ -37,12 +39,16 @@ class Lanes:
 
     dispatcher: Any
     _tasks: dict[Any, int] = field(default_factory=dict)
+    _latest: dict[str, Any] = field(
+        default_factory=lambda: {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
+    )
 
-    def snapshot(self) -> dict[str, Any]:
-        """What the lanes are doing; notices those that have ended before their time."""
+    def snapshot(self, patience_s: float = HEARD_S) -> dict[str, Any]:
+        """What the lanes are doing, or were when last heard of; notices those that have ended before their time."""
         self._check()
-        state: dict[str, Any] = ray.get(self.dispatcher.snapshot.remote(), timeout=30)
-        return state
+        with contextlib.suppress(GetTimeoutError):  # on a machine that is busy with other things
+            self._latest = ray.get(self.dispatcher.snapshot.remote(), timeout=patience_s)
+        return self._latest
 
     def _check(self) -> None:
         if not self._tasks:

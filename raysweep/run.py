@@ -1,85 +1,61 @@
 """`python -m raysweep.run SPACE.yaml`: a sweep from its search space to its table. The same command again carries
-on."""
+on. With `--plan`: what it would cost, and nothing is run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from raysweep import launch, report
-from raysweep.certify import Certificates, certify
+from raysweep import drawing
 from raysweep.command import guarded
 from raysweep.errors import UserError
-from raysweep.leases import Leases
+from raysweep.plan import Plan
 from raysweep.profile import PROFILES
-from raysweep.progress import Progress
-from raysweep.proposals import Proposals
-from raysweep.results import summary
-from raysweep.search import search
 from raysweep.space import Space, load
-from raysweep.store import Store
-from raysweep.study import Study
-from raysweep.tracking import Mirror, check_uri
-from trainables import catalog
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sweep; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    return guarded(sweep, _parser().parse_args(arguments))
+    """Run or plan a sweep; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name in ("svg", "price_per_gpu_hour"):
+        if getattr(options, name) is not None and not options.plan:
+            parser.error(f"--{name.replace('_', '-')} belongs to --plan")
+    return guarded(_run, options)
 
 
-def sweep(options: argparse.Namespace, console: Console) -> int:
-    """Check everything, then run, then write what people read."""
+def _run(options: argparse.Namespace, console: Console) -> int:
     spaces = load_all(options.space, options.profile, options.set)
-    for space in spaces:
-        check_here(space)
-    if options.tracking_uri:
-        check_uri(options.tracking_uri)
-    store = Store(options.storage)
-    store.check_writable()
-    tracking_uri = options.tracking_uri or f"sqlite:///{_local_folder(store) / 'mlflow.db'}"
-    leases = Leases(store)
-    try:
-        for space in spaces:
-            _wait_for(leases, space, console)
-        studies = [Study(space, store) for space in spaces]
-        mirrors = [Mirror(study, tracking_uri) for study in studies]
-        computed, certificates = _run(studies, mirrors, options, console)
-    finally:
-        leases.close()
-    results = []
-    for study, mirror in zip(studies, mirrors, strict=True):
-        result = summary(study) | {"tracking_uri": tracking_uri}
-        files = report.write(study, result)
-        mirror.sync()
-        mirror.close(files, study.best)
-        results.append((study, result, files))
-    steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
-    steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
-    if len(results) == 1:
-        results[0][1]["steps"] |= steps
-    whole: dict[str, Any] = {"steps": steps, "storage": store.uri, "tracking_uri": tracking_uri}
-    if options.verify_sharing:
-        whole["certificates"] = certificates.as_dict()
+    if options.plan:
+        show_plan(spaces, options)
+        return 0
+    from raysweep.sweep import sweep
+
+    return sweep(spaces, options, console)
+
+
+def show_plan(spaces: list[Space], options: argparse.Namespace) -> None:
+    """Draw the tree and its cost in the terminal, or print it as JSON, and write the SVG.
+
+    Raises:
+        UserError: the SVG cannot be written.
+    """
+    plan, price = Plan(spaces), options.price_per_gpu_hour
+    if options.svg:
+        try:
+            options.svg.write_text(drawing.svg(plan, price), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror})") from None
     if options.json:
-        several = {"studies": [result for _, result, _ in results]} if len(results) > 1 else results[0][1]
-        print(json.dumps(several | whole))
-    else:
-        out = Console()
-        for study, result, files in results:
-            report.show(study, result, files, out)
-        if len(results) > 1:
-            out.print(report.shared(steps))
-        if options.verify_sharing:
-            out.print(str(certificates))
-        out.print(f"MLflow: .venv/bin/mlflow ui --backend-store-uri {tracking_uri}", highlight=False, soft_wrap=True)
-    return 0 if all(study.best for study in studies) and not certificates.differ else 1
+        print(json.dumps(plan.as_dict(price)))
+        return
+    out = Console()
+    for part in drawing.terminal(plan, price):
+        out.print(part)
 
 
 def load_all(paths: list[str], profile: str, overrides: list[str]) -> list[Space]:
@@ -103,71 +79,6 @@ def load_all(paths: list[str], profile: str, overrides: list[str]) -> list[Space
     return spaces
 
 
-def check_here(space: Space) -> None:
-    """Refuse a space whose data or detector this machine lacks.
-
-    Raises:
-        UserError: what is missing, and how to get it.
-    """
-    for data in sorted({space.trial(point)[0].data for point in space.points(most=500)}):
-        try:
-            catalog.identity(data)
-        except LookupError as error:
-            raise UserError(f"trial.data: {error}; use --profile laptop, which brings its own data") from None
-    if space.probe.missing:
-        raise UserError(f"probe.detector: {space.probe.missing}")
-
-
-def _wait_for(leases: Leases, space: Space, console: Console) -> None:
-    """Wait while another driver runs the same study: two would write one journal."""
-    told = False
-    while not leases.acquire(f"study-{space.id}", {"kind": "study"}):
-        if not told and (holder := leases.holder(f"study-{space.id}")):
-            told = True
-            console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
-        time.sleep(1)
-
-
-def _run(
-    studies: list[Study], mirrors: list[Mirror], options: argparse.Namespace, console: Console
-) -> tuple[int, Certificates]:
-    """The part that needs Ray; returns how many steps were computed, and what replays showed."""
-    spaces = [study.space for study in studies]
-    milestones = sorted({step for study in studies for step in study.milestones})
-    certificates = Certificates()
-    if all(study.finished for study in studies) and not options.verify_sharing:
-        _views(studies, mirrors)
-        return 0, certificates
-    with launch.cluster(spaces[0].launch, options.address):
-        reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
-        lanes = launch.open_lanes(spaces[0].launch, studies[0].store.uri, milestones, reference)
-        proposals = _views(studies, mirrors)  # while the lanes come up
-        with Progress(studies, console).shown(lanes.snapshot):
-            search(proposals, lanes.dispatcher)
-            if options.verify_sharing:
-                certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
-        computed: int = lanes.snapshot()["computed_steps"]
-        lanes.close()
-    return computed, certificates
-
-
-def _views(studies: list[Study], mirrors: list[Mirror]) -> list[Proposals]:
-    """Optuna's and MLflow's views of the studies, up to date and kept so; both take seconds to make their databases."""
-    proposals = []
-    for study, mirror in zip(studies, mirrors, strict=True):
-        folder = _local_folder(study.store, "studies", study.space.id)
-        proposals.append(Proposals(study, f"sqlite:///{folder / 'optuna.db'}"))
-        mirror.sync()
-        study.watchers.append(mirror.watch)
-    return proposals
-
-
-def _local_folder(store: Store, *parts: str) -> Path:
-    folder = store.local(*parts) or store.cache.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _share(text: str) -> float:
     share = float(text)
     if not 0 <= share <= 1:
@@ -176,6 +87,16 @@ def _share(text: str) -> float:
 
 
 _share.__name__ = "share between 0 and 1"  # argparse names the type where a value is wrong
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not 0 <= price < float("inf"):
+        raise ValueError
+    return price
+
+
+_price.__name__ = "price"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         metavar="P",
         help="train this share of the stretches a second time, uncut, and compare bits (default: 0)",
+    )
+    parser.add_argument("--plan", action="store_true", help="draw what would be trained and what it costs; run nothing")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --plan: the drawing as a picture")
+    parser.add_argument(
+        "--price-per-gpu-hour", type=_price, metavar="X", help="with --plan: the cost in money, of any currency"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     return parser

@@ -7,6 +7,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     MLFLOW_DISABLE_TELEMETRY="true",
     HF_HUB_OFFLINE="1",
+    RAY_worker_niceness="0",  # Ray's workers are nice to others, and starve beside another test
     AWS_ACCESS_KEY_ID="nobody",
     AWS_SECRET_ACCESS_KEY="nothing",
     AWS_EC2_METADATA_DISABLED="true",

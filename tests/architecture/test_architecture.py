@@ -14,10 +14,11 @@ LIMITS = {"raysweep": 300, "trainables": 400}
 FUNCTION_LINES = 60
 IMPORTS_INSIDE = {
     ("raysweep/launch.py", "_host"): "keeps torch out of the driver",
+    ("raysweep/run.py", "_run"): "a plan needs no Ray",
     ("raysweep/lane.py", "work"): "keeps the science out of Ray Train's controller",
 }
 LIGHT = ["trainables.spec", "trainables.catalog", "raysweep.space", "raysweep.history", "raysweep.store"]
-LIGHT += ["raysweep.study", "raysweep.dispatch", "raysweep.asha", "raysweep.results", "raysweep.launch"]
+LIGHT += ["raysweep.study", "raysweep.dispatch", "raysweep.asha", "raysweep.results", "raysweep.launch", "raysweep.run"]
 
 
 def functions(path: Path):

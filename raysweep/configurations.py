@@ -1,0 +1,87 @@
+"""The configurations of a search space, before any is proposed: what a plan and a simulation are made of."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep import domains, runs
+from raysweep.domains import Point, WrongDomain, label
+from raysweep.space import Space
+from trainables.spec import ProbeSpec, Run, Trial
+
+
+@dataclass
+class Configuration:
+    """One point of a space: its trial, its run, where it is probed, and what was published for it."""
+
+    space: Space
+    trial: Trial
+    run: Run
+    rungs: list[int]
+    published: float | None
+    probe: ProbeSpec
+
+
+def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
+    """The rows, then, for an exploration, random points in place of what TPE will propose."""
+    seen: set[Any] = set()
+    outside = 0
+    unavailable: Counter[str] = Counter()
+    for row in space.rows:
+        try:
+            trial, point = space.trial(row.set)
+        except WrongDomain:
+            outside += 1
+            continue
+        if _new(point, seen):
+            if reason := runs.unavailable(trial):
+                unavailable[reason] += 1
+            yield _configuration(space, trial, row.fid)
+    wanted = space.search.trials if space.search.mode == "explore" else 0
+    rows, chance, misses = len(seen), random.Random(space.search.seed), 0
+    most = domains.size(space.tree)
+    while len(seen) < min(wanted, most) and misses < 10_000:
+        trial, point = space.trial(_random_point(space, chance))
+        misses = 0 if _new(point, seen) else misses + 1
+        if not misses:
+            yield _configuration(space, trial, None)
+    if len(seen) > rows:
+        notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
+    if outside:
+        notes.append(f"{space.study}: {outside} rows lie outside the space and are left out")
+    notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
+
+
+def _configuration(space: Space, trial: Trial, published: float | None) -> Configuration:
+    return Configuration(space, trial, runs.student(space, trial), space.rungs(trial), published, space.probe_of(trial))
+
+
+def _new(point: Point, seen: set[Any]) -> bool:
+    shape = tuple((path, label(value)) for path, value in point.items())
+    if shape in seen:
+        return False
+    seen.add(shape)
+    return True
+
+
+def _random_point(space: Space, chance: random.Random) -> Point:
+    point: Point = {}
+
+    def choose(path: str, domain: domains.Domain) -> Any:
+        low, high = domain.options[0], domain.options[-1]
+        if domain.kind == "choice":
+            point[path] = chance.choice(domain.options)
+        elif domain.kind == "integers":
+            point[path] = chance.randint(low, high)
+        elif domain.kind == "log_uniform":
+            point[path] = min(high, max(low, low * (high / low) ** chance.random()))
+        else:
+            point[path] = chance.uniform(low, high)
+        return point[path]
+
+    domains.walk(space.tree, choose)
+    return point

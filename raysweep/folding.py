@@ -1,0 +1,96 @@
+"""A tree of stages made small enough to look at: what is alike stands once, with a count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysweep.tree import Stage
+
+
+@dataclass
+class Fold:
+    """`count` stretches of training that are alike, with the checkpoints on their way and what follows each."""
+
+    kind: str
+    begin: int
+    ends: list[int]  # where it publishes; the last is where it ends
+    count: int
+    users: int  # trials that train through it as their own, all together
+    teaches: list[int] = field(default_factory=list)  # at which of its ends it is a teacher
+    taught_by: tuple[str, int] | None = None  # kind and age of its teacher
+    teachers: list[Fold] = field(default_factory=list)
+    children: list[Fold] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.ends[-1]
+
+
+def fold(stages: Sequence[Stage]) -> list[Fold]:
+    """The roots of the folded tree, teachers first, then what more trials need."""
+    below: dict[int | None, list[Stage]] = defaultdict(list)
+    for stage in stages:
+        below[stage.parent].append(stage)
+    names: dict[Any, int] = {}  # of shapes
+    shapes: list[int] = [0] * len(stages)
+    for stage in reversed(stages):  # children before their parents
+        inner = tuple(sorted(shapes[child.number] for child in below[stage.number]))
+        shape = (stage.begin, stage.end, stage.kind, _taught(stage, stages), stage.pupils > 0, inner)
+        shapes[stage.number] = names.setdefault(shape, len(names))
+    places: dict[int, Fold] = {}
+    roots = _siblings(below[None], stages, below, shapes, places)
+    for number, place in places.items():
+        teacher = stages[number].teacher
+        if teacher is not None and places[teacher] not in place.teachers:
+            place.teachers.append(places[teacher])
+    return roots
+
+
+def _siblings(
+    alike: Sequence[Stage],
+    stages: Sequence[Stage],
+    below: dict[int | None, list[Stage]],
+    shapes: Sequence[int],
+    places: dict[int, Fold],
+) -> list[Fold]:
+    groups: dict[int, list[Stage]] = defaultdict(list)
+    for stage in alike:
+        groups[shapes[stage.number]].append(stage)
+    folds = []
+    for group in groups.values():
+        first = group[0]
+        made = Fold(first.kind, first.begin, [first.end], len(group), sum(stage.users for stage in group))
+        made.teaches = [first.end] if first.pupils else []
+        made.taught_by = _taught(first, stages)
+        made.children = _siblings(
+            [child for stage in group for child in below[stage.number]], stages, below, shapes, places
+        )
+        # What goes on as before comes first.
+        made.children = [
+            *(c for c in made.children if c.kind == made.kind),
+            *(c for c in made.children if c.kind != made.kind),
+        ]
+        places.update({stage.number: made for stage in group})
+        if len(made.children) == 1 and _goes_on(made, made.children[0]):
+            (last,) = made.children
+            made.ends += last.ends
+            made.teaches += last.teaches
+            made.children = last.children
+            places.update({number: made for number, place in places.items() if place is last})
+        folds.append(made)
+    return sorted(folds, key=lambda each: (not each.teaches, -each.users, each.kind, each.end))
+
+
+def _goes_on(earlier: Fold, later: Fold) -> bool:
+    """Whether the second is but the rest of the first."""
+    return (later.kind, later.count, later.taught_by) == (earlier.kind, earlier.count, earlier.taught_by)
+
+
+def _taught(stage: Stage, stages: Sequence[Stage]) -> tuple[str, int] | None:
+    if stage.teacher is None:
+        return None
+    teacher = stages[stage.teacher]
+    return (teacher.kind, teacher.end)
