@@ -34,7 +34,7 @@ def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Sna
     try:
         if name and Path(name).exists():
             return snapshot.load(Path(name), source=options.source, **chosen)
-        step, key = _find_key(name, store)
+        step, key = find_key(name, store)
         folder = store.open(key)
         with store.fs.open_input_stream(store.path("checkpoints", step, key, "manifest.json")) as stream:
             manifest = json.loads(stream.read())["manifest"]
@@ -45,17 +45,23 @@ def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Sna
         raise SweepError(str(error.args[0])) from None
 
 
-def _find_key(beginning: str, store: Store) -> tuple[str, str]:
-    """The step and key of the one checkpoint whose key begins so."""
-    keys = [(step, key) for step in store.names("checkpoints") for key in store.names(f"checkpoints/{step}")]
-    found = [(step, key) for step, key in keys if key.startswith(beginning)]
+def find_key(beginning: str, store: Store, also_freed: bool = False) -> tuple[str, str]:
+    """The step and key of the one checkpoint whose key begins so.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    keys = {(step, key) for step in store.names("checkpoints") for key in store.names(f"checkpoints/{step}")}
+    if also_freed:
+        keys |= {(step, key) for step, _, key in (name[:-5].partition("-") for name in store.names("freed"))}
+    found = sorted((step, key) for step, key in keys if key.startswith(beginning))
     if not found:
         raise UserError(
             f"no checkpoint '{beginning}': no such file or folder, "
             f"and none of the {len(keys)} keys in --storage {store.uri} begins so"
         )
     if len(found) > 1:
-        some = ", ".join(f"{key[:12]} (step {step})" for step, key in sorted(found)[:4])
+        some = ", ".join(f"{key[:12]} (step {step})" for step, key in found[:4])
         raise UserError(f"checkpoint '{beginning}' may be any of {len(found)}: {some}…; give more of its key")
     return found[0]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("run", "report", "probe", "features", "doctor")
+COMMANDS = {name: name for name in ("run", "report", "probe", "features", "doctor")}
+COMMANDS["store"] = "storekeeper"  # `python -m raysweep.store` finds it too
 
 
 def main() -> int:
@@ -15,5 +16,5 @@ def main() -> int:
         wanted = name in ("-h", "--help")
         print(f"usage: raysweep {{{','.join(COMMANDS)}}} …", file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2
-    code: int = importlib.import_module(f"raysweep.{name}").main(arguments)
+    code: int = importlib.import_module(f"raysweep.{COMMANDS[name]}").main(arguments)
     return code

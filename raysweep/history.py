@@ -44,6 +44,16 @@ def describe(run: Run, step: int) -> dict[str, Any]:
     return {**recipe, "numerics": NUMERICS, "data": catalog.identity(run.data), "step": step, "phases": phases}
 
 
+def cut(description: dict[str, Any], step: int) -> dict[str, Any]:
+    """The description of the same run at an earlier step."""
+    phases, begins = [], 0
+    for phase in description["phases"]:
+        if begins < step:
+            phases.append({**phase, "until": min(phase["until"], step)})
+        begins = phase["until"]
+    return {**description, "step": step, "phases": phases}
+
+
 def canonical(description: Any) -> str:
     """JSON with one spelling: sorted keys, no spaces, no NaN."""
     return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)

@@ -42,6 +42,12 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
     if "computed" in steps:
         console.print(f"; {steps['computed']} computed now, {steps['reused']} reused", end="")
     console.print()
+    own, together, probes = (seconds / 3600 for seconds in result["cost"].values())
+    console.print(
+        f"{own + together:.3g} device-hours behind these trials: {own:.3g} of single ones, "
+        f"{together:.3g} of several; probes were {probes:.3g} of it",
+        highlight=False,
+    )
     for file in files:
         console.print(f"{file.name}: {file}", highlight=False, soft_wrap=True)
 

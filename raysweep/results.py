@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep import history, runs
+from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import label
 from raysweep.study import Study, TrialState
 
@@ -44,9 +45,13 @@ def without_sharing(rows: list[Row]) -> int:
     return sum(row["steps"] + (row["teacher_steps"] if row["steps"] else 0) for row in rows)
 
 
-def summary(study: Study) -> dict[str, Any]:
-    """All of a study that its journal knows."""
-    rows = [trial_row(study, trial) for trial in study.trials]
+def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict[str, Any]:
+    """All of a study that its journal and the store know. `charged` is what its trials cost, where other studies have
+    part in it."""
+    charged = charges([study]) if charged is None else charged
+    rows = [
+        trial_row(study, trial) | {"cost": charged[study.space.id, trial.number].as_dict()} for trial in study.trials
+    ]
     best = study.best
     return {
         "study": study.space.id,
@@ -54,6 +59,7 @@ def summary(study: Study) -> dict[str, Any]:
         "trials": rows,
         "best": rows[best.number] if best else None,
         "steps": {"without_sharing": without_sharing(rows)},
+        "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
         "storage": study.store.uri,
     }
 

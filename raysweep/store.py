@@ -4,6 +4,7 @@
     checkpoints/<step>/<key>/manifest.json      written last: names the files, their sizes and SHA-256
     records/<kind>/<key>.json, .png             small facts, e.g. of a probe, sealed with a SHA-256
     aside/…                                     manifests of checkpoints that were found damaged, with what was wrong
+    freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
     leases/…, owners/…                          who is at work on what: leases.py
     studies/<id>/…                              a study's journal, tables and plots
 
@@ -13,7 +14,9 @@ A checkpoint exists when its manifest does; a damaged one loses it and is never 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -88,6 +91,22 @@ class Store(Files):
                 return found
         return None
 
+    def has(self, key: str, step: int) -> bool:
+        """Whether that checkpoint is published."""
+        return self._manifest(step, key) is not None
+
+    def told(self, key: str, step: int) -> dict[str, Any] | None:
+        """The manifest of a checkpoint that is published or was, until `free` took its files."""
+        found = self._manifest(step, key)
+        return found.manifest if found else self.sealed(f"freed/{step}-{key}.json")
+
+    def free(self, found: Found) -> None:
+        """Delete a checkpoint; its manifest is kept among the freed ones, for lineages and costs."""
+        place = f"checkpoints/{found.step}/{found.key}"
+        self.seal(f"freed/{found.step}-{found.key}.json", found.manifest)
+        self.delete(f"{place}/manifest.json")  # first: without it, nobody reads the rest
+        self.fs.delete_dir(self.path(place))
+
     def open(self, key: str) -> Path:
         """A folder of this machine with the files of checkpoint `key`, each checked against its SHA-256.
 
@@ -103,8 +122,8 @@ class Store(Files):
         place = f"checkpoints/{found.step}/{key}"
         if self.local() is None:
             return self._fetch(place, found)
-        if wrong := self._wrong(place, found.manifest):
-            raise self._set_aside(found, wrong)
+        if wrong := self.wrong(found):
+            raise self.set_aside(found, wrong)
         return Path(self.path(place, next(iter(found.manifest["files"])).split("/")[0]))
 
     def _fetch(self, place: str, found: Found) -> Path:
@@ -120,22 +139,39 @@ class Store(Files):
                     while chunk := reader.read(CHUNK):
                         writer.write(chunk)
                 if sha256_of(aside) != facts["sha256"]:
-                    raise self._set_aside(found, f"{name} was altered")
+                    raise self.set_aside(found, f"{name} was altered")
                 aside.replace(copy)
             except OSError:
                 if self.is_there(f"{place}/{name}"):
                     raise
-                raise self._set_aside(found, f"{name} is missing") from None
+                raise self.set_aside(found, f"{name} is missing") from None
             finally:
                 aside.unlink(missing_ok=True)
         return copy.parent
 
-    def verify(self) -> Iterator[tuple[Found, str | None]]:
-        """Every published checkpoint with what is wrong with it, or None."""
+    def published(self) -> Iterator[Found]:
+        """All checkpoints, by step."""
         for step in sorted(self._steps()):
             for key in self.names(f"checkpoints/{step}"):
                 if found := self._manifest(step, key):
-                    yield found, self._wrong(f"checkpoints/{step}/{key}", found.manifest)
+                    yield found
+
+    def wrong(self, found: Found) -> str | None:
+        """What is wrong with the files of a checkpoint, or None: every byte is read."""
+        place = f"checkpoints/{found.step}/{found.key}"
+        for name, facts in found.manifest["files"].items():
+            if self.fs.get_file_info(self.path(place, name)).size != facts["bytes"]:
+                return f"{name} is missing or cut short"
+            if self.digest(f"{place}/{name}") != facts["sha256"]:
+                return f"{name} was altered"
+        return None
+
+    def set_aside(self, found: Found, wrong: str) -> Damaged:
+        """Take away the manifest of a damaged checkpoint, and with it the checkpoint; the files stay until `gc`."""
+        aside = f"aside/{found.step}-{found.key}-{uuid.uuid4().hex[:6]}.json"
+        self.write(aside, json.dumps({"wrong": wrong, "manifest": found.manifest}).encode())
+        self.delete(f"checkpoints/{found.step}/{found.key}/manifest.json")
+        return Damaged(f"checkpoint {found.key[:12]} at step {found.step}: {wrong}; set aside")
 
     # --- records
 
@@ -176,19 +212,6 @@ class Store(Files):
         manifest = self.sealed(f"checkpoints/{step}/{key}/manifest.json")
         return Found(key, step, manifest) if manifest else None
 
-    def _wrong(self, place: str, manifest: Mapping[str, Any]) -> str | None:
-        for name, facts in manifest["files"].items():
-            if self.fs.get_file_info(self.path(place, name)).size != facts["bytes"]:
-                return f"{name} is missing or cut short"
-            if self.digest(f"{place}/{name}") != facts["sha256"]:
-                return f"{name} was altered"
-        return None
 
-    def _set_aside(self, found: Found, wrong: str) -> Damaged:
-        """Take away the manifest, and with it the checkpoint; the files stay until `gc`."""
-        self.write(
-            f"aside/{found.step}-{found.key}-{uuid.uuid4().hex[:6]}.json",
-            json.dumps({"wrong": wrong, "manifest": found.manifest}).encode(),
-        )
-        self.delete(f"checkpoints/{found.step}/{found.key}/manifest.json")
-        return Damaged(f"checkpoint {found.key[:12]} at step {found.step}: {wrong}; set aside")
+if __name__ == "__main__":  # `python -m raysweep.store`: the command is built on all that is above this module
+    sys.exit(importlib.import_module("raysweep.storekeeper").main())

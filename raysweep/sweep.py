@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from raysweep import launch, report
+from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
 from raysweep.errors import UserError
 from raysweep.leases import Leases
@@ -44,8 +45,9 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     finally:
         leases.close()
     results = []
+    charged = charges(studies)
     for study, mirror in zip(studies, mirrors, strict=True):
-        result = summary(study) | {"tracking_uri": tracking_uri}
+        result = summary(study, charged) | {"tracking_uri": tracking_uri}
         files = report.write(study, result)
         mirror.sync()
         mirror.close(files, study.best)

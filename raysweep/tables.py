@@ -22,11 +22,13 @@ STATES = {
 
 
 def columns(study: Study) -> list[str]:
-    """The table's head: the row's number in the paper, the searched parameters, ours, theirs, what became of it."""
+    """The table's head: the row's number in the paper, the searched parameters, what it cost in device-hours (its own,
+    and its share of work that several needed), ours, theirs, what became of it."""
     paths = [_short(path) for path in results.searched(study)]
     probe = study.space.probe
     published = [f"published {name}" for name in results.published(study)]
-    return ["trial", "row", *paths, "steps", probe.metric, probe.inception_score, *published, "state", "reason"]
+    measured = ["steps", "own hours", "shared hours", probe.metric, probe.inception_score]
+    return ["trial", "row", *paths, *measured, *published, "state", "reason"]
 
 
 def cells(study: Study, row: Row) -> list[str]:
@@ -41,6 +43,7 @@ def cells(study: Study, row: Row) -> list[str]:
         number,
         *params,
         str(row["steps"]),
+        *(f"{row['cost'][which] / 3600:.3g}" for which in ("own_device_s", "shared_device_s")),
         *ours,
         *published,
         STATES[row["state"]],

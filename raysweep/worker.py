@@ -22,6 +22,7 @@ from raysweep.files import sha256_of
 from raysweep.lane import LaneConfig
 from raysweep.store import Damaged, Missing, Store
 from raysweep.work import Assignment, probe_key
+from trainables import catalog
 from trainables.spec import TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context, NonFiniteLoss, Outcome
@@ -90,6 +91,7 @@ class _Worker:
         if self.leads:
             outcome.checkpoint.save(folder)
             facts = {"from_step": assignment.begin, "curve": outcome.curve, "seconds": outcome.seconds, **self._made_by}
+            facts["data"] = {"name": assignment.run.data, "files": catalog.parts(assignment.run.data)}
             self.store.publish(assignment.run, assignment.end, folder, facts)
 
     def _replay(self, assignment: Assignment, folder: Path) -> None:

@@ -94,6 +94,18 @@ def identity(name: str) -> str:
 
 
 @lru_cache
+def parts(name: str) -> dict[str, str]:
+    """SHA-256 (hex) of each file behind `identity`: for people, who compare files.
+
+    Raises:
+        LookupError: as `files`.
+    """
+    image_file, autoencoder = files(name)
+    found = [image_file, *(autoencoder / file for file in AUTOENCODER_FILES)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@lru_cache
 def content_identity(image_file: Path, autoencoder: Path) -> str:
     """`identity` of the files at these paths; the paths themselves do not enter. Read once per process."""
     digest = hashlib.sha256(RULE.encode())

@@ -1,0 +1,84 @@
+"""What each trial has cost: work that it alone needed, and its share of what several needed. Nothing is charged twice.
+
+The time is what the workers took, as manifests and records say, times their number; so the charges of all trials
+together are the time of everything that led to their checkpoints and probes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep import history, runs
+from raysweep.store import Store
+from raysweep.study import Study, TrialState
+from raysweep.work import probe_key
+from trainables.spec import Run
+
+
+@dataclass
+class Charge:
+    """Device-seconds of one trial. `probes` are part of the other two."""
+
+    own: float = 0.0
+    shared: float = 0.0
+    probes: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """As plain data."""
+        return {"own_device_s": self.own, "shared_device_s": self.shared, "of_it_probes_device_s": self.probes}
+
+
+Payer = tuple[str, int]  # a study's name and a trial's number
+
+
+def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
+    """What each trial of these studies is charged, work that several need in equal shares."""
+    users: dict[tuple[bool, str], set[Payer]] = defaultdict(set)  # by whether it is a probe, and its key
+    seconds: dict[tuple[bool, str], float] = {}
+    found: dict[Payer, Charge] = {}
+    for study in studies:
+        for trial in study.trials:
+            payer = (study.space.id, trial.number)
+            found[payer] = Charge()
+            if trial.repeats is None and trial.state != "UNAVAILABLE":
+                for is_probe, key, facts in _behind(study, trial):
+                    users[is_probe, key].add(payer)
+                    seconds[is_probe, key] = float(facts.get("seconds", 0.0)) * int(facts.get("workers", 1))
+    for (is_probe, key), payers in users.items():
+        share = seconds[is_probe, key] / len(payers)
+        for payer in payers:
+            if len(payers) == 1:
+                found[payer].own += share
+            else:
+                found[payer].shared += share
+            found[payer].probes += share * is_probe
+    return found
+
+
+def _behind(study: Study, trial: TrialState) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+    """All that was computed for a trial, whoever asked for it first."""
+    run, probe = study.run(trial), study.probe(trial)
+    ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
+    step = max([trial.step, *ahead])
+    yield from _stretches(study.store, run, step)
+    if step:
+        for teacher in runs.teachers(run):
+            yield from _stretches(study.store, teacher.run, teacher.step)
+    for rung in trial.probes:
+        key = probe_key(run, rung, probe)
+        if record := study.store.record("probes", key):
+            yield True, key, record
+
+
+def _stretches(store: Store, run: Run, step: int) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+    """What led to a checkpoint, back to step 0."""
+    while step:
+        key = history.key(run, step)
+        manifest = store.told(key, step)
+        if manifest is None:
+            return
+        yield False, key, manifest
+        step = manifest["from_step"]

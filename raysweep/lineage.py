@@ -1,0 +1,152 @@
+"""Where a checkpoint comes from: its own earlier checkpoints, its teacher, the data and the autoencoder behind both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from rich.text import Text
+from rich.tree import Tree as Branches
+
+from raysweep import history
+from raysweep.store import Store
+
+BOX, GAP, MARGIN, _LINE = 330, 150, 20, 16  # pixels
+
+
+@dataclass
+class Origin:
+    """One thing that a checkpoint comes from, itself first. `files` are SHA-256 by name; `passed` are the earlier
+    checkpoints of the same run that it went through, by step."""
+
+    title: str
+    key: str
+    step: int | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    passed: dict[int, str] = field(default_factory=dict)
+    note: str = ""
+    parents: list[tuple[str, Origin]] = field(default_factory=list)  # with what each was to it
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        facts = {name: value for name, value in vars(self).items() if name != "parents"}
+        return facts | {"from": [{"as": relation, **parent.as_dict()} for relation, parent in self.parents]}
+
+
+def trace(store: Store, description: dict[str, Any]) -> Origin:
+    """The lineage of the checkpoint with that history, whether or not each part of it is still in the store."""
+    key, step = history.key_of(description), description["step"]
+    manifest = store.told(key, step)
+    facts = manifest or {}
+    files = {name.split("/")[-1]: file["sha256"] for name, file in facts.get("files", {}).items()}
+    note = "" if store.has(key, step) else ("freed" if manifest else "not in this store")
+    found = Origin(title(description), key, step, files, note=note)
+    earlier = facts
+    while begin := earlier.get("from_step"):
+        found.passed[begin] = history.key_of(history.cut(description, begin))
+        earlier = store.told(found.passed[begin], begin) or {}
+    for phase in description["phases"]:
+        if teacher := phase.get("teacher"):
+            found.parents.append((f"taught by its {teacher['weights']} weights", trace(store, teacher["history"])))
+        if encoder := phase.get("encoder"):
+            found.parents.append(("aligned to it", Origin("encoder of images", encoder)))
+    found.parents.append(("trained on it", _data(description, facts)))
+    return found
+
+
+def _data(description: dict[str, Any], facts: dict[str, Any]) -> Origin:
+    known = facts.get("data", {"name": "data", "files": {}})
+    return Origin(f"latents of {known['name']}: images and autoencoder", description["data"], files=known["files"])
+
+
+def title(description: dict[str, Any]) -> str:
+    """What a history is of, in a few words."""
+    kinds = " then ".join(phase["term"]["kind"] for phase in description["phases"])
+    return f"{description['backbone']}, {kinds}"
+
+
+def _words(origin: Origin) -> list[str]:
+    at = "" if origin.step is None else f" at step {origin.step}"
+    words = [f"{origin.title}{at}{f' ({origin.note})' if origin.note else ''}", f"key {origin.key[:16]}"]
+    words += [f"{name}  sha256 {digest[:16]}" for name, digest in origin.files.items()]
+    return words + [f"passed step {step}  key {key[:16]}" for step, key in sorted(origin.passed.items())]
+
+
+def text(origin: Origin) -> Branches:
+    """For the terminal."""
+    return _grow(origin, "")
+
+
+def _grow(origin: Origin, relation: str) -> Branches:
+    head, *rest = _words(origin)
+    told = Text(f"{relation} " if relation else "", style="dim").append(head, style="bold")
+    for line in rest:
+        told.append(f"\n  {line}", style="default")
+    branch = Branches(told)
+    for how, parent in origin.parents:
+        branch.children.append(_grow(parent, how))
+    return branch
+
+
+def svg(origin: Origin) -> str:
+    """A picture: the checkpoint on the right, what it comes from to its left."""
+    depths: dict[str, int] = {}
+    boxes: dict[str, Origin] = {}
+    for depth, each in _walk(origin, 0):
+        depths[each.key] = max(depth, depths.get(each.key, 0))  # as far left as anything that needs it asks for
+        boxes[each.key] = each
+    height = _LINE * max(len(_words(each)) for each in boxes.values()) + 10
+    columns = [[key for key in boxes if depths[key] == depth] for depth in range(max(depths.values()) + 1)]
+    width = 2 * MARGIN + len(columns) * (BOX + GAP) - GAP
+    tall = 2 * MARGIN + max(map(len, columns)) * (height + GAP) - GAP // 2
+    picture = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", width=str(width), height=str(tall))
+    picture.set("font-family", "system-ui, sans-serif")
+    ET.SubElement(picture, "rect", width="100%", height="100%", fill="white")
+    corners = {
+        key: (width - MARGIN - BOX - depth * (BOX + GAP), MARGIN + row * (height + GAP))
+        for depth, column in enumerate(columns)
+        for row, key in enumerate(column)
+    }
+    for key, each in boxes.items():
+        for relation, parent in each.parents:
+            _arrow(picture, corners[parent.key], corners[key], height, relation)
+    for key, each in boxes.items():
+        _box(picture, corners[key], height, each)
+    ET.indent(picture)
+    return ET.tostring(picture, encoding="unicode") + "\n"
+
+
+def _walk(origin: Origin, depth: int) -> Iterator[tuple[int, Origin]]:
+    yield depth, origin
+    for _, parent in origin.parents:
+        yield from _walk(parent, depth + 1)
+
+
+def _box(picture: ET.Element, corner: tuple[int, int], height: int, origin: Origin) -> None:
+    x, y = corner
+    colour = "#eef3fb" if origin.step is not None else "#f3f1ea"
+    box = ET.SubElement(picture, "rect", x=str(x), y=str(y), width=str(BOX), height=str(height), rx="6", fill=colour)
+    box.set("stroke", "#8d99a6")
+    for number, line in enumerate(_words(origin)):
+        label = ET.SubElement(picture, "text", x=str(x + 10), y=str(y + 18 + _LINE * number), fill="#1c2733")
+        label.set("font-size", "12" if number == 0 else "11")
+        label.set("font-weight", "bold" if number == 0 else "normal")
+        label.text = line
+
+
+def _arrow(picture: ET.Element, begin: tuple[int, int], end: tuple[int, int], height: int, relation: str) -> None:
+    x1, y1, x2, y2 = begin[0] + BOX, begin[1] + height / 2, end[0], end[1] + height / 2
+    middle = (x1 + x2) / 2
+    curve = f"M{x1} {y1} C{middle} {y1} {middle} {y2} {x2 - 7} {y2}"
+    if x2 - x1 > GAP:  # past the boxes between them
+        below = max(y1, y2) + height * 0.8
+        curve = f"M{x1} {y1} C{x1 + GAP} {below} {x2 - GAP} {below} {x2 - 7} {y2}"
+        y1 = y2 = below - height * 0.2 + 18
+    ET.SubElement(picture, "path", d=curve, fill="none", stroke="#66717d")
+    ET.SubElement(picture, "path", d=f"M{x2} {y2} l-8 -4 l0 8 z", fill="#66717d")
+    label = ET.SubElement(picture, "text", x=str(middle), y=str(min(y1, y2) - 6), fill="#66717d")
+    label.set("font-size", "10")
+    label.set("text-anchor", "middle")
+    label.text = relation
