@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep import domains, runs
-from raysweep.domains import Point, WrongDomain, label
+from raysweep.domains import Point, Shape, WrongDomain, shape
 from raysweep.space import Space
 from trainables.spec import ProbeSpec, Run, Trial
 
 
 @dataclass
 class Configuration:
-    """One point of a space: its trial, its run, where it is probed, and what was published for it."""
+    """One point of a space, its trial, its run, where it is probed, and what was published for it."""
 
     space: Space
+    point: Point
     trial: Trial
     run: Run
     rungs: list[int]
@@ -28,7 +29,7 @@ class Configuration:
 
 def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     """The rows, then, for an exploration, random points in place of what TPE will propose."""
-    seen: set[Any] = set()
+    seen: set[Shape] = set()
     outside = 0
     unavailable: Counter[str] = Counter()
     for row in space.rows:
@@ -40,7 +41,7 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
         if _new(point, seen):
             if reason := runs.unavailable(trial):
                 unavailable[reason] += 1
-            yield _configuration(space, trial, row.fid)
+            yield _configuration(space, point, trial, row.fid)
     wanted = space.search.trials if space.search.mode == "explore" else 0
     rows, chance, misses = len(seen), random.Random(space.search.seed), 0
     most = domains.size(space.tree)
@@ -48,7 +49,7 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
         trial, point = space.trial(_random_point(space, chance))
         misses = 0 if _new(point, seen) else misses + 1
         if not misses:
-            yield _configuration(space, trial, None)
+            yield _configuration(space, point, trial, None)
     if len(seen) > rows:
         notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
     if outside:
@@ -56,16 +57,16 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
 
 
-def _configuration(space: Space, trial: Trial, published: float | None) -> Configuration:
-    return Configuration(space, trial, runs.student(space, trial), space.rungs(trial), published, space.probe_of(trial))
+def _configuration(space: Space, point: Point, trial: Trial, published: float | None) -> Configuration:
+    return Configuration(
+        space, point, trial, runs.student(space, trial), space.rungs(trial), published, space.probe_of(trial)
+    )
 
 
-def _new(point: Point, seen: set[Any]) -> bool:
-    shape = tuple((path, label(value)) for path, value in point.items())
-    if shape in seen:
-        return False
-    seen.add(shape)
-    return True
+def _new(point: Point, seen: set[Shape]) -> bool:
+    before = len(seen)
+    seen.add(shape(point))
+    return len(seen) > before
 
 
 def _random_point(space: Space, chance: random.Random) -> Point:

@@ -18,6 +18,7 @@ from itertools import combinations, product
 from typing import Any, Literal
 
 Point = dict[str, Any]
+Shape = frozenset[tuple[str, Any]]
 KINDS = ("choice", "uniform", "log_uniform", "integers")
 
 
@@ -32,6 +33,11 @@ class WrongDomain(ValueError):
 def label(value: Any) -> Any:
     """A value as Optuna and MLflow can hold it: scalars as they are, lists and mappings as JSON."""
     return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
+
+
+def shape(point: Mapping[str, Any]) -> Shape:
+    """Equal for two points when they are the same configuration."""
+    return frozenset((path, label(value)) for path, value in point.items())
 
 
 @dataclass(frozen=True)

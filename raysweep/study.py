@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from raysweep import runs
 from raysweep.asha import Decision, Rungs
-from raysweep.domains import Point, label
+from raysweep.domains import Point, Shape, shape
 from raysweep.errors import UserError
 from raysweep.journal import Entry, Journal
 from raysweep.space import Space
@@ -64,6 +64,8 @@ class Study:
         self._rungs = Rungs(space.search.eta)
         self._runs: dict[int, Run] = {}
         self._rungs_of: dict[int, list[int]] = {}
+        self._first: dict[Shape, int] = {}  # configuration -> its first trial
+        self._twins: dict[int, list[int]] = {}  # trial -> those that repeat it
         entries = self.journal.read()
         for entry in entries:
             if entry["kind"] != "opened":
@@ -118,11 +120,8 @@ class Study:
 
     def same(self, point: Mapping[str, Any]) -> TrialState | None:
         """The first trial with that configuration."""
-        shape = {path: label(value) for path, value in point.items()}
-        for trial in self.trials:
-            if trial.repeats is None and {p: label(v) for p, v in trial.point.items()} == shape:
-                return trial
-        return None
+        number = self._first.get(shape(point))
+        return None if number is None else self.trials[number]
 
     @property
     def distinct(self) -> list[TrialState]:
@@ -191,8 +190,8 @@ class Study:
     def end(self, number: int, state: State, reason: str) -> TrialState:
         """A trial has ended, and with it those that repeat it."""
         trial = self._note("ended", trial=number, state=state, reason=reason)
-        for twin in self.trials:
-            if twin.repeats == number and not twin.ended:
+        for twin in [self.trials[other] for other in self._twins.get(number, [])]:
+            if not twin.ended:
                 self._note("ended", trial=twin.number, state=state, reason=f"same as trial {number}: {reason}")
         return trial
 
@@ -207,7 +206,11 @@ class Study:
     def _apply(self, entry: Entry) -> TrialState:
         kind, facts = entry["kind"], {name: value for name, value in entry.items() if name not in ("kind", "trial")}
         if kind == "proposed":
-            self.trials.append(TrialState(entry["trial"], **facts))
+            self.trials.append(proposed := TrialState(entry["trial"], **facts))
+            if proposed.repeats is None:
+                self._first.setdefault(shape(proposed.point), proposed.number)
+            else:
+                self._twins.setdefault(proposed.repeats, []).append(proposed.number)
         trial = self.trials[entry["trial"]]
         if kind == "probed":
             trial.probes[facts["step"]] = facts["metrics"]

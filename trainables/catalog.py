@@ -83,12 +83,18 @@ def files(name: str) -> tuple[Path, Path]:
     return dataset.image_file, dataset.autoencoder
 
 
+# Identities that a process takes on trust, to simulate what is not on its machine. Nothing is trained then.
+TRUSTED: dict[str, str] = {}
+
+
 def identity(name: str) -> str:
     """SHA-256 (hex) of all that determines a data set's latents: its images, its autoencoder and `RULE`.
 
     Raises:
         LookupError: as `files`.
     """
+    if name in TRUSTED:
+        return TRUSTED[name]
     image_file, autoencoder = files(name)
     return content_identity(image_file, autoencoder)
 
@@ -138,6 +144,8 @@ def encoder_identity(kind: str, path: str | None) -> str:
     Raises:
         LookupError: as `encoder_files`.
     """
+    if kind in TRUSTED:
+        return TRUSTED[kind]
     digest = hashlib.sha256(kind.encode())
     for file in encoder_files(kind, path):
         with file.open("rb") as stream:

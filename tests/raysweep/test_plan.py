@@ -81,14 +81,16 @@ def test_an_early_stop_axis_shares_what_comes_before_the_stop(tmp_path):
     assert together <= apart / 5 and together <= by_hand / 2
 
 
+SMOKE = space.load(SPACES / "table5.yaml", "smoke")
+EVERY = list(SMOKE.points())
+
+
 @given(st.data())
 def test_two_runs_are_the_same_in_the_tree_when_their_keys_are(data):
-    loaded = space.load(SPACES / "table5.yaml", "smoke")
-    every = list(loaded.points())
     tree = Tree([])
     found = []
     for _ in range(2):
-        run = runs.student(loaded, loaded.trial(data.draw(st.sampled_from(every)))[0])
+        run = runs.student(SMOKE, SMOKE.trial(data.draw(st.sampled_from(EVERY)))[0])
         chosen = data.draw(st.sampled_from([run, *(teacher.run for teacher in runs.teachers(run))]))
         step = data.draw(st.integers(1, chosen.steps))
         found.append((tree.identity(chosen, step), history.key(chosen, step)))

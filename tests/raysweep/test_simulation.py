@@ -1,0 +1,77 @@
+"""A simulated sweep: the plan's costs to the step, a study's own journal, the same again each time."""
+
+import pytest
+
+from raysweep import space
+from raysweep.configurations import configurations
+from raysweep.plan import Plan
+from raysweep.simulation import Recorded, Synthetic, simulate, take_on_trust
+from raysweep.study import Study
+from trainables import catalog
+
+SPACE = """\
+study: simulated
+trial:
+  method:
+    kind: self_guided
+    guidance_scale: {uniform: [1.0, 60.0], default: 30.0}
+    stop: {choice: [50000, 100000, never], default: 100000}
+    teacher: {method: {choice: [vae_align, none]}, iterations: {choice: [100000, 200000], default: 200000}}
+search: {rungs: [50000, 100000, 200000], trials: 40, eta: 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setattr(catalog, "TRUSTED", {})
+    take_on_trust()
+
+
+@pytest.fixture
+def loaded(write_space) -> space.Space:
+    return space.load(write_space(SPACE))
+
+
+def test_a_grid_costs_what_its_plan_says(write_space):
+    reproduced = space.load(write_space(SPACE), overrides=["search.mode=reproduce", "enqueue=[{set: {}}]"])
+    every = list(configurations(space.load(write_space(SPACE)), []))
+    for sharing in (True, False):
+        outcome = simulate(reproduced, every, Synthetic(), lanes=4, sharing=sharing)
+        assert len(outcome.complete) == len(every) == 40
+        plan = Plan([space.load(write_space(SPACE))])
+        expected = plan.grid.together if sharing else plan.grid.apart
+        assert outcome.steps == expected.steps
+        assert outcome.gpu_hours == pytest.approx(expected.gpu_hours)
+
+
+def test_more_lanes_take_less_time_until_the_critical_path_is_left(loaded):
+    every = list(configurations(loaded, []))
+    hours = [simulate(loaded, every, Synthetic(noise=0), lanes=lanes).hours for lanes in (1, 4, 400)]
+    assert hours[0] > 2 * hours[1] > 2 * hours[2]
+    # Whoever comes first goes on to its end, after its teacher: at the paper's plain steps/s on a lane of eight.
+    assert hours[2] * 3600 >= (400_000 + 100_000) / 9.28
+
+
+def test_the_same_sweep_again_is_the_same(loaded):
+    every = list(configurations(loaded, []))
+    one, other = (simulate(loaded, every, Synthetic(seed=3), lanes=3) for _ in range(2))
+    assert (one.hours, one.steps, one.found) == (other.hours, other.steps, other.found)
+    assert [t.decisions for t in one.study.trials] == [t.decisions for t in other.study.trials]
+
+
+def test_its_journal_is_a_study_s(loaded):
+    outcome = simulate(loaded, list(configurations(loaded, [])), Synthetic(), lanes=3)
+    again = Study(loaded, outcome.study.store)
+    assert again.trials == outcome.study.trials and again.finished
+    assert {trial.state for trial in again.trials} == {"COMPLETE", "PRUNED"}
+
+
+def test_recorded_curves_are_replayed_and_go_on_as_the_others_did(loaded):
+    every = list(configurations(loaded, []))
+    first = simulate(loaded, every, Synthetic(seed=1), lanes=3)
+    recorded = Recorded.of(first.study)
+    second = simulate(loaded, every, recorded, lanes=3)
+    assert second.study.trials == first.study.trials
+    pruned = next(trial for trial in first.study.trials if trial.state == "PRUNED")
+    chosen = every[pruned.number]
+    assert recorded(chosen, 400_000) < pruned.last(first.study.metric)  # the others fell too
