@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep import history, runs
-from raysweep.store import Store
+from raysweep import runs
 from raysweep.study import Study, TrialState
 from raysweep.work import probe_key
-from trainables.spec import Run
 
 
 @dataclass
@@ -63,22 +61,10 @@ def _behind(study: Study, trial: TrialState) -> Iterator[tuple[bool, str, dict[s
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
     step = max([trial.step, *ahead])
-    yield from _stretches(study.store, run, step)
-    if step:
-        for teacher in runs.teachers(run):
-            yield from _stretches(study.store, teacher.run, teacher.step)
+    ends = [(run, step), *((t.run, t.step) for t in runs.teachers(run))] if step else []
+    for trained, end in ends:
+        yield from ((False, manifest["key"], manifest) for manifest in study.store.way(trained, end))
     for rung in trial.probes:
         key = probe_key(run, rung, probe)
         if record := study.store.record("probes", key):
             yield True, key, record
-
-
-def _stretches(store: Store, run: Run, step: int) -> Iterator[tuple[bool, str, dict[str, Any]]]:
-    """What led to a checkpoint, back to step 0."""
-    while step:
-        key = history.key(run, step)
-        manifest = store.told(key, step)
-        if manifest is None:
-            return
-        yield False, key, manifest
-        step = manifest["from_step"]

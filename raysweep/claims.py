@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 
 from raysweep.leases import Lease, Leases
 from raysweep.store import Shelf
@@ -20,7 +22,14 @@ class Claims:
 
     def __init__(self, leases: Leases, store: Shelf):
         self._leases, self._store = leases, store
+        self._wanted: tuple[float, frozenset[int]] = (-math.inf, frozenset())  # seen when, and what
         self.elsewhere: dict[int, str] = {}
+
+    async def milestones(self) -> frozenset[int]:
+        """Where studies of other drivers, now at work on this store, want runs to publish. At most `POLL_S` old."""
+        if time.monotonic() - self._wanted[0] > POLL_S:
+            await asyncio.to_thread(self._look)
+        return self._wanted[1]
 
     async def take(self, assignment: Assignment) -> bool:
         """Take the lease on a piece of work, unless another driver has it or has done it a moment ago."""
@@ -46,6 +55,8 @@ class Claims:
     def _try(self, assignment: Assignment) -> tuple[bool, Lease | None]:
         if holder := self._holder(assignment):
             return False, holder
+        if assignment.kind == "train" and any(assignment.begin < step < assignment.end for step in self._wanted[1]):
+            return False, None  # to be cut anew: another study has come that wants a checkpoint on the way
         facts = {"kind": assignment.kind, "begin": assignment.begin, "end": assignment.end}
         if not self._leases.acquire(assignment.lease, facts | {"run": assignment.run.model_dump_json()}):
             return False, self._leases.holder(assignment.lease)
@@ -58,7 +69,14 @@ class Claims:
 
     def _holder(self, assignment: Assignment) -> Lease | None:
         own = assignment.lease
-        for lease in self._leases.others():
+        for lease in self._look():
             if lease.name == own or assignment.overlaps(lease):
                 return lease
         return None
+
+    def _look(self) -> list[Lease]:
+        """All that others hold."""
+        found = list(self._leases.others())
+        wanted = frozenset(step for lease in found for step in lease.facts.get("milestones", []))
+        self._wanted = (time.monotonic(), wanted)
+        return found

@@ -132,24 +132,28 @@ class Dispatcher(Pool):
     async def _make(self, run: Run, step: int, trial: str | None, want: Want) -> None:
         damaged = 0
         while damaged <= ATTEMPTS:
-            # Another study may have published where this one has no milestone.
-            deepest = found.step if (found := self.store.deepest(run, step)) else 0
-            if deepest == step:
-                return
-            begin = max((milestone for milestone in self.milestones if milestone < step), default=0)
-            begin = max(begin, deepest)
             try:
+                # Another study may have published where this one has no milestone.
+                deepest = found.step if (found := self.store.deepest(run, step)) else 0
+                if deepest == step:
+                    return
+                wanted = {*self.milestones, *(await self._claims.milestones() if self._claims else ())}
+                begin = max([deepest, *(milestone for milestone in wanted if milestone < step)])
                 ahead = step - begin + want.ahead
                 needs = [self.reach(run, begin, trial, want.teaches, ahead)] if begin else []
                 if teacher := run.phase_after(begin).teacher:
                     needs.append(self.reach(teacher.run, teacher.step, trial, True, ahead))
                 await asyncio.gather(*needs)
                 await self._work("train", run, begin, step, trial, want)
+                there = self.store.find(run, step)
             except Elsewhere:
+                continue
+            except OSError as error:
+                await self._storage_is_silent(error)
                 continue
             except Again:
                 damaged += 1
                 continue
-            if self.store.find(run, step) is None:
+            if there is None:
                 raise WorkFailed(f"step {step} was published but is not in {self.store.uri}: do all nodes see it?")
         raise WorkFailed(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")

@@ -100,6 +100,14 @@ class Store(Files):
         found = self._manifest(step, key)
         return found.manifest if found else self.sealed(f"freed/{step}-{key}.json")
 
+    def way(self, run: Run, step: int) -> list[dict[str, Any]]:
+        """The manifests of all that led to `run`'s checkpoint at `step`, oldest first; freed ones too."""
+        found: list[dict[str, Any]] = []
+        while step and (manifest := self.told(history.key(run, step), step)):
+            found.append(manifest)
+            step = manifest["from_step"]
+        return found[::-1]
+
     def free(self, found: Found) -> None:
         """Delete a checkpoint; its manifest is kept among the freed ones, for lineages and costs."""
         place = f"checkpoints/{found.step}/{found.key}"
@@ -122,7 +130,7 @@ class Store(Files):
         place = f"checkpoints/{found.step}/{key}"
         if self.local() is None:
             return self._fetch(place, found)
-        if wrong := self.wrong(found):
+        if wrong := self._wrong(found):
             raise self.set_aside(found, wrong)
         return Path(self.path(place, next(iter(found.manifest["files"])).split("/")[0]))
 
@@ -156,8 +164,12 @@ class Store(Files):
                 if found := self._manifest(step, key):
                     yield found
 
-    def wrong(self, found: Found) -> str | None:
-        """What is wrong with the files of a checkpoint, or None: every byte is read."""
+    def verify(self) -> Iterator[tuple[Found, str | None]]:
+        """Every published checkpoint with what is wrong with its files, or None: every byte is read."""
+        for found in self.published():
+            yield found, self._wrong(found)
+
+    def _wrong(self, found: Found) -> str | None:
         place = f"checkpoints/{found.step}/{found.key}"
         for name, facts in found.manifest["files"].items():
             if self.fs.get_file_info(self.path(place, name)).size != facts["bytes"]:

@@ -55,18 +55,19 @@ def ls(options: argparse.Namespace, console: Console) -> None:
 def verify(options: argparse.Namespace, console: Console) -> int:
     """Compare every file with its checksum; what is damaged is set aside, so that the next run makes it again."""
     store = _store(options)
-    published = list(store.published())
+    count = sum(1 for _ in store.published())
+    quiet = not console.is_terminal
     wrong: dict[str, str] = {}
-    for found in track(published, "Reading", console=console, transient=True, disable=not console.is_terminal):
-        if told := store.wrong(found):
+    for found, told in track(store.verify(), "Reading", total=count, console=console, transient=True, disable=quiet):
+        if told:
             wrong[found.key] = str(store.set_aside(found, told))
     if options.json:
-        print(json.dumps({"checkpoints": len(published), "damaged": wrong}))
+        print(json.dumps({"checkpoints": count, "damaged": wrong}))
     else:
         out = Console()
         for told in wrong.values():
             out.print(told, highlight=False, soft_wrap=True)
-        out.print(f"{len(published) - len(wrong)} of {len(published)} checkpoints are whole")
+        out.print(f"{count - len(wrong)} of {count} checkpoints are whole")
     return 1 if wrong else 0
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sqlite3
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from raysweep import launch, report
+from raysweep import launch, report, runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
 from raysweep.errors import UserError
@@ -34,7 +37,7 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
         check_uri(options.tracking_uri)
     store = Store(options.storage)
     store.check_writable()
-    tracking_uri = options.tracking_uri or f"sqlite:///{_local_folder(store) / 'mlflow.db'}"
+    tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
     leases = Leases(store)
     try:
         for space in spaces:
@@ -92,7 +95,8 @@ def check_here(space: Space) -> None:
 def _wait_for(leases: Leases, space: Space, console: Console) -> None:
     """Wait while another driver runs the same study: two would write one journal."""
     told = False
-    while not leases.acquire(f"study-{space.id}", {"kind": "study"}):
+    facts = {"kind": "study", "milestones": runs.milestones(space)}  # so that other drivers cut their runs there too
+    while not leases.acquire(f"study-{space.id}", facts):
         if not told and (holder := leases.holder(f"study-{space.id}")):
             told = True
             console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
@@ -107,12 +111,12 @@ def _run(
     milestones = sorted({step for study in studies for step in study.milestones})
     certificates = Certificates()
     if all(study.finished for study in studies) and not options.verify_sharing:
-        _views(studies, mirrors)
+        _views(studies, mirrors, console)
         return 0, certificates
     with launch.cluster(spaces[0].launch, options.address):
         reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
         lanes = launch.open_lanes(spaces[0].launch, studies[0].store.uri, milestones, reference)
-        proposals = _views(studies, mirrors)  # while the lanes come up
+        proposals = _views(studies, mirrors, console)  # while the lanes come up
         with Progress(studies, console).shown(lanes.snapshot):
             search(proposals, lanes.dispatcher)
             if options.verify_sharing:
@@ -122,12 +126,12 @@ def _run(
     return computed, certificates
 
 
-def _views(studies: list[Study], mirrors: list[Mirror]) -> list[Proposals]:
+def _views(studies: list[Study], mirrors: list[Mirror], console: Console) -> list[Proposals]:
     """Optuna's and MLflow's views of the studies, up to date and kept so; both take seconds to make their databases."""
     proposals = []
     for study, mirror in zip(studies, mirrors, strict=True):
-        folder = _local_folder(study.store, "studies", study.space.id)
-        proposals.append(Proposals(study, f"sqlite:///{folder / 'optuna.db'}"))
+        database = _sound(_local_folder(study.store, "studies", study.space.id) / "optuna.db", console)
+        proposals.append(Proposals(study, f"sqlite:///{database}"))
         mirror.sync()
         study.watchers.append(mirror.watch)
     return proposals
@@ -137,3 +141,18 @@ def _local_folder(store: Store, *parts: str) -> Path:
     folder = store.local(*parts) or store.cache.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _sound(database: Path, console: Console) -> Path:
+    """The path of an SQLite file, set aside if it is damaged: what it shows is made again from the journal."""
+    if database.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        except sqlite3.DatabaseError:
+            sound = False
+        if not sound:
+            aside = database.with_name(f"{database.name}.damaged-{uuid.uuid4().hex[:6]}")
+            database.replace(aside)
+            console.print(f"{database.name} was damaged and is made again; the old one is {aside.name}", style="yellow")
+    return database

@@ -150,12 +150,14 @@ class Mirror:
     def _curve(self, run: spec.Run, step: int, after: int) -> list[tuple[str, float, int]]:
         """The training curve from step `after` to `step`, forks included: each stretch told by its checkpoint."""
         points = []
-        for milestone in self.study.milestones:
-            if after < milestone <= step and (found := self.study.store.find(run, milestone)):
-                for point in found.manifest["curve"]:
+        for manifest in self.study.store.way(run, step):
+            if manifest["step"] > after:
+                for point in manifest["curve"]:
                     points += [(name, value, int(point["step"])) for name, value in point.items() if name != "step"]
-                if seconds := found.manifest["seconds"]:
-                    points.append(("steps_per_s", (milestone - found.manifest["from_step"]) / seconds, milestone))
+                if seconds := manifest["seconds"]:
+                    points.append(
+                        ("steps_per_s", (manifest["step"] - manifest["from_step"]) / seconds, manifest["step"])
+                    )
         return points
 
     def _grid(self, run_id: str, run: spec.Run, step: int, probe: spec.ProbeSpec) -> None:

@@ -72,3 +72,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "store")
     return request.getfixturevalue("s3").format(uuid.uuid4().hex[:8])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that all processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)

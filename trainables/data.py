@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,11 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor
 
-from trainables import catalog
+from trainables import cached, catalog
 from trainables.encode import Normalisation, encode, load_autoencoder, normalisation
 
 
@@ -100,10 +95,10 @@ def load_latents(name: str, cache_dir: Path, *, mirrored: bool = False, images: 
 
 def _cached_latents(name: str, cache_dir: Path, mirror: bool) -> dict[str, Tensor]:
     path = cache_dir / f"{catalog.identity(name)}{'-mirrored' if mirror else ''}.safetensors"
-    tensors = _read(path)
+    tensors = cached.read(path)
     if tensors is None or "scale" not in tensors:  # an earlier version's file has no such entry
         tensors = _encode_training_split(name, mirror)
-        _publish(tensors, path)
+        cached.write(tensors, path)
     return tensors
 
 
@@ -113,34 +108,3 @@ def _encode_training_split(name: str, mirror: bool) -> dict[str, Tensor]:
     mean, std = encode(autoencoder, images.flip(-1) if mirror else images)
     shift, scale = normalisation(autoencoder)
     return {"mean": mean, "std": std, "labels": labels, "shift": shift, "scale": scale}
-
-
-def _publish(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write aside, then rename: whoever looks sees a whole file or none, and of two writers the last one stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file({**tensors, "sha256": _checksum(tensors)}, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """What `_publish` wrote, or None where it is missing, torn or altered."""
-    try:
-        # Read in one go: safetensors' own reader opens the path twice and may meet two writers' files.
-        tensors = load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
-        return None
-    checksum = tensors.pop("sha256", torch.empty(0))
-    return tensors if checksum.tolist() == _checksum(tensors).tolist() else None
-
-
-def _checksum(tensors: dict[str, Tensor]) -> Tensor:
-    """SHA-256 (32,) uint8 of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
-        digest.update(tensors[key].numpy().tobytes())
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)

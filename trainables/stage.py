@@ -5,17 +5,15 @@ A `Bench` outlives the pieces: what one piece loads (data, detector, teachers) i
 
 from __future__ import annotations
 
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainables import catalog, encode
+from trainables import cached, catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
@@ -100,15 +98,13 @@ class Bench:
         """Statistics of a data set's images through a detector, made the first time that this machine needs them."""
         if (data, detector) not in self._references:
             watcher = self.detector(detector)
-            cached = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
-            if not cached.exists():
+            file = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
+            tensors = cached.read(file)
+            if tensors is None:
                 images, _ = load_images(data, "train")
-                statistics = reference_statistics(images, watcher)
-                self.cache.mkdir(parents=True, exist_ok=True)
-                aside = cached.with_suffix(f".{uuid.uuid4().hex[:8]}")
-                save_file(statistics.state_dict(), aside)
-                aside.replace(cached)
-            self._references[data, detector] = Reference(FeatureStatistics.from_state_dict(load_file(cached)))
+                tensors = reference_statistics(images, watcher).state_dict()
+                cached.write(tensors, file)
+            self._references[data, detector] = Reference(FeatureStatistics.from_state_dict(tensors))
         return self._references[data, detector]
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:

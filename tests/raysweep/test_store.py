@@ -31,7 +31,7 @@ def test_what_is_published_is_found_by_its_history(tmp_path, storage):
     assert store.deepest(RUN, 9) is None
     folder = store.open(history.key(RUN, 20))
     assert (folder / "state.safetensors").read_bytes() == b"state" * 100
-    assert all(store.wrong(found) is None for found in store.published())
+    assert all(wrong is None for _, wrong in store.verify())
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

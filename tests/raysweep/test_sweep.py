@@ -1,8 +1,10 @@
 """Whole sweeps on a real Ray, a real Optuna and a real MLflow: what a user types, and what is there afterwards."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -173,6 +175,26 @@ def test_the_same_command_again_computes_nothing_and_answers_the_same(first, roo
     assert again["steps"]["computed"] == 0
     assert again["trials"] == first["trials"] and again["best"] == first["best"]
     assert len(client.search_runs([runs[0].info.experiment_id])) == len(runs)
+
+
+def test_damaged_views_are_made_again_from_the_journal(first, root):
+    """The last test of the first space: MLflow's runs have other ids afterwards."""
+    databases = [
+        Path(first["storage"]) / "mlflow.db",
+        Path(first["storage"]) / "studies" / first["study"] / "optuna.db",
+    ]
+    for number, database in enumerate(databases):
+        content = database.read_bytes()
+        database.write_bytes(b"not a database" if number else content[:5000])
+    again = sweep(root / "space.yaml", root / "runs", *NO_ENCODER)
+    assert again["trials"] == first["trials"]
+    with contextlib.closing(sqlite3.connect(databases[0])) as mirror:  # our own client still holds the old file
+        counted = mirror.execute("SELECT count(*) FROM tags WHERE key = 'raysweep.kind' AND value = 'trial'").fetchone()
+    assert counted == (len(first["trials"]),)
+    study = optuna.load_study(study_name=first["study"], storage=f"sqlite:///{databases[1]}")
+    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == sum(
+        trial["state"] == "COMPLETE" for trial in first["trials"]
+    )
 
 
 def test_the_report_comes_from_the_store_alone(first, root):

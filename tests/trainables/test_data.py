@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save
 
 import trainables.data
-from trainables import catalog
+from trainables import cached, catalog
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.encode import Normalisation, encode, load_autoencoder
 
@@ -89,7 +89,7 @@ def test_a_damaged_cache_is_noticed(latents, cache, tmp_path, damage):
     unsigned = save({"mean": latents.mean})
     files = {"torn": whole[:-1], "altered": flipped, "empty": b"", "foreign": b"latents" * 9, "unsigned": unsigned}
     path.write_bytes(files[damage])
-    assert trainables.data._read(path) is None
+    assert cached.read(path) is None
 
 
 def test_a_damaged_cache_is_made_anew(latents, cache, tmp_path):
@@ -106,10 +106,10 @@ def test_racing_writers_never_show_a_torn_file(tmp_path):
     path = tmp_path / "new folder" / "cached.safetensors"
     sets = [{"mean": torch.full((200, 100), float(writer))} for writer in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        writing = [pool.submit(trainables.data._publish, sets[n % 4], path) for n in range(40)]
+        writing = [pool.submit(cached.write, sets[n % 4], path) for n in range(40)]
         while not all(each.done() for each in writing):
             published = path.exists()
-            assert trainables.data._read(path) is not None or not published
+            assert cached.read(path) is not None or not published
         for each in writing:
             each.result()
     assert list(path.parent.iterdir()) == [path]
