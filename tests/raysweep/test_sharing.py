@@ -90,7 +90,7 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
 
 
 def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, cache):
-    """A teacher and a student (in a folder, two that part at an early-stop point); one file after another is damaged."""
+    """A teacher and a student, in a folder two that part at a stop; one file after another is damaged."""
     store = Store(storage)
     students, milestones = ninety()[0][1 : 4 if store.local() else 2 : 2], [2, 4, 8]
     lane = lanes.Lane(store, milestones, cache)
