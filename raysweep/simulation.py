@@ -25,6 +25,7 @@ from raysweep.work import Assignment, probe_key
 from trainables import catalog
 from trainables.spec import Run
 
+STILL_S = 1e9  # no lane is without work for thirty years
 Curve = Callable[[Configuration, int], float]  # the metric of a configuration at a step, as a probe would measure it
 
 
@@ -186,9 +187,9 @@ class _Sweep:
             self.found.append((asyncio.get_running_loop().time() / 3600, trial.last(self.study.metric) or math.inf))
 
     async def _lane(self, lane: int) -> None:
-        while (assignment := await self.dispatcher.next(lane, math.inf)) != "stop":
+        while (assignment := await self.dispatcher.next(lane, STILL_S)) != "stop":
             if not isinstance(assignment, Assignment):
-                continue
+                raise RuntimeError("the simulation stands still: trials wait, and no lane has work")
             seconds = self._seconds(assignment)
             await asyncio.sleep(seconds)
             if assignment.kind == "train":

@@ -125,7 +125,14 @@ def _tell(facts: dict[str, Any], deleted: bool) -> None:
 
 
 def _store(options: argparse.Namespace) -> Store:
-    return Store(options.storage)
+    store = Store(options.storage)
+    try:
+        stored = any(store.names(place) for place in ("checkpoints", "studies", "freed"))
+    except OSError as error:
+        raise UserError(f"--storage {options.storage}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not stored:
+        raise UserError(f"--storage {options.storage}: nothing is stored there; give the storage of a sweep")
+    return store
 
 
 def _survey(options: argparse.Namespace) -> retention.Survey:
@@ -134,6 +141,10 @@ def _survey(options: argparse.Namespace) -> retention.Survey:
     except LookupError as error:
         told = error.args[0] if error.args else error
         raise UserError(f"--storage {options.storage}: {told}; look after it where its data is") from None
+    except ValueError as error:
+        raise UserError(
+            f"--storage {options.storage}: a study of another version ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def _amount(text: str) -> float:

@@ -154,6 +154,13 @@ def test_a_listing_says_why_each_is_there(study, capsys):
     assert f"{len(rows)} checkpoints" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["nowhere", "s3://bucket/x?endpoint_override=127.0.0.1:1&scheme=http"])
+def test_a_store_that_is_not_there_is_not_made(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    assert main(["ls", "--storage", place]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("wrong", [["lineage", "zz"], ["gc", "--budget", "-1"], ["lineage", "0", "--svg", "no/x.svg"]])
 def test_what_is_wrong_is_said_in_one_line(study, wrong, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
