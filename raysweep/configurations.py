@@ -46,9 +46,10 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     rows, chance, misses = len(seen), random.Random(space.search.seed), 0
     most = domains.size(space.tree)
     while len(seen) < min(wanted, most) and misses < 10_000:
-        trial, point = space.trial(_random_point(space, chance))
+        concrete, point = _random_point(space, chance)
         misses = 0 if _new(point, seen) else misses + 1
         if not misses:
+            trial = Trial.model_validate(concrete)
             yield _configuration(space, point, trial, None)
     if len(seen) > rows:
         notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
@@ -69,7 +70,7 @@ def _new(point: Point, seen: set[Shape]) -> bool:
     return len(seen) > before
 
 
-def _random_point(space: Space, chance: random.Random) -> Point:
+def _random_point(space: Space, chance: random.Random) -> tuple[Any, Point]:
     point: Point = {}
 
     def choose(path: str, domain: domains.Domain) -> Any:
@@ -84,5 +85,4 @@ def _random_point(space: Space, chance: random.Random) -> Point:
             point[path] = chance.uniform(low, high)
         return point[path]
 
-    domains.walk(space.tree, choose)
-    return point
+    return domains.walk(space.tree, choose), point

@@ -35,14 +35,14 @@ WIDTH, LEFT, ROW, MARGIN = 1080, 330, 24, 20  # pixels
 
 def short(steps: float) -> str:
     """A number of steps for people: 7.9M, 400K, 16."""
-    for size, unit in ((1e6, "M"), (1e3, "K")):
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if steps >= size:
             return f"{round(steps / size, 2):g}{unit}"
     return f"{steps:.3g}"
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return short(value) if value >= 1e5 else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def terminal(plan: Plan, price_per_gpu_hour: float | None) -> Iterator[RenderableType]:

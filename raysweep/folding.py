@@ -23,6 +23,7 @@ class Fold:
     taught_by: tuple[str, int] | None = None  # kind and age of its teacher
     teachers: list[Fold] = field(default_factory=list)
     children: list[Fold] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of the stages that it stands for
 
     @property
     def end(self) -> int:
@@ -73,13 +74,14 @@ def _siblings(
             *(c for c in made.children if c.kind == made.kind),
             *(c for c in made.children if c.kind != made.kind),
         ]
-        places.update({stage.number: made for stage in group})
+        made.numbers = [stage.number for stage in group]
         if len(made.children) == 1 and _goes_on(made, made.children[0]):
             (last,) = made.children
             made.ends += last.ends
             made.teaches += last.teaches
             made.children = last.children
-            places.update({number: made for number, place in places.items() if place is last})
+            made.numbers += last.numbers
+        places.update(dict.fromkeys(made.numbers, made))
         folds.append(made)
     return sorted(folds, key=lambda each: (not each.teaches, -each.users, each.kind, each.end))
 

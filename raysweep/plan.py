@@ -97,7 +97,7 @@ class Plan:
         else:
             draws = 1 if len(self.trials) > MANY else DRAWS
             how = "published FIDs, and others like them" if known else "random results"
-            how += f" where there are none, mean of {draws} draws" if known else f", mean of {draws} draws"
+            how += f" where there are none, in the mean of {draws}" if known else f", in the mean of {draws}"
         reached = [self._play(random.Random(draw), known) for draw in range(draws)]
         return self._costs(reached, f"all come to a rung before any goes on, in the order of proposal; {how}")
 
@@ -122,21 +122,22 @@ class Plan:
         costs = Costs(Cost(), Cost(), Cost(), assumed)
         for reached in draws:
             share = 1 / len(draws)
-            own = Counter(number for chosen, step in reached for number in self._tree.chain(chosen.run, step))
+            ways = [(chosen, self._way(chosen, step)) for chosen, step in reached]
+            own = Counter(number for _, way in ways for number in way)
             taught = [teacher for chosen, step in reached if step for teacher in runs.teachers(chosen.run)]
             chains = [tuple(self._tree.chain(teacher.run, teacher.step)) for teacher in taught]
             apart = own + Counter(number for chain in chains for number in chain)
             by_hand = own + Counter(number for chain in set(chains) for number in chain)
-            probes = [self._probes(chosen, step) for chosen, step in reached]
-            every = Counter(probe for trial in probes for probe in trial)
+            # Trials that are still the same at a rung share its probe.
+            every = Counter((n, c.probe) for c, way in ways for n in way if self.stages[n].end in c.rungs)
             self._add(costs.together, Counter(set(apart)), Counter(set(every)), share)
             self._add(costs.by_hand, by_hand, every, share)
             self._add(costs.apart, apart, every, share)
         return costs
 
-    def _probes(self, chosen: Configuration, step: int) -> list[tuple[int, ProbeSpec]]:
-        """What is probed on the way, by its stage, and how: trials that are still the same there share it."""
-        return [(self._tree.chain(chosen.run, rung)[-1], chosen.probe) for rung in chosen.rungs if rung <= step]
+    def _way(self, chosen: Configuration, step: int) -> list[int]:
+        """The stages of a configuration's own run as far as `step`, where it publishes."""
+        return [n for n in self._tree.chain(chosen.run, chosen.run.steps) if self.stages[n].end <= step]
 
     def _add(self, cost: Cost, trained: Counter[int], probed: Counter[tuple[int, ProbeSpec]], share: float) -> None:
         for number, times in trained.items():
