@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     table = Table(title=f"{options.space.stem}: {rows[0]['trials']} trials on {options.gpus} GPUs, simulated")
-    for name in ("strategy", "days", "GPU-hours", "(probes)", "steps", "complete", "regret", "wall s"):
+    for name in ("strategy", "days", "GPU-h", "steps", "complete", "regret", "wall s"):
         table.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
     for name in dict.fromkeys(row["strategy"] for row in rows):
         for sharing in (True, False):
@@ -125,7 +125,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             values = [value for _, value in row["found"]] + [row["found"][-1][1]]
             label = f"{row['strategy']}, {'shared' if row['sharing'] else 'alone'}"
             axes.step(days, values, where="post", label=label, linestyle="-" if row["sharing"] else ":")
-    axes.set(xlabel="days", ylabel="best metric found", xscale="log")
+    axes.set(xlabel="days", ylabel="best metric found")
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=150)
 
