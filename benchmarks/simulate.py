@@ -101,10 +101,7 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
             mine = [row for row in rows if (row["strategy"], row["sharing"]) == (name, sharing)]
             mean = {key: statistics.fmean(row[key] for row in mine) for key in ("days", "gpu_hours", "steps", "regret")}
             cells = [f"{mean['days']:.2f}", f"{mean['gpu_hours']:,.0f}"]
-            cells += [
-                f"{statistics.fmean(row['probe_gpu_hours'] for row in mine):,.0f}",
-                f"{mean['steps'] / 1e6:,.1f}M",
-            ]
+            cells.append(f"{mean['steps'] / 1e6:,.0f}M")
             cells += [f"{statistics.fmean(row['complete'] for row in mine):,.0f}", f"{mean['regret']:.2f}"]
             cells.append(f"{statistics.fmean(row['wall_s'] for row in mine):.1f}")
             table.add_row(f"{name}, {'shared' if sharing else 'alone'}", *cells)
