@@ -15,8 +15,8 @@ from typing import Any
 import ray
 
 from raysweep import history, runs
-from raysweep.pool import WorkFailed
 from raysweep.study import Study
+from raysweep.work import WorkFailed
 from trainables.spec import Run
 
 

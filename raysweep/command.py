@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from raysweep.errors import SweepError, UserError
+from raysweep.uris import public
 
 
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def guarded(command: Callable[[argparse.Namespace, Console], int | None], option
     try:
         return command(options, console) or 0
     except (UserError, SweepError) as error:
-        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
+        console.print(public(str(error)), style="red", highlight=False, soft_wrap=True, markup=False)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         console.print("\nInterrupted. What is finished is kept; the same command carries on.", highlight=False)

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from raysweep import domains, runs
 from raysweep.domains import Point, Shape, WrongDomain, shape
@@ -46,11 +45,10 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     rows, chance, misses = len(seen), random.Random(space.search.seed), 0
     most = domains.size(space.tree)
     while len(seen) < min(wanted, most) and misses < 10_000:
-        concrete, point = _random_point(space, chance)
+        point = domains.random_point(space.tree, chance)
         misses = 0 if _new(point, seen) else misses + 1
         if not misses:
-            trial = Trial.model_validate(concrete)
-            yield _configuration(space, point, trial, None)
+            yield _configuration(space, point, space.trial(point)[0], None)
     if len(seen) > rows:
         notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
     if outside:
@@ -68,21 +66,3 @@ def _new(point: Point, seen: set[Shape]) -> bool:
     before = len(seen)
     seen.add(shape(point))
     return len(seen) > before
-
-
-def _random_point(space: Space, chance: random.Random) -> tuple[Any, Point]:
-    point: Point = {}
-
-    def choose(path: str, domain: domains.Domain) -> Any:
-        low, high = domain.options[0], domain.options[-1]
-        if domain.kind == "choice":
-            point[path] = chance.choice(domain.options)
-        elif domain.kind == "integers":
-            point[path] = chance.randint(low, high)
-        elif domain.kind == "log_uniform":
-            point[path] = min(high, max(low, low * (high / low) ** chance.random()))
-        else:
-            point[path] = chance.uniform(low, high)
-        return point[path]
-
-    return domains.walk(space.tree, choose), point

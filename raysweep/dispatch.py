@@ -8,16 +8,19 @@ and queued for the lanes, in the order of `work.Queue`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from raysweep import history
 from raysweep.claims import Claims
 from raysweep.leases import Leases
-from raysweep.pool import ATTEMPTS, Again, Elsewhere, Pool, WorkFailed
+from raysweep.pool import ATTEMPTS, Pool
 from raysweep.store import Shelf
-from raysweep.work import Want, probe_key
+from raysweep.work import Again, Elsewhere, Want, WorkLost, probe_key
 from trainables.spec import ProbeSpec, Run
+
+Seen = TypeVar("Seen")
 
 
 class Dispatcher(Pool):
@@ -28,10 +31,19 @@ class Dispatcher(Pool):
         milestones: steps at which all runs publish.
         lanes: how many there are.
         leases: how drivers that share the store keep out of each other's way; None where there is only this one.
+        workers, micro_batch: as `Pool` takes them.
     """
 
-    def __init__(self, store: Shelf, milestones: Sequence[int], lanes: int, leases: Leases | None = None):
-        super().__init__(lanes, Claims(leases, store) if leases else None)
+    def __init__(
+        self,
+        store: Shelf,
+        milestones: Sequence[int],
+        lanes: int,
+        leases: Leases | None = None,
+        workers: int = 1,
+        micro_batch: int | None = None,
+    ):
+        super().__init__(lanes, Claims(leases, store) if leases else None, workers, micro_batch)
         self.store, self.milestones = store, list(milestones)
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._wants: dict[str, Want] = {}
@@ -47,7 +59,8 @@ class Dispatcher(Pool):
             ahead: steps that whoever asks has before it after this; by default those to the run's end.
 
         Raises:
-            WorkFailed: it cannot be: its loss is not finite, or its workers died too often.
+            WorkFailed: it cannot be: its loss is not finite, or, a `WorkLost`, its workers died too often.
+        Halted: nothing can be trained any more.
         """
         key = history.key(run, step)
         want = self._wants.setdefault(key, Want())
@@ -73,7 +86,7 @@ class Dispatcher(Pool):
         key = probe_key(run, step, spec)
         damaged = 0
         while damaged <= ATTEMPTS:
-            if record := self.store.record("probes", key):
+            if record := await self._look(partial(self.store.record, "probes", key)):
                 return record
             if key not in self._under_way:
                 want = Want(waiters=1, ahead=run.steps - step)
@@ -85,7 +98,7 @@ class Dispatcher(Pool):
             except Again:
                 damaged += 1
                 await self.reach(run, step, trial)
-        raise WorkFailed(f"the checkpoint at step {step} was found damaged {ATTEMPTS} times: check the storage")
+        raise WorkLost(f"the checkpoint at step {step} was found damaged {ATTEMPTS} times: check the storage")
 
     async def replay(self, run: Run, step: int) -> dict[str, Any] | None:
         """The certificate of `run`'s checkpoint at `step`: whether training through the checkpoint that it came from,
@@ -96,9 +109,9 @@ class Dispatcher(Pool):
         """
         key = history.key(run, step)
         while True:
-            if certificate := self.store.record("certificates", key):
+            if certificate := await self._look(partial(self.store.record, "certificates", key)):
                 return certificate
-            found = self.store.find(run, step)
+            found = await self._look(partial(self.store.find, run, step))
             if found is None:
                 return None
             begin = found.manifest["from_step"]
@@ -117,6 +130,17 @@ class Dispatcher(Pool):
                 return None
 
     # --- inside
+
+    async def _look(self, look: Callable[[], Seen]) -> Seen:
+        """What the store says, as soon as it can be asked."""
+        while True:
+            try:
+                found = look()
+            except OSError as error:
+                await self._storage_is_silent(error)
+            else:
+                self._silent_since = None
+                return found
 
     def _start(self, key: str, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -144,8 +168,10 @@ class Dispatcher(Pool):
                 if teacher := run.phase_after(begin).teacher:
                     needs.append(self.reach(teacher.run, teacher.step, trial, True, ahead))
                 await asyncio.gather(*needs)
-                await self._work("train", run, begin, step, trial, want)
-                there = self.store.find(run, step)
+                reached = await self._work("train", run, begin, step, trial, want)
+                if reached is not None and reached < step:
+                    continue  # the rest is asked for from there
+                there = await self._look(partial(self.store.find, run, step))
             except Elsewhere:
                 continue
             except OSError as error:
@@ -155,5 +181,5 @@ class Dispatcher(Pool):
                 damaged += 1
                 continue
             if there is None:
-                raise WorkFailed(f"step {step} was published but is not in {self.store.uri}: do all nodes see it?")
-        raise WorkFailed(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")
+                raise WorkLost(f"step {step} was published but is not in {self.store.uri}: do all nodes see it?")
+        raise WorkLost(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -165,6 +166,26 @@ def at(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
         if path not in full:
             raise WrongDomain(path, "nothing is searched here; give a domain in `trial` first")
     return concrete, full
+
+
+def random_point(tree: Any, chance: random.Random) -> Point:
+    """A point, each domain by its own measure: options alike, ranges evenly or evenly in the logarithm."""
+    point: Point = {}
+
+    def choose(path: str, domain: Domain) -> Any:
+        low, high = domain.options[0], domain.options[-1]
+        if domain.kind == "choice":
+            point[path] = chance.choice(domain.options)
+        elif domain.kind == "integers":
+            point[path] = chance.randint(low, high)
+        elif domain.kind == "log_uniform":
+            point[path] = min(high, max(low, low * (high / low) ** chance.random()))
+        else:
+            point[path] = chance.uniform(low, high)
+        return point[path]
+
+    walk(tree, choose)
+    return point
 
 
 def size(node: Any) -> float:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,9 +21,15 @@ from pyarrow import fs
 
 from raysweep import history
 from raysweep.errors import UserError
+from raysweep.uris import public
 
 CHUNK = 1 << 22
+MARK = "raysweep.json"  # tells a storage from an empty folder where it was mounted before
 SETTLE_S = 0.3  # on an object store: longer than a small write takes, see `create`
+
+
+class Gone(OSError):
+    """The storage is not where it was: unmounted, moved or deleted."""
 
 
 class Files:
@@ -30,13 +37,15 @@ class Files:
 
     Args:
         uri: a path, or a URI of pyarrow's such as `s3://bucket/folder`.
+        mark: what `check_writable` found or wrote there. With it, a storage that has vanished is not taken for an empty
+            one: methods that read or write raise `Gone`, an OSError.
 
     Raises:
         UserError: it cannot be reached or written to.
     """
 
-    def __init__(self, uri: str):
-        self.uri = uri
+    def __init__(self, uri: str, mark: str | None = None):
+        self.uri, self.mark = uri, mark
         try:
             if "://" in uri:
                 self.fs, self.root = fs.FileSystem.from_uri(uri)
@@ -45,10 +54,12 @@ class Files:
                 self.uri = self.root = str(Path(uri).expanduser().absolute())
                 self.fs = fs.LocalFileSystem()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"--storage {uri}: {_one_line(error)}; give a folder or a URI such as s3://…") from None
+            raise UserError(
+                f"--storage {public(uri)}: {_one_line(error)}; give a folder or a URI such as s3://…"
+            ) from None
 
     def check_writable(self) -> None:
-        """Create the folder and write a byte into it.
+        """Create the folder with a mark of its own, or find that, and write a byte into it.
 
         Raises:
             UserError: that failed.
@@ -56,11 +67,32 @@ class Files:
         try:
             self.write("probe-of-storage", b"1")
             self.delete("probe-of-storage")
+            self.create(MARK, json.dumps({"storage": uuid.uuid4().hex}).encode())
+            self.mark = (self.read(MARK) or b"").decode()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"--storage {self.uri}: cannot write there ({_one_line(error)})") from None
+            raise UserError(f"--storage {public(self.uri)}: cannot write there ({_one_line(error)})") from None
+
+    def check_there(self) -> None:
+        """Nothing, where this is the storage that it was.
+
+        Raises:
+            Gone: it is not.
+        """
+        if self.mark is None:
+            return
+        with contextlib.suppress(OSError), self.fs.open_input_stream(self.path(MARK)) as stream:
+            if stream.read() == self.mark.encode():
+                return
+        raise Gone(f"{public(self.uri)} is not there any more, or not seen from {socket.gethostname()}")
 
     def path(self, *parts: str) -> str:
-        """A path below the root, as the filesystem takes it."""
+        """A path below the root, as the filesystem takes it.
+
+        Raises:
+            ValueError: it would not be below the root.
+        """
+        if any(part.startswith("/") or ".." in part.split("/") or "\0" in part for part in parts):
+            raise ValueError(f"{'/'.join(parts)!r} leads out of the storage")
         return "/".join((self.root, *parts))
 
     def local(self, *parts: str) -> Path | None:
@@ -76,19 +108,26 @@ class Files:
         infos: list[fs.FileInfo] = self.fs.get_file_info(
             fs.FileSelector(self.path(place), allow_not_found=True, recursive=recursive)
         )
+        if not infos:
+            self.check_there()
         return infos
 
     def write(self, place: str, content: bytes) -> None:
         """Write a file whole: who looks sees the old content or the new."""
-        target = self.path(place)
+        self.check_there()
         if (local := self.local(place)) is None:
-            with self.fs.open_output_stream(target) as stream:  # an object appears when it is closed
+            with self.fs.open_output_stream(self.path(place)) as stream:  # an object appears when it is closed
                 stream.write(content)
             return
-        local.parent.mkdir(parents=True, exist_ok=True)
-        aside = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
-        aside.write_bytes(content)
-        aside.replace(local)
+        aside = _aside(local)
+        try:
+            with aside.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(local)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def create(self, place: str, content: bytes) -> bool:
         """Write a file unless it is there; whether this call, and no other at the same time, has written it.
@@ -97,16 +136,16 @@ class Files:
         that, waits until all who began before it was announced are seen, and the first by name writes. A writer slower
         than `SETTLE_S` can break it: two then train one stretch, and publish the same bits.
         """
+        self.check_there()
         if (local := self.local(place)) is not None:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            aside = local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
-            aside.write_bytes(content)
+            aside = _aside(local)
             try:
+                aside.write_bytes(content)
                 os.link(aside, local)  # exclusive on NFS too, where O_EXCL has not always been
             except FileExistsError:
                 return False
             finally:
-                aside.unlink()
+                aside.unlink(missing_ok=True)
             return True
         folder, _, name = place.rpartition("/")
         if self.read(place) is not None:
@@ -132,6 +171,7 @@ class Files:
         except OSError:  # an object that is deleted while it is read is one that is not there
             if self.is_there(place):
                 raise
+            self.check_there()
             return None
 
     def delete(self, place: str) -> None:
@@ -160,6 +200,7 @@ class Files:
         except OSError:
             if self.is_there(place):
                 raise
+            self.check_there()
             return None
 
     def is_there(self, place: str) -> bool:
@@ -168,6 +209,7 @@ class Files:
 
     def copy_in(self, source: Path, place: str) -> str:
         """Copy a file of this machine to a place in the store; returns its SHA-256."""
+        self.check_there()
         if local := self.local(place):
             local.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -176,6 +218,12 @@ class Files:
                 digest.update(chunk)
                 writer.write(chunk)
         return digest.hexdigest()
+
+
+def _aside(local: Path) -> Path:
+    """Where to write what will be put into place at once."""
+    local.parent.mkdir(parents=True, exist_ok=True)
+    return local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
 
 
 def sha256_of(file: Path) -> str:

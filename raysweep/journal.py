@@ -9,20 +9,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from raysweep.patience import Tell, patiently
 from raysweep.store import Store
 
 Entry = dict[str, Any]
 COPIES = ("journal", "journal-copy")
+TORN = -1
 PART_LINES = 256  # on an object store, which cannot append: a full part is never written again
+
+
+@dataclass(frozen=True)
+class Pen:
+    """The right to write a study's journal.
+
+    Args:
+        epoch: grows whenever the right goes to another driver; of two lines of one number, the later epoch's counts.
+        check: raises once the right has gone.
+        tell: is told when writing has to wait for the storage.
+    """
+
+    epoch: int = 0
+    check: Callable[[], None] = lambda: None
+    tell: Tell = lambda message: None
 
 
 class Journal:
     """The journal of study `id` in `store`. One driver writes; what a crash cut off is dropped on reading."""
 
-    def __init__(self, store: Store, study: str):
-        self._store = store
+    def __init__(self, store: Store, study: str, pen: Pen | None = None):
+        self._store, self._pen = store, pen or Pen()
         self._folder = f"studies/{study}"
         self._lines: list[bytes] | None = None
         self._to_mend: list[str] = []
@@ -30,7 +50,10 @@ class Journal:
     def read(self) -> list[Entry]:
         """All entries, oldest first."""
         copies = [self._read_copy(name) for name in COPIES]
-        merged = {number: line for copy in reversed(copies) for number, line in copy.items()}
+        merged: dict[int, bytes] = {}
+        for number, line in (each for copy in copies for each in copy.items()):
+            if number not in merged or _place(line)[1] > _place(merged[number])[1]:
+                merged[number] = line
         self._lines = []
         for number in range(len(merged)):
             if number not in merged:
@@ -42,23 +65,36 @@ class Journal:
         return [json.loads(line)["entry"] for line in self._lines]
 
     def append(self, kind: str, **facts: Any) -> Entry:
-        """Add one entry; it is on its way to disk, twice, when this returns."""
+        """Add one entry; it is on disk, twice, when this returns. Waits for a storage that is full or away.
+
+        Raises:
+            SweepError: another driver writes this journal now, or the storage stayed away.
+        """
         if self._lines is None:
             self.read()
         assert self._lines is not None
-        while self._to_mend:  # left to whoever writes: a reader may meet a line that is half there
-            self._rewrite(self._to_mend.pop())
         entry = {"kind": kind, **facts}
-        self._lines.append(_seal(len(self._lines), entry))
+        self._lines.append(_seal(len(self._lines), entry, self._pen.epoch))
+        patiently(self._write_last, self._pen.tell)
+        return entry
+
+    def _write_last(self) -> None:
+        assert self._lines is not None
+        self._pen.check()
+        self._store.check_there()
+        while self._to_mend:  # left to whoever writes: a reader may meet a line that is half there
+            self._rewrite(self._to_mend[-1])
+            self._to_mend.pop()
         for name in COPIES:
             if path := self._store.local(self._folder, f"{name}.jsonl"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as stream:
                     # A leading newline closes a line that an earlier crash may have cut off.
                     stream.write(b"\n" + self._lines[-1] + b"\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
             else:
                 self._write_part(name, (len(self._lines) - 1) // PART_LINES)
-        return entry
 
     def _read_copy(self, name: str) -> dict[int, bytes]:
         if self._store.local():
@@ -66,11 +102,13 @@ class Journal:
         else:
             files = sorted(file for file in self._store.names(self._folder) if file.startswith(f"{name}."))
         found: dict[int, bytes] = {}
+        epochs: dict[int, int] = {}
         for file in files:
             for line in (self._store.read(f"{self._folder}/{file}") or b"").split(b"\n"):
-                number = _number(line)
-                if number is not None:
-                    found[number] = line
+                number, epoch = _place(line)
+                if epoch >= epochs.get(number, 0):  # a driver that was outbid may have written one line too many
+                    found[number], epochs[number] = line, epoch
+        found.pop(TORN, None)
         return found
 
     def _rewrite(self, name: str) -> None:
@@ -87,17 +125,18 @@ class Journal:
         self._store.write(f"{self._folder}/{name}.{part:06d}.jsonl", b"\n".join(lines) + b"\n")
 
 
-def _seal(number: int, entry: Entry) -> bytes:
+def _seal(number: int, entry: Entry, epoch: int) -> bytes:
     text = json.dumps(entry, allow_nan=True)
-    digest = hashlib.sha256(f"{number} {text}".encode()).hexdigest()
-    return json.dumps({"n": number, "entry": entry, "sha256": digest[:16]}, allow_nan=True).encode()
+    digest = hashlib.sha256(f"{number} {epoch} {text}".encode()).hexdigest()
+    return json.dumps({"n": number, "epoch": epoch, "entry": entry, "sha256": digest[:16]}, allow_nan=True).encode()
 
 
-def _number(line: bytes) -> int | None:
-    """The place of a line in the journal, or None where it is not as it was written."""
+def _place(line: bytes) -> tuple[int, int]:
+    """The number of a line in the journal and its epoch; `TORN` where it is not as it was written."""
     try:
         sealed = json.loads(line)
-        number, entry = sealed["n"], sealed["entry"]
-        return number if isinstance(number, int) and line == _seal(number, entry) else None
+        number, epoch = sealed["n"], sealed["epoch"]
+        whole = isinstance(number, int) and isinstance(epoch, int) and line == _seal(number, sealed["entry"], epoch)
+        return (number, epoch) if whole else (TORN, 0)
     except (ValueError, LookupError, TypeError):
-        return None
+        return TORN, 0

@@ -23,14 +23,16 @@ RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
 class LaneConfig:
     """What a lane's processes need to know. `dispatcher` is an actor's handle.
 
-    `reference` names the data set and the detector whose statistics probes will need: made while a lane is idle.
+    `mark` is the storage's, `session` this driver's. `reference` names the data set and the detector whose statistics
+    probes will need: made while a lane is idle.
     """
 
     lane: int
     storage: str
+    mark: str | None
+    session: str
     launch: Launch
     dispatcher: Any
-    run_name: str
     reference: tuple[str, str]
 
 
@@ -46,12 +48,12 @@ def fit(config: LaneConfig) -> None:
         ray.train.torch.TorchTrainer(
             work,
             train_loop_config={"config": config},
-            torch_config=ray.train.torch.TorchConfig(timeout_s=600),
+            torch_config=ray.train.torch.TorchConfig(timeout_s=int(launch.timeout_s)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                name=config.run_name,
+                name=f"raysweep-{config.session}-lane{config.lane}",
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=3),
             ),

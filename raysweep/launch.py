@@ -8,12 +8,16 @@ import math
 import os
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray import PlacementGroupID
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.dispatch import Dispatcher
 from raysweep.errors import SweepError
@@ -22,6 +26,7 @@ from raysweep.space import Launch
 from raysweep.store import Store
 
 HEARD_S = 30.0  # how long a look at the lanes may take
+STARTS = 5  # of a lane that finishes nothing in between
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
@@ -33,27 +38,72 @@ QUIET = {
 }
 
 
-@dataclass
 class Lanes:
-    """A running dispatcher and the tasks that keep its lanes up."""
+    """A dispatcher and the lanes that work for it, each started again when it ends before its time.
 
-    dispatcher: Any
-    _tasks: dict[Any, int] = field(default_factory=dict)
-    _latest: dict[str, Any] = field(
-        default_factory=lambda: {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
-    )
+    Args:
+        reference: the data set and the detector that probes will compare with.
+        alone: whether the cluster is this driver's own.
+
+    Raises:
+        SweepError: the cluster lacks the resources that one lane needs.
+    """
+
+    def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: tuple[str, str], alone: bool):
+        _check_resources(launch)
+        self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
+        self._session = uuid.uuid4().hex[:12]
+        # What controls the lanes stays where the driver is: it is of no use without it.
+        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(_Shared).options(
+            num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
+        )
+        self.dispatcher = actor.remote(store.uri, store.mark, milestones, launch, self._session)
+        self._tasks: dict[Any, int] = {}
+        self._starts: Counter[int] = Counter()  # of a lane, since it last finished something
+        self._served: dict[int, int] = {}
+        self._groups: dict[int, str] = {}
+        self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
+        for lane in range(launch.lanes):
+            self._start(lane)
 
     def snapshot(self, patience_s: float = HEARD_S) -> dict[str, Any]:
-        """What the lanes are doing, or were when last heard of; notices those that have ended before their time."""
-        self._check()
-        with contextlib.suppress(GetTimeoutError):  # on a machine that is busy with other things
+        """What the lanes are doing, or were when last heard of; sees to those that have ended or fallen silent."""
+        self._tend()
+        # A machine may be busy with other things, and the dispatcher may have to start anew.
+        with contextlib.suppress(GetTimeoutError, RayActorError):
             self._latest = ray.get(self.dispatcher.snapshot.remote(), timeout=patience_s)
+            self._groups |= self._latest["groups"]
+            for lane, served in self._latest["served"].items():
+                if served != self._served.get(lane):
+                    self._served[lane], self._starts[lane] = served, 1
         return self._latest
 
-    def _check(self) -> None:
-        if not self._tasks:
-            return
-        ended, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+    def stop(self) -> None:
+        """Let lanes that train publish what they have, and wait for them as long as the grace period lasts."""
+        if self._tasks and self._launch.grace_s:
+            with contextlib.suppress(GetTimeoutError, RayActorError):
+                ray.get(self.dispatcher.stop.remote(), timeout=self._launch.grace_s)
+                ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=self._launch.grace_s)
+
+    def close(self, patience_s: float = 20.0) -> None:
+        """Let the lanes stop at their next question and wait for them, within bounds."""
+        with contextlib.suppress(GetTimeoutError, RayActorError):
+            ray.get(self.dispatcher.close.remote(), timeout=patience_s)
+        if self._tasks:
+            ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=patience_s)
+
+    def _start(self, lane: int) -> None:
+        self._starts[lane] += 1
+        place = (self._store.uri, self._store.mark, self._session)
+        task = _host.options(scheduling_strategy=self._here).remote(
+            lane, place, self._launch, self.dispatcher, self._reference
+        )
+        self._tasks[task] = lane
+
+    def _tend(self) -> None:
+        """Start lanes again that have ended; end those that say nothing although they have work."""
+        ended, going = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0) if self._tasks else ([], [])
         for task in ended:
             lane = self._tasks.pop(task)
             try:
@@ -61,12 +111,37 @@ class Lanes:
                 message = "its workers stopped"
             except Exception as error:  # whatever ended it, those who wait must be told
                 message = _gist(error)
-            ray.get(self.dispatcher.lane_lost.remote(lane, message))
+            self._clear(lane)
+            if self._starts[lane] < STARTS:
+                self._tell("note", lane, f"ended and starts again: {message}")
+                self._start(lane)
+            else:
+                self._tell("lane_lost", lane, message)
+        silent = self._latest.get("silent_s", {})
+        at_work = {each["lane"] for each in self._latest["lanes"]}
+        for task in going:
+            lane = self._tasks[task]
+            if lane in at_work and silent.get(lane, 0) > 2 * self._launch.timeout_s:
+                self._tell("note", lane, f"said nothing for {silent[lane]:.0f} s and is ended")
+                ray.cancel(task, force=True)
 
-    def close(self, patience_s: float = 20.0) -> None:
-        """Let the lanes stop at their next question and wait for them, within bounds."""
-        ray.get(self.dispatcher.close.remote(), timeout=patience_s)
-        ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=patience_s) if self._tasks else None
+    def _tell(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(GetTimeoutError, RayActorError):
+            ray.get(getattr(self.dispatcher, method).remote(*arguments), timeout=HEARD_S)
+
+    def _clear(self, lane: int) -> None:
+        """Remove the placement group of a lane that has ended. A controller that is killed leaves it behind, and the
+        next one would wait for its resources for ever."""
+        left = [self._groups.pop(lane)] if lane in self._groups else []
+        if self._alone and len(self._groups) == len(self._tasks):  # nobody else is on his way to a group
+            shape = {name: amount for name, amount in _worker_resources(self._launch).items() if amount}
+            for key, told in placement_group_table().items():
+                bundles = list(told["bundles"].values())
+                if key not in self._groups.values() and bundles == [shape] * self._launch.workers:
+                    left.append(key)
+        for key in left:
+            with contextlib.suppress(Exception):  # it may be gone already
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
 
 
 @contextlib.contextmanager
@@ -93,50 +168,40 @@ def cluster(launch: Launch, address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def open_lanes(launch: Launch, storage: str, milestones: list[int], reference: tuple[str, str]) -> Lanes:
-    """Start the dispatcher and the lanes; returns at once, while they come up.
-
-    Args:
-        reference: the data set and the detector that probes will compare with.
-
-    Raises:
-        SweepError: the cluster lacks the resources that one lane needs.
-    """
-    _check_resources(launch)
-    actor = ray.remote(_Shared).options(num_cpus=0, max_concurrency=1000)
-    lanes = Lanes(actor.remote(storage, milestones, launch.lanes))
-    session = uuid.uuid4().hex[:8]
-    for lane in range(launch.lanes):
-        name = f"raysweep-{session}-lane{lane}"
-        task = _host.remote(lane, storage, launch, lanes.dispatcher, name, reference)
-        lanes._tasks[task] = lane
-    return lanes
-
-
 class _Shared(Dispatcher):
     """A dispatcher that shares its store with those of other drivers."""
 
-    def __init__(self, storage: str, milestones: list[int], lanes: int):
-        store = Store(storage)
-        super().__init__(store, milestones, lanes, Leases(store))
+    def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
+        store = Store(storage, mark)
+        super().__init__(store, milestones, launch.lanes, Leases(store), launch.workers, launch.micro_batch)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._note("the dispatcher died and has started anew")
+            mine = (found for found in store.published() if found.manifest.get("session") == session)
+            self.computed_steps = sum(found.step - found.manifest["from_step"] for found in mine)
+
+
+def _worker_resources(launch: Launch) -> dict[str, float]:
+    return {"CPU": float(launch.cpus_per_worker), "GPU": float(launch.gpus_per_worker)}
 
 
 def _check_resources(launch: Launch) -> None:
     have = ray.cluster_resources()
-    need = {"CPU": launch.workers * launch.cpus_per_worker, "GPU": launch.workers * launch.gpus_per_worker}
-    for name, amount in need.items():
-        if amount > have.get(name, 0):
+    for name, amount in _worker_resources(launch).items():
+        if amount * launch.workers > have.get(name, 0):
             raise SweepError(
-                f"one lane needs {amount:g} {name}s and the cluster has {have.get(name, 0):g}; "
+                f"one lane needs {amount * launch.workers:g} {name}s and the cluster has {have.get(name, 0):g}; "
                 "use a smaller --profile or --set launch.workers=N"
             )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _host(lane: int, storage: str, launch: Launch, dispatcher: Any, run_name: str, reference: tuple[str, str]) -> None:
+def _host(
+    lane: int, place: tuple[str, str | None, str], launch: Launch, dispatcher: Any, reference: tuple[str, str]
+) -> None:
     from raysweep import lane as lanes  # brings in torch, which the driver does without
 
-    lanes.fit(lanes.LaneConfig(lane, storage, launch, dispatcher, run_name, reference))
+    storage, mark, session = place
+    lanes.fit(lanes.LaneConfig(lane, storage, mark, session, launch, dispatcher, reference))
 
 
 def _gist(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Who is at work on what, among all drivers that share a store.
 
     leases/<name>.<generation>.json     an owner's claim on a piece of work, created exclusively
-    owners/<owner>.json                 the owner's heartbeat: a number that grows
+    owners/<owner>.json                 the owner's heartbeat: a number that grows; and which process it is
 
 A lease counts while its owner's heartbeat moves. Nobody compares clocks: each watcher times for itself how long a
 heartbeat has stood still. A dead owner's lease is not deleted but outbid, with the next generation, so that of several
@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysweep.errors import SweepError
 from raysweep.store import Store
 
 BEAT_S = 2.0
@@ -57,6 +58,7 @@ class Leases:
         self.owner = uuid.uuid4().hex[:12]
         self._store, self._beat_s, self._dead_s = store, beat_s, dead_s
         self._held: dict[str, Lease] = {}
+        self._garbage: set[str] = set()  # files that could not be deleted yet
         self._beats: dict[str, tuple[bytes | None, float]] = {}  # another owner's heartbeat, and since when it is so
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -90,11 +92,41 @@ class Leases:
         if lease is None:
             return
         for generation in range(lease.generation, 0, -1):  # and the dead ones that it outbid
-            self._store.delete(_place(name, generation))
+            self._discard(_place(name, generation))
+
+    def generation(self, name: str) -> int:
+        """Which lease of that name is held: the first, or one that outbid dead owners'."""
+        return self._held[name].generation
+
+    def check(self, name: str) -> None:
+        """Nothing, while the lease of that name is held.
+
+        Raises:
+            SweepError: somebody has taken it over, since this process had not been heard of for too long.
+        """
+        mine, latest = self._held[name], self._latest(name)
+        if latest and latest.generation > mine.generation:
+            raise SweepError(f"{name} was taken over by {latest.holder}, as this process had stood still; it ends here")
+
+    def clear(self) -> None:
+        """Delete what owners that are known to be dead have left: on this machine, or watched for long enough."""
+        for name in self._names():
+            lease = self._latest(name)
+            if lease and lease.owner != self.owner and not self._alive(lease):
+                for generation in range(lease.generation, 0, -1):
+                    self._discard(_place(name, generation))
+        for file in self._store.names("owners"):
+            try:
+                said = json.loads(self._store.read(f"owners/{file}") or b"")
+                gone = _is_gone(said)
+            except (ValueError, LookupError, TypeError):
+                continue
+            if gone:
+                self._discard(f"owners/{file}")
 
     def others(self) -> Iterator[Lease]:
         """The leases that others hold and that count."""
-        for name in sorted({file.rsplit(".", 2)[0] for file in self._store.names("leases") if _is_lease(file)}):
+        for name in self._names():
             lease = self._latest(name)
             if lease and lease.owner != self.owner and self._alive(lease):
                 yield lease
@@ -111,9 +143,19 @@ class Leases:
         self._stop.set()
         if self._heart:
             self._heart.join(timeout=self._dead_s)
-            self._store.delete(f"owners/{self.owner}.json")
+            self._discard(f"owners/{self.owner}.json")
 
     # --- inside
+
+    def _names(self) -> list[str]:
+        return sorted({file.rsplit(".", 2)[0] for file in self._store.names("leases") if _is_lease(file)})
+
+    def _discard(self, place: str) -> None:
+        """Delete a file, later if it cannot be deleted now."""
+        try:
+            self._store.delete(place)
+        except OSError:
+            self._garbage.add(place)
 
     def _latest(self, name: str) -> Lease | None:
         files = [file for file in self._store.names("leases") if _is_lease(file) and file.rsplit(".", 2)[0] == name]
@@ -125,8 +167,8 @@ class Leases:
             owner, host, pid, facts = said["owner"], said["host"], said["pid"], said["facts"]
         except (ValueError, LookupError, TypeError):  # released this moment, or damaged: as if from nobody
             return Lease(name, generation, "", "", 0, {})
-        if (space := said.get("space")) and space == _process()["space"] and not _runs(pid):
-            owner = ""  # on this very machine, and gone: no need to wait for a heartbeat
+        if _is_gone(said):
+            owner = ""  # no need to wait for a heartbeat
         return Lease(name, generation, owner, host, pid, facts)
 
     def _alive(self, lease: Lease) -> bool:
@@ -143,7 +185,7 @@ class Leases:
         with self._lock:
             if self._heart:
                 return
-            self._store.write(f"owners/{self.owner}.json", b"first")
+            self._show(0)
             self._heart = threading.Thread(target=self._keep, daemon=True, name="raysweep-heartbeat")
             self._heart.start()
 
@@ -153,7 +195,14 @@ class Leases:
             count += 1
             # A storage that cannot be reached for a moment is no reason to die: the next beat may get through.
             with contextlib.suppress(OSError, pa.ArrowException):
-                self._store.write(f"owners/{self.owner}.json", b"%d" % count)
+                self._show(count)
+            for place in list(self._garbage):
+                self._garbage.discard(place)
+                self._discard(place)
+
+    def _show(self, count: int) -> None:
+        facts = {"beat": count, "pid": os.getpid(), **_process()}
+        self._store.write(f"owners/{self.owner}.json", json.dumps(facts).encode())
 
 
 def _place(name: str, generation: int) -> str:
@@ -172,6 +221,11 @@ def _process() -> dict[str, Any]:
             return {"space": f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"}
     except OSError:
         return {"space": None}
+
+
+def _is_gone(said: Mapping[str, Any]) -> bool:
+    """Whether a process that described itself was one of this very machine, and is not any more."""
+    return bool(said["space"]) and said["space"] == _process()["space"] and not _runs(said["pid"])
 
 
 def _runs(pid: int) -> bool:

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from collections import Counter
 from typing import Any, Literal
 
 from raysweep.claims import POLL_S, Claims
-from raysweep.work import Assignment, Kind, Queue, Want
+from raysweep.patience import PATIENCE_S, waiting_for_storage
+from raysweep.work import Again, Assignment, Elsewhere, Halted, Kind, Memory, Queue, Want, WorkFailed, WorkLost
 from trainables.spec import ProbeSpec, Run
 
-ATTEMPTS = 3  # at one piece, when workers die under it or what it builds on turns out damaged
-
-
-class WorkFailed(Exception):
-    """A stretch or a probe cannot be had; the message is for people."""
-
-
-class Again(Exception):
-    """Ask once more: what was there is not there any more."""
-
-
-class Elsewhere(Exception):
-    """Ask once more: another driver was at it, and is not any more."""
+ATTEMPTS = 5  # at one piece, when workers die under it or what it builds on turns out damaged
 
 
 class Pool:
@@ -34,10 +25,14 @@ class Pool:
     Args:
         lanes: how many there are.
         claims: what keeps drivers that share a store out of each other's way; None where there is only this one.
+        workers: of each lane.
+        micro_batch: images that a worker puts through the network at once; None: its whole share of the batch.
     """
 
-    def __init__(self, lanes: int, claims: Claims | None):
+    def __init__(self, lanes: int, claims: Claims | None, workers: int = 1, micro_batch: int | None = None):
         self.lanes: dict[int, Assignment | None] = {lane: None for lane in range(lanes)}
+        self.groups: dict[int, str] = {}  # lane -> the placement group that its workers live in
+        self.served: Counter[int] = Counter()  # pieces of work that a lane has finished
         self.computed_steps = 0
         self.notes: list[str] = []
         self._claims = claims
@@ -47,26 +42,41 @@ class Pool:
         self._tickets = itertools.count()
         self._watching: set[asyncio.Task[None]] = set()
         self._progress: dict[int, tuple[int, float]] = {}  # lane -> (step, steps/s)
+        self._heard: dict[int, float] = {}  # lane -> when it last said something
+        self._memory = Memory(workers, micro_batch)
+        self._silent_since: float | None = None  # the storage
+        self._stopping = False
         self._closed = False
 
-    async def join(self, lane: int) -> None:
-        """A lane's workers have started. What its earlier workers left unfinished is queued again, a few times."""
-        left, self.lanes[lane] = self.lanes[lane], None
+    async def join(self, lane: int, group: str | None = None) -> None:
+        """A lane's workers have started, in that placement group. What its earlier workers left unfinished is queued
+        again, a few times."""
+        self._hear(lane)
+        if group:
+            self.groups[lane] = group
+        left, self.lanes[lane] = self.lanes.get(lane), None
         if left is None:
             return
         if left.attempts < ATTEMPTS:
-            self.notes.append(f"workers of lane {lane} died; {left} starts again")
+            if not left.too_big:
+                self.notes.append(f"workers of lane {lane} died; {left} starts again")
+            left.too_big = False
             self._queue(left)
         else:
-            if self._claims:
-                self._claims.release(left)
-            self._answer(left, WorkFailed(f"workers died {left.attempts} times during {left}"))
+            self._let_go(left)
+            self._answer(left, WorkLost(f"workers died {left.attempts} times during {left}"))
+
+    async def note(self, lane: int, message: str) -> None:
+        """A lane has something to tell people."""
+        self._hear(lane)
+        self._note(f"lane {lane}: {message}")
 
     async def next(self, lane: int, patience_s: float) -> Assignment | Literal["wait", "stop"]:
         """The lane's next piece of work, or `wait` when there was none for that long, or `stop`."""
         clock = asyncio.get_running_loop().time
         until = clock() + patience_s
-        while not self._closed:
+        self._hear(lane)
+        while not (self._closed or self._stopping):
             assignment = self._ready.pop(len(self.lanes))
             if assignment is None:
                 self._arrived.clear()
@@ -76,41 +86,66 @@ class Pool:
                     break
             elif await self._claim(assignment):
                 assignment.attempts += 1
+                assignment.micro_batch = self._memory.micro_batch(assignment)
                 self.lanes[lane] = assignment
                 return assignment
-        return "stop" if self._closed else "wait"
+        return "stop" if self._closed or self._stopping else "wait"
 
-    async def progress(self, lane: int, step: int, steps_per_s: float) -> None:
-        """How far the lane's assignment has come."""
+    async def progress(self, lane: int, step: int, steps_per_s: float) -> bool:
+        """How far the lane's assignment has come; returns whether it is to publish what it has, and stop."""
+        self._hear(lane)
         self._progress[lane] = (step, steps_per_s)
+        return self._stopping
 
     async def done(self, lane: int, result: Any) -> None:
-        """The lane has finished and published its assignment."""
-        assignment = self._release(lane)
-        if assignment.kind == "train":
-            self.computed_steps += assignment.end - assignment.begin
-        self._answer(assignment, result)
+        """The lane has finished and published its assignment, or, of a stretch, as far as step `result`."""
+        self._hear(lane)
+        self.served[lane] += 1
+        if assignment := self._release(lane):
+            if assignment.kind == "train":
+                self.computed_steps += (assignment.end if result is None else result) - assignment.begin
+            self._answer(assignment, result)
 
     async def failed(self, lane: int, message: str) -> None:
         """The lane's assignment cannot be done by anybody."""
-        self._answer(self._release(lane), WorkFailed(message))
+        self.served[lane] += 1
+        if assignment := self._release(lane):
+            self._answer(assignment, WorkFailed(message))
 
     async def damaged(self, lane: int, message: str) -> None:
         """What the lane's assignment builds on turned out damaged; whoever asked for it asks again."""
-        self.notes.append(message)
-        self._answer(self._release(lane), Again(message))
+        self._note(message)
+        if assignment := self._release(lane):
+            self._answer(assignment, Again(message))
+
+    async def out_of_memory(self, lane: int) -> None:
+        """A worker of the lane had too little memory for its assignment, and its group starts anew. The next attempt
+        puts half as many images through the network at once, if that can be."""
+        assignment = self.lanes.get(lane)
+        if assignment is None or assignment.too_big:  # another worker has said so
+            return
+        if refused := self._memory.halve(assignment):
+            self._release(lane)
+            self._answer(assignment, WorkFailed(refused))
+            return
+        assignment.too_big = True
+        assignment.attempts -= 1
+        now = self._memory.micro_batch(assignment)
+        self._note(f"out of memory in {assignment}: workers take {now} images at once from here on, gradients add up")
 
     async def lane_lost(self, lane: int, message: str) -> None:
-        """A lane is gone for good. With the last one, all that waits fails."""
+        """A lane is gone for good. With the last one, all that waits ends."""
         left = self.lanes.pop(lane, None)
         if left:
             self._queue(left)
-        self.notes.append(f"lane {lane} ended: {message}")
+        self._note(f"lane {lane} ended: {message}")
         if not self.lanes:
-            self._closed = True
-            for answer in self._answers.values():
-                if not answer.done():
-                    answer.set_exception(WorkFailed(f"no lane is left: {message}"))
+            self._halt(f"no lane is left: {message}")
+
+    async def stop(self) -> None:
+        """No more work, and lanes that train publish what they have."""
+        self._stopping = True
+        self._arrived.set()
 
     async def close(self) -> None:
         """No more work: lanes stop at their next question."""
@@ -121,7 +156,7 @@ class Pool:
 
     async def snapshot(self) -> dict[str, Any]:
         """What the driver shows: each lane's work, steps computed, notes since the start."""
-        working = []
+        working, now = [], time.monotonic()
         for lane, assignment in self.lanes.items():
             if assignment:
                 step, rate = self._progress.get(lane, (assignment.begin, 0.0))
@@ -137,6 +172,9 @@ class Pool:
         return {
             "lanes": working,
             "computed_steps": self.computed_steps,
+            "groups": dict(self.groups),
+            "served": dict(self.served),
+            "silent_s": {lane: now - self._heard[lane] for lane in self._heard},
             "elsewhere": sorted(self._claims.elsewhere.values()) if self._claims else [],
             "notes": list(self.notes),
         }
@@ -155,13 +193,26 @@ class Pool:
     ) -> Any:
         assignment = Assignment(next(self._tickets), kind, run, begin, end, want, probe, trial, want.teaches)
         self._answers[assignment.ticket] = asyncio.get_running_loop().create_future()
-        if not self.lanes:
-            raise WorkFailed("no lane is left")
+        if self._closed:
+            raise Halted("no lane is left")
         self._queue(assignment)
         try:
             return await self._answers[assignment.ticket]
         finally:
             del self._answers[assignment.ticket]
+
+    def _hear(self, lane: int) -> None:
+        self._heard[lane] = time.monotonic()
+
+    def _note(self, message: str) -> None:
+        if message not in self.notes:
+            self.notes.append(message)
+
+    def _halt(self, message: str) -> None:
+        self._closed = True
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Halted(message))
 
     def _queue(self, assignment: Assignment) -> None:
         self._ready.push(assignment)
@@ -180,6 +231,7 @@ class Pool:
                 raise
             await self._storage_is_silent(error)
             return False
+        self._silent_since = None
         if not taken:
             watching = asyncio.get_running_loop().create_task(self._watch(self._claims, assignment))
             self._watching.add(watching)
@@ -196,21 +248,28 @@ class Pool:
         self._answer(assignment, Elsewhere())
 
     async def _storage_is_silent(self, error: OSError) -> None:
-        told = f"the storage does not answer, trying again: {error}"
-        if told not in self.notes:
-            self.notes.append(told)
+        """Wait a moment for a storage that is full, read-only or away; everything ends where it stays so."""
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        self._note(waiting_for_storage(error))
+        if now - self._silent_since > PATIENCE_S:
+            self._halt(f"the storage has not answered for {PATIENCE_S / 60:.0f} minutes: {error}")
+            raise Halted(str(error))
         await asyncio.sleep(POLL_S)
 
     # --- answers
 
-    def _release(self, lane: int) -> Assignment:
-        assignment, self.lanes[lane] = self.lanes[lane], None
+    def _release(self, lane: int) -> Assignment | None:
+        """The lane's assignment, which is over; None where it was given out before this dispatcher started anew."""
+        assignment, self.lanes[lane] = self.lanes.get(lane), None
         self._progress.pop(lane, None)
-        if assignment is None:
-            raise RuntimeError(f"lane {lane} answered without an assignment")
+        if assignment:
+            self._let_go(assignment)
+        return assignment
+
+    def _let_go(self, assignment: Assignment) -> None:
         if self._claims:
             self._claims.release(assignment)
-        return assignment
 
     def _answer(self, assignment: Assignment, result: Any) -> None:
         answer = self._answers.get(assignment.ticket)

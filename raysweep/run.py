@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="train this share of the stretches a second time, uncut, and compare bits (default: 0)",
     )
+    parser.add_argument("--extend", action="store_true", help="the space has changed: go on with its study's trials")
     parser.add_argument("--plan", action="store_true", help="draw what would be trained and what it costs; run nothing")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --plan: the drawing as a picture")
     parser.add_argument(

@@ -21,10 +21,12 @@ from raysweep.domains import Shape, shape
 from raysweep.space import Space
 from raysweep.store import Found, Store
 from raysweep.study import Study, TrialState
+from raysweep.turns import Leg, Turns
 from raysweep.work import Assignment, probe_key
 from trainables import catalog
 from trainables.spec import Run
 
+PLACES = 4  # for trials under way, for each lane
 STILL_S = 1e9  # no lane is without work for thirty years
 Curve = Callable[[Configuration, int], float]  # the metric of a configuration at a step, as a probe would measure it
 
@@ -56,7 +58,7 @@ class MemoryStore(Store):
     """A store without files: what is published is only noted."""
 
     def __init__(self) -> None:
-        self.uri = "memory"
+        self.uri, self.mark = "memory", None
         self._files: dict[str, bytes] = {}
         self._published: dict[str, Found] = {}
         self._depths: set[int] = set()
@@ -150,41 +152,47 @@ class _Sweep:
         self.study = Study(space, self.store)
         self.dispatcher = Dispatcher(self.store, self.study.milestones, lanes)
         self.wanted, self.curve, self.gpus, self.sharing = list(reversed(wanted)), curve, gpus, sharing
+        self.chosen: dict[int, Configuration] = {}
+        self.turns = Turns(self.study, self._propose, PLACES * lanes)
         self.lanes, self.training_s, self.probe_s = lanes, 0.0, 0.0
         self.found: list[tuple[float, float]] = []
 
     async def run(self) -> Outcome:
         clock = asyncio.get_running_loop().time
         working = [asyncio.create_task(self._lane(lane)) for lane in range(self.lanes)]
-        await asyncio.gather(*(self._trials() for _ in range(2 * self.lanes)))
+        going: set[asyncio.Task[None]] = set()
+        while not self.turns.finished:
+            while leg := self.turns.next():
+                going.add(asyncio.create_task(self._leg(leg)))
+            if going:
+                ended, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+                for leg_ended in ended:
+                    leg_ended.result()
         hours = clock() / 3600
         await self.dispatcher.close()
         await asyncio.gather(*working)
         training, probes = (seconds * self.gpus / 3600 for seconds in (self.training_s, self.probe_s))
         return Outcome(self.study, hours, self.dispatcher.computed_steps, training, probes, self.found)
 
-    async def _trials(self) -> None:
-        """One of the places for trials under way."""
+    def _propose(self) -> TrialState | None:
         while self.wanted:
             chosen = self.wanted.pop()
             trial = self.study.propose(chosen.point)
             if trial.repeats is None:
-                await self._trial(trial, chosen)
+                self.chosen[trial.number] = chosen
+                return trial
+        return None
 
-    async def _trial(self, trial: TrialState, chosen: Configuration) -> None:
-        run, name = chosen.run, str(trial.number)
-        if not self.sharing:
-            run = _alone(run, trial.number)
-        for step in chosen.rungs:
-            await self.dispatcher.reach(run, step, name)
-            await self.dispatcher.probe(run, step, chosen.probe, name)
-            value = self.curve(chosen, step)
-            self.study.probed(trial.number, step, dict.fromkeys(self.study.space.probe.metrics, value))
-            if trial.ended:
-                break
+    async def _leg(self, leg: Leg) -> None:
+        chosen, name = self.chosen[leg.trial], str(leg.trial)
+        run = chosen.run if self.sharing else _alone(chosen.run, leg.trial)
+        await self.dispatcher.reach(run, leg.step, name)
+        await self.dispatcher.probe(run, leg.step, chosen.probe, name)
+        value = self.curve(chosen, leg.step)
+        self.turns.probed(leg, dict.fromkeys(self.study.space.probe.metrics, value))
         best = self.study.best
-        if best is trial:
-            self.found.append((asyncio.get_running_loop().time() / 3600, trial.last(self.study.metric) or math.inf))
+        if best and (not self.found or best.last(self.study.metric) != self.found[-1][1]):
+            self.found.append((asyncio.get_running_loop().time() / 3600, best.last(self.study.metric) or math.inf))
 
     async def _lane(self, lane: int) -> None:
         while (assignment := await self.dispatcher.next(lane, STILL_S)) != "stop":

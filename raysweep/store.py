@@ -73,11 +73,19 @@ class Store(Files):
         key = history.key_of(description)
         place, nonce = f"checkpoints/{step}/{key}", uuid.uuid4().hex[:12]
         files = {}
-        for source in sorted(folder.iterdir()):
-            target = f"{place}/{nonce}/{source.name}"
-            files[f"{nonce}/{source.name}"] = {"bytes": source.stat().st_size, "sha256": self.copy_in(source, target)}
-        manifest = {"key": key, "step": step, "files": files, "history": description, **facts}
-        self.seal(f"{place}/manifest.json", manifest)
+        try:
+            for source in sorted(folder.iterdir()):
+                target = f"{place}/{nonce}/{source.name}"
+                files[f"{nonce}/{source.name}"] = {
+                    "bytes": source.stat().st_size,
+                    "sha256": self.copy_in(source, target),
+                }
+            manifest = {"key": key, "step": step, "files": files, "history": description, **facts}
+            self.seal(f"{place}/manifest.json", manifest)
+        except OSError:
+            with contextlib.suppress(OSError):  # on a full disk every byte counts
+                self.fs.delete_dir(self.path(place, nonce))
+            raise
         return key
 
     def find(self, run: Run, step: int) -> Found | None:
@@ -137,6 +145,7 @@ class Store(Files):
     def _fetch(self, place: str, found: Found) -> Path:
         """The same from an object store: what this machine has already, or a copy."""
         for name, facts in found.manifest["files"].items():
+            self.path(place, name)  # refuses a name that leads elsewhere
             copy = self.cache / "checkpoints" / found.key / name
             if copy.exists() and sha256_of(copy) == facts["sha256"]:
                 continue
@@ -152,6 +161,7 @@ class Store(Files):
             except OSError:
                 if self.is_there(f"{place}/{name}"):
                     raise
+                self.check_there()
                 raise self.set_aside(found, f"{name} is missing") from None
             finally:
                 aside.unlink(missing_ok=True)
@@ -170,6 +180,7 @@ class Store(Files):
             yield found, self._wrong(found)
 
     def _wrong(self, found: Found) -> str | None:
+        self.check_there()
         place = f"checkpoints/{found.step}/{found.key}"
         for name, facts in found.manifest["files"].items():
             if self.fs.get_file_info(self.path(place, name)).size != facts["bytes"]:

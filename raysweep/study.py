@@ -3,17 +3,20 @@ it."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from raysweep import runs
 from raysweep.asha import Decision, Rungs
-from raysweep.domains import Point, Shape, shape
+from raysweep.domains import Point, Shape, WrongDomain, shape
 from raysweep.errors import UserError
-from raysweep.journal import Entry, Journal
+from raysweep.journal import Entry, Journal, Pen
 from raysweep.space import Space
 from raysweep.store import Store
 from trainables.spec import ProbeSpec, Run
@@ -30,6 +33,8 @@ class TrialState:
     row: int | None = None  # which enqueued row it is
     state: State = "RUNNING"
     reason: str = ""
+    at: int = 0  # when it began, in the study's time (turns.py)
+    again: bool = False  # it failed for no fault of its own that is known: another driver tries it once more
     repeats: int | None = None  # an earlier trial of the same configuration, whose answer it takes
     probes: dict[int, dict[str, float]] = field(default_factory=dict)
     decisions: dict[int, Decision] = field(default_factory=dict)
@@ -53,14 +58,20 @@ def studies(store: Store) -> list[str]:
     return sorted(name for name in store.names("studies") if Journal(store, name).read())
 
 
+def opening(store: Store, name: str) -> dict[str, Any]:
+    """What a study's journal begins with: its `space`, and the studies that it `extends`."""
+    return Journal(store, name).read()[0]
+
+
 class Study:
     """A study in a store. Every change is journalled before it counts, then told to `watchers`."""
 
-    def __init__(self, space: Space, store: Store):
+    def __init__(self, space: Space, store: Store, pen: Pen | None = None, extends: Sequence[str] = ()):
         self.space, self.store = space, store
-        self.journal = Journal(store, space.id)
+        self.journal = Journal(store, space.id, pen)
         self.trials: list[TrialState] = []
         self.watchers: list[Callable[[TrialState], None]] = []
+        self.now = 0  # the time of the last event, in steps of trials (turns.py)
         self._rungs = Rungs(space.search.eta)
         self._runs: dict[int, Run] = {}
         self._rungs_of: dict[int, list[int]] = {}
@@ -71,7 +82,8 @@ class Study:
             if entry["kind"] != "opened":
                 self._apply(entry)
         if not entries:
-            self.journal.append("opened", space=space.resolved)
+            self.journal.append("opened", space=space.resolved, extends=list(extends))
+        self.extends: list[str] = entries[0].get("extends", []) if entries else list(extends)
 
     @classmethod
     def reopen(cls, store: Store, name: str) -> Study:
@@ -85,8 +97,7 @@ class Study:
         if len(found) != 1:
             said = f"several studies begin with '{name}'" if found else f"no study '{name}'"
             raise UserError(f"{said} in {store.uri}; there are: {', '.join(found or known) or 'none'}")
-        opened = Journal(store, found[0]).read()[0]
-        return cls(Space.reopen(opened["space"]), store)
+        return cls(Space.reopen(opening(store, found[0])["space"]), store)
 
     @cached_property
     def milestones(self) -> list[int]:
@@ -117,6 +128,26 @@ class Study:
         if trial.number not in self._rungs_of:
             self._rungs_of[trial.number] = self.space.rungs(self.space.trial(trial.point)[0])
         return self._rungs_of[trial.number]
+
+    def next_rung(self, trial: TrialState) -> int:
+        """The first of its rungs that a running trial has not left behind."""
+        explores = self.space.search.mode == "explore"
+        for step in self.rungs(trial)[:-1]:
+            passed = step in trial.decisions and trial.decisions[step].go_on if explores else step in trial.probes
+            if not passed:
+                return step
+        return self.rungs(trial)[-1]
+
+    @cached_property
+    def inherited(self) -> list[Point]:
+        """The configurations of the studies that this one extends, where they lie in its space."""
+        points = []
+        for name in self.extends:
+            for trial in Study.reopen(self.store, name).distinct:
+                with contextlib.suppress(WrongDomain, ValidationError):
+                    if trial.state not in ("UNAVAILABLE", "FAILED"):
+                        points.append(self.space.trial(trial.point)[1])
+        return points
 
     def same(self, point: Mapping[str, Any]) -> TrialState | None:
         """The first trial with that configuration."""
@@ -157,6 +188,7 @@ class Study:
             trial=len(self.trials),
             point=point,
             row=row,
+            at=self.now,
             repeats=earlier.number if earlier else None,
         )
 
@@ -175,7 +207,7 @@ class Study:
             return trial
         value = metrics[self.metric]
         if not math.isfinite(value):
-            return self.end(number, "FAILED", f"{self.metric} is {value} at step {step}")
+            return self.fail(number, f"{self.metric} is {value} at step {step}")
         if step not in trial.probes:
             self._note("probed", trial=number, step=step, metrics=dict(metrics))
         if step == self.rungs(trial)[-1]:
@@ -187,9 +219,19 @@ class Study:
                 return self.end(number, "PRUNED", trial.decisions[step].reason)
         return trial
 
-    def end(self, number: int, state: State, reason: str) -> TrialState:
+    def fail(self, number: int, reason: str, again: bool = False) -> TrialState:
+        """A trial cannot be carried on; with `again`, not by this driver."""
+        trial = self.trials[number]
+        return self.end(number, "FAILED", reason, now=trial.at + self.next_rung(trial), again=again)
+
+    def retry(self) -> list[TrialState]:
+        """Set the trials going again that an earlier driver could not carry on through no known fault of theirs."""
+        failed = [trial for trial in self.distinct if trial.state == "FAILED" and trial.again]
+        return [self._note("retried", trial=trial.number) for trial in failed]
+
+    def end(self, number: int, state: State, reason: str, **facts: Any) -> TrialState:
         """A trial has ended, and with it those that repeat it."""
-        trial = self._note("ended", trial=number, state=state, reason=reason)
+        trial = self._note("ended", trial=number, state=state, reason=reason, **facts)
         for twin in [self.trials[other] for other in self._twins.get(number, [])]:
             if not twin.ended:
                 self._note("ended", trial=twin.number, state=state, reason=f"same as trial {number}: {reason}")
@@ -212,13 +254,18 @@ class Study:
             else:
                 self._twins.setdefault(proposed.repeats, []).append(proposed.number)
         trial = self.trials[entry["trial"]]
+        self.now = max(self.now, trial.at, facts.get("now", 0))
         if kind == "probed":
             trial.probes[facts["step"]] = facts["metrics"]
+            self.now = max(self.now, trial.at + facts["step"])
         elif kind == "decided":
             trial.decisions[facts["step"]] = Decision(**facts)
             self._rungs.record(facts["step"], trial.number, facts["value"])
         elif kind == "ended":
-            trial.state, trial.reason = facts["state"], facts["reason"]
+            trial.state, trial.reason, trial.again = facts["state"], facts["reason"], facts.get("again", False)
             if trial.repeats is not None:
                 trial.probes = dict(self.trials[trial.repeats].probes)
+        elif kind == "retried":
+            for failed in (trial, *(self.trials[twin] for twin in self._twins.get(trial.number, []))):
+                failed.state, failed.reason = "RUNNING", ""
         return trial

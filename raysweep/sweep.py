@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,11 @@ from raysweep import launch, report, runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
 from raysweep.errors import UserError
+from raysweep.extension import changed_from, refuse_changed
+from raysweep.journal import Pen
 from raysweep.leases import Leases
+from raysweep.mirroring import Mirroring
+from raysweep.patience import Tell, patiently
 from raysweep.progress import Progress
 from raysweep.proposals import Proposals
 from raysweep.results import summary
@@ -25,41 +32,47 @@ from raysweep.search import search
 from raysweep.space import Space
 from raysweep.store import Store
 from raysweep.study import Study
-from raysweep.tracking import Mirror, check_uri
+from raysweep.tracking import check_uri
+from raysweep.uris import is_loopback, public
 from trainables import catalog
 
 
 def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
     for space in spaces:
         check_here(space)
     if options.tracking_uri:
         check_uri(options.tracking_uri)
     store = Store(options.storage)
     store.check_writable()
+    if not options.extend:
+        for space in spaces:
+            refuse_changed(space, store)
+    _warn_of_open_doors(options, console)
+    tell = partial(console.print, style="yellow", highlight=False, markup=False)
     tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
     leases = Leases(store)
     try:
-        for space in spaces:
-            _wait_for(leases, space, console)
-        studies = [Study(space, store) for space in spaces]
-        mirrors = [Mirror(study, tracking_uri) for study in studies]
-        computed, certificates = _run(studies, mirrors, options, console)
+        studies = [_open(space, store, leases, console, tell) for space in spaces]
+        mirrors = [Mirroring(study, tracking_uri, tell) for study in studies]
+        computed, certificates = _run(studies, options, console, tell)
     finally:
-        leases.close()
+        with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
+            leases.clear()
+            leases.close()
     results = []
-    charged = charges(studies)
+    charged = patiently(lambda: charges(studies), tell)
     for study, mirror in zip(studies, mirrors, strict=True):
-        result = summary(study, charged) | {"tracking_uri": tracking_uri}
-        files = report.write(study, result)
-        mirror.sync()
-        mirror.close(files, study.best)
+        result = summary(study, charged) | {"tracking_uri": public(tracking_uri)}
+        files = patiently(partial(report.write, study, result), tell)
+        mirror.finish(files, study.best)
         results.append((study, result, files))
     steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
     steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
     if len(results) == 1:
         results[0][1]["steps"] |= steps
-    whole: dict[str, Any] = {"steps": steps, "storage": store.uri, "tracking_uri": tracking_uri}
+    whole: dict[str, Any] = {"steps": steps, "storage": public(store.uri), "tracking_uri": public(tracking_uri)}
     if options.verify_sharing:
         whole["certificates"] = certificates.as_dict()
     if options.json:
@@ -73,7 +86,8 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
             out.print(report.shared(steps))
         if options.verify_sharing:
             out.print(str(certificates))
-        out.print(f"MLflow: .venv/bin/mlflow ui --backend-store-uri {tracking_uri}", highlight=False, soft_wrap=True)
+        ui = f".venv/bin/mlflow ui --backend-store-uri {public(tracking_uri)}"
+        out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
     return 0 if all(study.best for study in studies) and not certificates.differ else 1
 
 
@@ -92,48 +106,68 @@ def check_here(space: Space) -> None:
         raise UserError(f"probe.detector: {space.probe.missing}")
 
 
-def _wait_for(leases: Leases, space: Space, console: Console) -> None:
-    """Wait while another driver runs the same study: two would write one journal."""
-    told = False
+def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Tell) -> Study:
+    """The study of a space, with the right to write its journal. Waits while another driver has that: two would write
+    one journal."""
+    name, told = f"study-{space.id}", False
     facts = {"kind": "study", "milestones": runs.milestones(space)}  # so that other drivers cut their runs there too
-    while not leases.acquire(f"study-{space.id}", facts):
-        if not told and (holder := leases.holder(f"study-{space.id}")):
+    while not patiently(lambda: leases.acquire(name, facts), tell):
+        if not told and (holder := leases.holder(name)):
             told = True
             console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
         time.sleep(1)
+    pen = Pen(leases.generation(name), lambda: leases.check(name), tell)
+    study = Study(space, store, pen, changed_from(space, store))
+    for trial in study.retry():
+        console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
+    return study
 
 
-def _run(
-    studies: list[Study], mirrors: list[Mirror], options: argparse.Namespace, console: Console
-) -> tuple[int, Certificates]:
+def _warn_of_open_doors(options: argparse.Namespace, console: Console) -> None:
+    """Say what others could reach: secrets travel in the open there, and anybody may write."""
+    told = []
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        told.append("RAY_AUTH_MODE turns Ray's token authentication off: whoever reaches its ports can run code here")
+    uri = options.tracking_uri or ""
+    if uri.startswith("http://") and not is_loopback(uri):
+        told.append(f"{public(uri)} is not on this machine and not encrypted: use https, or a tunnel to its loopback")
+    for line in told:
+        console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+
+def _run(studies: list[Study], options: argparse.Namespace, console: Console, tell: Tell) -> tuple[int, Certificates]:
     """The part that needs Ray; returns how many steps were computed, and what replays showed."""
     spaces = [study.space for study in studies]
     milestones = sorted({step for study in studies for step in study.milestones})
     certificates = Certificates()
     if all(study.finished for study in studies) and not options.verify_sharing:
-        _views(studies, mirrors, console)
+        _proposals(studies, console, tell)
         return 0, certificates
     with launch.cluster(spaces[0].launch, options.address):
         reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
-        lanes = launch.open_lanes(spaces[0].launch, studies[0].store.uri, milestones, reference)
-        proposals = _views(studies, mirrors, console)  # while the lanes come up
-        with Progress(studies, console).shown(lanes.snapshot):
-            search(proposals, lanes.dispatcher)
-            if options.verify_sharing:
-                certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+        alone = options.address == "local"
+        lanes = launch.Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
+        try:
+            proposals = _proposals(studies, console, tell)  # while the lanes come up
+            with Progress(studies, console).shown(lanes.snapshot):
+                search(proposals, lanes.dispatcher)
+                if options.verify_sharing:
+                    certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+        except KeyboardInterrupt:
+            tell("interrupted: what is being trained is published first; once more ends at once")
+            lanes.stop()
+            raise
         computed: int = lanes.snapshot(patience_s=600)["computed_steps"]
         lanes.close()
     return computed, certificates
 
 
-def _views(studies: list[Study], mirrors: list[Mirror], console: Console) -> list[Proposals]:
-    """Optuna's and MLflow's views of the studies, up to date and kept so; both take seconds to make their databases."""
+def _proposals(studies: list[Study], console: Console, tell: Tell) -> list[Proposals]:
+    """What to try next in each study, and with it Optuna's view of it, whose database takes a second to be made."""
     proposals = []
-    for study, mirror in zip(studies, mirrors, strict=True):
+    for study in studies:
         database = _sound(_local_folder(study.store, "studies", study.space.id) / "optuna.db", console)
-        proposals.append(Proposals(study, f"sqlite:///{database}"))
-        mirror.sync()
-        study.watchers.append(mirror.watch)
+        proposals.append(Proposals(study, f"sqlite:///{database}", tell))
     return proposals
 
 

@@ -1,8 +1,8 @@
 """MLflow as a mirror of a study: one run for the sweep, one per trial, one per teacher. The only module that knows
 MLflow.
 
-Everything it says comes from the journal and the store, and is said once: calling `sync` again adds what is missing. So
-a restarted sweep goes on in the same runs, and a lost server can be filled again.
+Everything it says comes from the journal and the store, and is said once: saying a trial again adds what is missing. So
+a restarted sweep goes on in the same runs, and a lost server can be filled again (mirroring.py does both).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # who calls tries again himself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow.exceptions
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -25,6 +27,7 @@ from raysweep.domains import label
 from raysweep.errors import UserError
 from raysweep.space import dump
 from raysweep.study import Study, TrialState
+from raysweep.uris import public
 from raysweep.work import probe_key
 from trainables import spec
 
@@ -40,7 +43,9 @@ def check_uri(uri: str) -> None:
         UserError: it is neither a database nor a server.
     """
     if uri.split(":")[0].split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "http", "https"):
-        raise UserError(f"--tracking-uri {uri}: give a database or a server, e.g. sqlite:///mlflow.db or http://…")
+        raise UserError(
+            f"--tracking-uri {public(uri)}: give a database or a server, e.g. sqlite:///mlflow.db or http://…"
+        )
 
 
 class Mirror:
@@ -65,20 +70,8 @@ class Mirror:
             self._experiment = self._find_experiment()
             self._adopt()
         except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
-            raise UserError(f"--tracking-uri {uri}: {str(error).splitlines()[0]}") from None
+            raise UserError(public(f"--tracking-uri {uri}: {str(error).splitlines()[0]}")) from None
         self.parent = self._run("sweep", study.space.id, {"raysweep.kind": "sweep"})
-
-    def watch(self, trial: TrialState) -> None:
-        """Mirror what has become of a trial. Never stops the sweep: what MLflow refuses now, `sync` says later."""
-        try:
-            self.sync_trial(trial)
-        except mlflow.exceptions.MlflowException:
-            self._runs.pop(f"trial {trial.number}", None)
-
-    def sync(self) -> None:
-        """Mirror all trials."""
-        for trial in self.study.trials:
-            self.sync_trial(trial)
 
     def close(self, files: list[Path], best: TrialState | None) -> None:
         """Attach the study's space and its results to the sweep's run, name the best trial, and end the run."""

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from raysweep import history
 from raysweep.leases import Lease
-from trainables.spec import ProbeSpec, Run
+from trainables.spec import DispersiveTerm, ProbeSpec, Run
 
 PASSED_OVER = 16  # times per lane that work may be passed over before it goes first whatever its rank
 
 Kind = Literal["train", "probe", "replay"]
+
+
+class WorkFailed(Exception):
+    """A stretch or a probe cannot be had, and never will be; the message is for people."""
+
+
+class WorkLost(WorkFailed):
+    """It could not be had this time; another driver may try it once more."""
+
+
+class Halted(WorkFailed):
+    """Nothing can be had any more, through no fault of the work's."""
+
+
+class Again(Exception):
+    """Ask once more: what was there is not there any more."""
+
+
+class Elsewhere(Exception):
+    """Ask once more: another driver was at it, and is not any more."""
 
 
 @dataclass
@@ -39,6 +59,8 @@ class Assignment:
     owner: str | None = None  # the trial that asked first
     is_teacher: bool = False  # trained for others to look up to rather than as a trial's own run
     attempts: int = 0
+    micro_batch: int | None = None  # images that a worker puts through the network at once
+    too_big: bool = False  # its workers had too little memory for that
 
     @property
     def lease(self) -> str:
@@ -68,6 +90,47 @@ class Assignment:
         if self.kind == "replay":
             return f"the replay of steps {self.begin} to {self.end}"
         return f"{whose} from step {self.begin} to {self.end}"
+
+
+class Memory:
+    """How many images workers may put through the network at once: half as many where memory has run out.
+
+    Told apart by what decides the need, so that every stretch of a kind is trained alike.
+
+    Args:
+        workers: among whom a batch is shared.
+        micro_batch: the user's limit; None: a worker's whole share.
+    """
+
+    def __init__(self, workers: int, micro_batch: int | None):
+        self._workers, self._limit = workers, micro_batch
+        self._smaller: dict[tuple[Any, ...], int] = {}
+
+    def micro_batch(self, assignment: Assignment) -> int | None:
+        """The limit for that piece of work."""
+        if assignment.kind == "probe":
+            return self._limit
+        return self._smaller.get(_need(assignment), self._limit)
+
+    def halve(self, assignment: Assignment) -> str | None:
+        """Memory has run out there; returns why nothing can be done about it, or None."""
+        if assignment.kind == "probe":
+            return f"out of memory in {assignment}: make probe.batch_size smaller"
+        run, share = assignment.run, assignment.run.batch_size // self._workers
+        now = min(self.micro_batch(assignment) or share, share)
+        if isinstance(run.phase_after(assignment.begin).term, DispersiveTerm):
+            return (
+                "out of memory, and dispersive needs its whole batch at once: use launch.checkpoint_blocks or workers"
+            )
+        if now == 1:
+            return "out of memory with a single image on each worker: use launch.checkpoint_blocks"
+        self._smaller[_need(assignment)] = now // 2
+        return None
+
+
+def _need(assignment: Assignment) -> tuple[Any, ...]:
+    run = assignment.run
+    return run.backbone, run.data, run.batch_size, run.precision, run.phase_after(assignment.begin).term.kind
 
 
 class Queue:

@@ -5,21 +5,25 @@ Loaded by the workers alone: it brings in torch and all the science.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
-import torch.distributed as dist
+from ray.exceptions import RayActorError
+from ray.util import get_current_placement_group
 
+from raysweep import history
 from raysweep.files import sha256_of
 from raysweep.lane import LaneConfig
+from raysweep.ranks import Ranks
 from raysweep.store import Damaged, Missing, Store
 from raysweep.work import Assignment, probe_key
 from trainables import catalog
@@ -29,30 +33,32 @@ from trainables.train import Context, NonFiniteLoss, Outcome
 
 PATIENCE_S = 5.0  # how long a worker waits for work before it shows its fellows that it is alive
 ANSWER_S = 120.0  # how long the dispatcher may take to answer
+ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 REPORT_EVERY_S = 0.5
+NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it on a GPU, and on the CPU
+
+Result = TypeVar("Result")
 
 
 def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: int) -> None:
     """Work as one rank of a lane until the dispatcher says stop."""
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
-    launch = config.launch
-    context = Context(device, rank, world_size, launch.micro_batch, launch.checkpoint_blocks)
-    _Worker(config, context).run()
+    _Worker(config, Context(device, rank, world_size, checkpoint_blocks=config.launch.checkpoint_blocks)).run()
 
 
 class _Worker:
     def __init__(self, config: LaneConfig, context: Context):
         self.config, self.context = config, context
-        self.store = Store(config.storage)
+        self.store = Store(config.storage, config.mark)
         self.bench = Bench(context, self.store.cache)
         self.leads = context.rank == 0
-        # Assignments are Python objects; NCCL moves tensors only.
-        several = context.world_size > 1
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER_S * 2)) if several else None
+        self._stopping = False  # the dispatcher wants to
+        self.ranks = Ranks(context.rank, context.world_size, config.launch.timeout_s)
 
     def run(self) -> None:
         if self.leads:
-            self._tell("join")
+            group = get_current_placement_group()
+            self._tell("join", group.id.hex() if group else None)
         while (assignment := self._next()) != "stop":
             if isinstance(assignment, Assignment):
                 self._carry_out(assignment)
@@ -60,14 +66,20 @@ class _Worker:
                 self.bench.reference(*self.config.reference)
 
     def _tell(self, method: str, *arguments: Any) -> Any:
-        call = getattr(self.config.dispatcher, method)
-        return ray.get(call.remote(self.config.lane, *arguments), timeout=ANSWER_S)
+        """Call the dispatcher; its next incarnation, where this one dies."""
+        for _ in range(ASKS):
+            with contextlib.suppress(RayActorError):
+                call = getattr(self.config.dispatcher, method)
+                return ray.get(call.remote(self.config.lane, *arguments), timeout=ANSWER_S)
+            time.sleep(1)
+        raise RuntimeError(f"the dispatcher was gone for {ASKS} s")
 
     def _next(self) -> Any:
-        box = [self._tell("next", PATIENCE_S) if self.leads else None]
-        if self.group:
-            dist.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+        return self.ranks.share(self._tell("next", PATIENCE_S) if self.leads else None)
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """Do something with the storage on every rank, when it can be used."""
+        return self.ranks.together(action, lambda message: self._answer("note", message))
 
     def _carry_out(self, assignment: Assignment) -> None:
         """Do it and say how it went. What every worker sees alike is an answer; anything else restarts the group."""
@@ -76,9 +88,14 @@ class _Worker:
                 work = {"train": self._train, "probe": self._probe, "replay": self._replay}[assignment.kind]
                 result = work(assignment, Path(folder))
         except NonFiniteLoss as error:
-            self._answer("failed", str(error))
+            self._together(partial(self._record_failure, assignment, error))
+            self._answer("failed", f"{error}, twice")
         except (Damaged, Missing) as error:
             self._answer("damaged", str(error))
+        except Exception as error:
+            if out_of_memory(error):  # perhaps here alone: the others wait for this rank until their group ends
+                self._tell("out_of_memory")
+            raise
         else:
             self._answer("done", result)
 
@@ -86,22 +103,43 @@ class _Worker:
         if self.leads:
             self._tell(method, result)
 
-    def _train(self, assignment: Assignment, folder: Path) -> None:
-        outcome = self._stretch(assignment)
-        if self.leads:
-            outcome.checkpoint.save(folder)
-            facts = {"from_step": assignment.begin, "curve": outcome.curve, "seconds": outcome.seconds, **self._made_by}
-            facts["data"] = {"name": assignment.run.data, "files": catalog.parts(assignment.run.data)}
-            self.store.publish(assignment.run, assignment.end, folder, facts)
+    def _train(self, assignment: Assignment, folder: Path) -> int:
+        """Returns the step that was reached: not the end where the dispatcher wants to stop, or after a while."""
+        outcome = self._stretch(assignment, self._stop_signal())
+        step = outcome.checkpoint.step
+        facts = {
+            "from_step": assignment.begin,
+            "curve": outcome.curve,
+            "seconds": outcome.seconds,
+            **self._made_by(assignment),
+        }
+        facts |= {"session": self.config.session, "between": step < assignment.end}
+        facts["data"] = {"name": assignment.run.data, "files": catalog.parts(assignment.run.data)}
+
+        def publish() -> None:
+            if self.leads:
+                outcome.checkpoint.save(folder)
+                self.store.publish(assignment.run, step, folder, facts)
+                before = self.store.find(assignment.run, assignment.begin) if assignment.begin else None
+                if before and before.manifest.get("between"):  # it was only kept for a crash
+                    self.store.free(before)
+
+        self._together(publish)
+        return step
 
     def _replay(self, assignment: Assignment, folder: Path) -> None:
         """Train once more what led to a checkpoint, through the step where it was cut, and note whether the bits are
         the same. What was made by other hardware or versions is not compared: nobody promises its last bit."""
-        found = self.store.find(assignment.run, assignment.end)
+        found = self._together(lambda: self.store.find(assignment.run, assignment.end))
         if found is None:
             raise Missing(f"the checkpoint at step {assignment.end} is gone")
-        facts = {"checkpoint": found.key, "step": assignment.end, "from_step": assignment.begin, **self._made_by}
-        if differs := [name for name, value in self._made_by.items() if found.manifest[name] != value]:
+        facts = {
+            "checkpoint": found.key,
+            "step": assignment.end,
+            "from_step": assignment.begin,
+            **self._made_by(assignment),
+        }
+        if differs := [name for name, value in self._made_by(assignment).items() if found.manifest.get(name) != value]:
             facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
         else:
             outcome = self._stretch(assignment)
@@ -110,61 +148,97 @@ class _Worker:
                 files = {file.name: sha256_of(file) for file in folder.iterdir()}
                 published = {name.split("/")[-1]: file["sha256"] for name, file in found.manifest["files"].items()}
                 facts |= {"exact": files == published, "reason": "", "files": files, "seconds": outcome.seconds}
-        if self.leads:
-            self.store.put_record("certificates", found.key, facts)
+        self._together(lambda: self.store.put_record("certificates", found.key, facts) if self.leads else None)
 
-    @cached_property
-    def _made_by(self) -> dict[str, Any]:
+    def _made_by(self, assignment: Assignment) -> dict[str, Any]:
         """What the last bit of a checkpoint may depend on beside its history."""
         return {
             "workers": self.context.world_size,
+            "micro_batch": assignment.micro_batch,
             "device": str(self.context.device.type),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
 
-    def _stretch(self, assignment: Assignment) -> Outcome:
-        run, store = assignment.run, self.store
-        start = None
-        if assignment.begin:
-            found = store.find(run, assignment.begin)
-            if found is None:
-                raise Missing(f"the checkpoint at step {assignment.begin} is gone")
-            start = (store.open(found.key), assignment.begin)
+    def _stretch(self, assignment: Assignment, should_stop: Callable[[int], bool] = lambda step: False) -> Outcome:
+        """Train an assignment. What is not finite is tried once more, from the checkpoint that it began with: a fault
+        of the hardware does not come back."""
+        run, begin = assignment.run, assignment.begin
+        start = (self._together(lambda: self._folder(TeacherRef(run=run, step=begin))), begin) if begin else None
 
         def teacher_folder(teacher: TeacherRef) -> Path:
-            found = store.find(teacher.run, teacher.step)
-            if found is None:
-                raise Missing(f"the teacher's checkpoint at step {teacher.step} is gone")
-            return store.open(found.key)
+            return self._together(lambda: self._folder(teacher))
 
-        self._show_progress(assignment.begin)
-        return self.bench.train(run, assignment.end, start, teacher_folder)
+        self.context = replace(self.context, micro_batch=assignment.micro_batch, should_stop=should_stop)
+        self._show_progress(begin)
+        try:
+            return self.bench.train(run, assignment.end, start, teacher_folder)
+        except NonFiniteLoss as error:
+            self.ranks.settle()
+            self._answer("note", f"{error}; tried once more from step {begin}")
+            return self.bench.train(run, assignment.end, start, teacher_folder)
+        finally:
+            self.ranks.settle()
+
+    def _folder(self, wanted: TeacherRef) -> Path:
+        found = self.store.find(wanted.run, wanted.step)
+        if found is None:
+            raise Missing(f"the checkpoint at step {wanted.step} is gone")
+        return self.store.open(found.key)
+
+    def _stop_signal(self) -> Callable[[int], bool]:
+        """Whether to publish what there is: the dispatcher wants to stop, or the last checkpoint is long ago."""
+        until = time.monotonic() + self.config.launch.checkpoint_every_s
+        self._stopping = False
+
+        def should_stop(step: int) -> bool:
+            return self.ranks.agree(self.leads and (self._stopping or time.monotonic() > until))
+
+        return should_stop
+
+    def _record_failure(self, assignment: Assignment, error: NonFiniteLoss) -> None:
+        if self.leads:
+            facts = {"step": error.step, "terms": error.terms, "before": error.before, "from_step": assignment.begin}
+            facts |= {"run": assignment.run.model_dump(mode="json"), **self._made_by(assignment)}
+            self.store.put_record("failures", assignment.lease, facts)
 
     def _probe(self, assignment: Assignment, folder: Path) -> None:
         run, step, spec = assignment.run, assignment.end, assignment.probe
-        found = self.store.find(run, step)
-        if found is None or spec is None:
-            raise Missing(f"the checkpoint at step {step} is gone")
+        assert spec is not None
         self._show_progress(0)
         began = time.perf_counter()
         picture = folder / "grid.png" if self.leads else None
-        metrics = self.bench.probe(run, spec, self.store.open(found.key), picture)
-        if self.leads:
-            key = probe_key(run, step, spec)
-            facts = {"checkpoint": found.key, "step": step, "probe": spec.model_dump(mode="json")}
-            facts |= {"metrics": metrics, "seconds": time.perf_counter() - began, **self._made_by}
-            self.store.put_record("probes", key, {"key": key, **facts}, picture)
+        snapshot = self._together(lambda: self._folder(TeacherRef(run=run, step=step)))
+        metrics = self.bench.probe(run, spec, snapshot, picture)
+        key = probe_key(run, step, spec)
+        facts = {"key": key, "checkpoint": history.key(run, step), "step": step, "probe": spec.model_dump(mode="json")}
+        facts |= {"metrics": metrics, "seconds": time.perf_counter() - began, **self._made_by(assignment)}
+        self._together(lambda: self.store.put_record("probes", key, facts, picture) if self.leads else None)
 
     def _show_progress(self, begin: int) -> None:
-        """From now on, tell the dispatcher now and then how far the work is. Nothing waits for it."""
+        """From now on, tell the dispatcher now and then how far the work is, and hear whether it wants to stop. Nothing
+        waits for it."""
         began = last = time.monotonic()
+        answer: Any = None
 
         def progress(done: int) -> None:
-            nonlocal last
+            nonlocal last, answer
             now = time.monotonic()
-            if self.leads and now - last > REPORT_EVERY_S:
-                last = now
-                self.config.dispatcher.progress.remote(self.config.lane, done, (done - begin) / (now - began))
+            if not self.leads or now - last < REPORT_EVERY_S:
+                return
+            if answer is not None:
+                heard, _ = ray.wait([answer], timeout=0)
+                if not heard:
+                    return
+                with contextlib.suppress(RayActorError):
+                    self._stopping = self._stopping or ray.get(answer)
+            last = now
+            pace = (done - begin) / (now - began)
+            answer = self.config.dispatcher.progress.remote(self.config.lane, done, pace)
 
         self.context = replace(self.context, progress=progress)
         self.bench.context = self.context
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had too little memory for what was asked."""
+    return isinstance(error, RuntimeError) and any(told in str(error) for told in NO_MEMORY)

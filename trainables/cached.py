@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -14,14 +15,16 @@ from torch import Tensor
 
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write aside, then rename: whoever looks sees a whole file or none, and of two writers the last one stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write aside, then rename: whoever looks sees a whole file or none, and of two writers the last one stays. Where
+    there is no room, nothing is written: who needs it makes it again."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file({**tensors, "sha256": _checksum(tensors)}, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({**tensors, "sha256": _checksum(tensors)}, aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
@@ -29,7 +32,7 @@ def read(path: Path) -> dict[str, Tensor] | None:
     try:
         # Read in one go: safetensors' own reader opens the path twice and may meet two writers' files.
         tensors = load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return None
     checksum = tensors.pop("sha256", torch.empty(0))
     return tensors if checksum.tolist() == _checksum(tensors).tolist() else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,11 +28,18 @@ class Checkpoint:
     optimizer: Tensors = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `snapshot.safetensors` and `state.safetensors` into an existing folder."""
+        """Write `snapshot.safetensors` and `state.safetensors` into an existing folder.
+
+        Raises:
+            OSError: there is no room.
+        """
         parts = {"backbone": self.backbone, "method": self.method, "optimizer": self.optimizer}
         state = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        save_file(_portable(self.ema), folder / SNAPSHOT)
-        save_file(_portable(state), folder / STATE)
+        try:
+            save_file(_portable(self.ema), folder / SNAPSHOT)
+            save_file(_portable(state), folder / STATE)
+        except SafetensorError as error:  # which is no OSError, whatever has happened
+            raise OSError(f"{folder}: {error}") from error
 
     @classmethod
     def load(cls, folder: Path, step: int) -> Checkpoint:

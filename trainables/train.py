@@ -40,16 +40,25 @@ from trainables.spec import (
 from trainables.training_step import TrainingStep, make_batch, split
 
 POINTS_PER_STRETCH = 20  # of the curve that is kept
+LOOK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
+TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
+
+
 class NonFiniteLoss(ArithmeticError):
-    """The loss or a gradient became NaN or infinite."""
+    """The loss or a gradient became NaN or infinite at `step`; `terms` are those of that step, `before` of the last."""
+
+    def __init__(self, step: int, terms: dict[str, float], before: dict[str, float]):
+        super().__init__(f"not finite at step {step}: {terms}; before it: {before}")
+        self.step, self.terms, self.before = step, terms, before
 
 
 @dataclass
 class Context:
-    """Where a training runs. `progress(step)` is called after every step, on every rank.
+    """Where a training runs. `progress(step)` is called after every step, on every rank; so is `should_stop(step)`
+    until it says, on all ranks at the same step, that training is to end there.
 
     `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
     share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
@@ -62,11 +71,13 @@ class Context:
     micro_batch: int | None = None
     checkpoint_blocks: bool = False
     progress: Callable[[int], None] = lambda step: None
+    should_stop: Callable[[int], bool] = lambda step: False
 
 
 @dataclass
 class Outcome:
-    """What training yields: the state at its last step and what was measured on the way."""
+    """What training yields: the state at its last step and what was measured on the way. The last step is the one that
+    was asked for, or an earlier one where `Context.should_stop` said so."""
 
     checkpoint: Checkpoint
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -129,7 +140,10 @@ def train(
         if step > begins:
             method.load_state_dict(outcome.checkpoint.method)
         training = _Stretch(run, phase, backbone, average, method, outcome.checkpoint.optimizer, data, context)
-        outcome = training.go(step, min(phase.until, until), outcome)
+        last = min(phase.until, until)
+        outcome = training.go(step, last, outcome)
+        if outcome.checkpoint.step < last:
+            break
     return outcome
 
 
@@ -193,25 +207,31 @@ class _Stretch:
             raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
 
     def go(self, first: int, last: int, before: Outcome) -> Outcome:
-        """Train from step `first` to `last`; what `before` measured stays in front of what this measures."""
+        """Train from step `first` to `last`, or as far as may be; what `before` measured stays in front of what this
+        measures."""
         began = time.perf_counter()
-        # Losses stay on the device until the end, so that no step waits for a transfer.
-        history = torch.zeros(last - first, 4, device=self.context.device)
-        for step in range(first, last):
+        # Losses stay on the device until the end, so that hardly a step waits for a transfer.
+        history = torch.zeros(last - first, len(TERMS), device=self.context.device)
+        step = first
+        while step < last:
             history[step - first] = self.step(step)
-            self.context.progress(step + 1)
+            step += 1
+            self.context.progress(step)
+            # The norm is that of the reduced gradients: all ranks see the same one and leave together.
+            if (step - first) % LOOK_EVERY == 0 and not history[
+                step - first - LOOK_EVERY : step - first, 3
+            ].isfinite().all():
+                break
+            if step < last and self.context.should_stop(step):
+                break
+        history = history[: step - first]
         if self.context.world_size > 1:
             dist.all_reduce(history)
             history /= self.context.world_size
         history = history.cpu()
         seconds = before.seconds + time.perf_counter() - began
-        if not history.isfinite().all():
-            wrong = int((~history.isfinite().all(dim=1)).nonzero()[0])
-            terms = dict(
-                zip(("loss", "loss_diffusion", "loss_method", "grad_norm"), history[wrong].tolist(), strict=True)
-            )
-            raise NonFiniteLoss(f"not finite at step {first + wrong + 1}: {terms}")
-        return Outcome(self.checkpoint(last), before.curve + _curve(history, first), seconds)
+        _check_finite(history, first)
+        return Outcome(self.checkpoint(step), before.curve + _curve(history, first), seconds)
 
     def step(self, step: int) -> Tensor:
         """The optimizer step that leads from `step` to `step + 1`; returns its losses and gradient norm (4,)."""
@@ -295,13 +315,18 @@ def _square_sum(gradients: list[Tensor], module: nn.Module) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
 
+def _check_finite(history: Tensor, first: int) -> None:
+    if history.isfinite().all():
+        return
+    wrong = int((~history.isfinite().all(dim=1)).nonzero()[0])
+    at, before = (dict(zip(TERMS, history[row].tolist(), strict=True)) for row in (wrong, max(0, wrong - 1)))
+    raise NonFiniteLoss(first + wrong + 1, at, before if wrong else {})
+
+
 def _curve(history: Tensor, first: int) -> list[dict[str, float]]:
     """Means over equal stretches of steps, each at the step that ends it."""
     points = []
     for rows in torch.arange(len(history)).chunk(POINTS_PER_STRETCH):
-        total, diffusion, method, norm = history[rows].mean(dim=0).tolist()
-        step = first + int(rows[-1]) + 1
-        points.append(
-            {"step": step, "loss": total, "loss_diffusion": diffusion, "loss_method": method, "grad_norm": norm}
-        )
+        means = history[rows].mean(dim=0).tolist()
+        points.append({"step": first + int(rows[-1]) + 1, **dict(zip(TERMS, means, strict=True))})
     return points

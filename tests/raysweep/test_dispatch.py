@@ -7,8 +7,9 @@ import pytest
 
 from raysweep import history
 from raysweep.dispatch import Dispatcher
-from raysweep.pool import ATTEMPTS, WorkFailed
+from raysweep.pool import ATTEMPTS
 from raysweep.store import Store
+from raysweep.work import WorkFailed
 from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
