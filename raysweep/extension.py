@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raysweep.errors import UserError
 from raysweep.space import Space
 from raysweep.store import Store
 from raysweep.study import opening, studies
@@ -35,10 +34,10 @@ def refuse_changed(space: Space, store: Store) -> None:
     told = []
     for name in changed_from(space, store):
         fields = "\n".join(f"  {line}" for line in difference(opening(store, name)["space"], space.resolved))
-        told.append(f"study '{space.study}' is in this storage as {name}, with another space:\n{fields}")
+        told.append(f"it is in this storage as {name}, with another space:\n{fields}")
     if told:
         told.append("--extend goes on with its trials in the new space; --set study=NAME starts another beside it")
-        raise UserError("\n".join(told))
+        raise space.error(("study",), "\n".join(told))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

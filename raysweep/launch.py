@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import textwrap
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -205,5 +206,5 @@ def _host(
 
 
 def _gist(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return textwrap.shorten(lines[-1], 160) if lines else type(error).__name__

@@ -9,6 +9,7 @@ from raysweep import history, runs
 from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import label
 from raysweep.study import Study, TrialState
+from raysweep.uris import public
 
 Row = dict[str, Any]
 
@@ -60,7 +61,7 @@ def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict
         "best": rows[best.number] if best else None,
         "steps": {"without_sharing": without_sharing(rows)},
         "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
-        "storage": study.store.uri,
+        "storage": public(study.store.uri),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from raysweep.yamlfile import Document
 from trainables.spec import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 
 Count = Annotated[int, Field(gt=0)]
+Wrong = Callable[[tuple[str, ...], str], UserError]
 
 
 class Search(Spec):
@@ -113,7 +114,8 @@ class _File(Spec):
 
 
 class Space:
-    """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones."""
+    """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones; `error`
+    makes a UserError of a key and a message, with the place of the key where that is known."""
 
     def __init__(self, file: _File, profile: str):
         self.profile, self._written = profile, file.trial
@@ -121,6 +123,7 @@ class Space:
         self.study, self.search, self.probe = file.study, file.search, file.probe
         self.launch, self.rows, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
         self.published_samples = file.published_samples
+        self.error: Wrong = lambda path, message: UserError(f"{'.'.join(path)}: {message}")
 
     @classmethod
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
@@ -248,6 +251,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
         except WrongDomain as error:
             if not any(key[:1] == ("trial",) for key in overridden):
                 raise wrong(("enqueue", str(position), "set", error.path), str(error)) from None
+    space.error = wrong
     return space
 
 

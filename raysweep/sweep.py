@@ -19,7 +19,6 @@ from rich.console import Console
 from raysweep import launch, report, runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
-from raysweep.errors import UserError
 from raysweep.extension import changed_from, refuse_changed
 from raysweep.journal import Pen
 from raysweep.leases import Leases
@@ -101,9 +100,10 @@ def check_here(space: Space) -> None:
         try:
             catalog.identity(data)
         except LookupError as error:
-            raise UserError(f"trial.data: {error}; use --profile laptop, which brings its own data") from None
+            told = f"{error}; use --profile laptop, which brings its own data"
+            raise space.error(("trial", "data"), told) from None
     if space.probe.missing:
-        raise UserError(f"probe.detector: {space.probe.missing}")
+        raise space.error(("probe", "detector"), space.probe.missing)
 
 
 def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Tell) -> Study:

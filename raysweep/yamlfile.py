@@ -68,7 +68,11 @@ def read(path: Path) -> Document:
         raise UserError(f"{path}: {error.strerror or error}; give the path of a search space") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; give the path of a search space") from None
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UserError(f"{path}:{line}: the character #x{error.character:04x} has no place in a text") from None
     try:
         node = loader.get_single_node()
         lines: dict[Path_, int] = {}

@@ -1,5 +1,6 @@
 """The laws of the training loop: same history, same bits; a method of weight 0 leaves no trace; ranks only round."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+import trainables.train as training
 from trainables.checkpoint import Checkpoint
 from trainables.data import load_latents
 from trainables.draws import draw
@@ -170,8 +172,38 @@ def test_a_stopped_method_takes_its_projector_along_no_further(data):
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_says_where(data):
-    with pytest.raises(NonFiniteLoss, match="step"):
+    with pytest.raises(NonFiniteLoss, match="step") as caught:
         train(run(plain(), optimizer={"lr": 1e30, "grad_clip": None}), STEPS, data=data, context=Context())
+    error, names = caught.value, {"loss", "loss_diffusion", "loss_method", "grad_norm"}
+    assert 1 < error.step <= STEPS and error.terms.keys() == error.before.keys() == names
+    assert not all(map(math.isfinite, error.terms.values())) and all(map(math.isfinite, error.before.values()))
+
+
+def test_it_is_noticed_long_before_the_end(data, monkeypatch):
+    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    seen: list[int] = []
+    wild = run(plain(30), optimizer={"lr": 1e30, "grad_clip": None})
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(wild, 30, data=data, context=Context(progress=seen.append))
+    assert caught.value.step <= seen[-1] <= caught.value.step + 2
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_training_that_is_told_to_stop_can_go_on_as_if_it_had_not(stop, data, teacher, tmp_path):
+    options = {"data": data, "teacher": lambda _: teacher}
+    phases = run(guided(4), plain())
+    whole = train(phases, STEPS, context=Context(), **options).checkpoint
+    stopped = train(phases, STEPS, context=Context(should_stop=lambda step: step == stop), **options)
+    assert stopped.checkpoint.step == stop == stopped.curve[-1]["step"]
+    stopped.checkpoint.save(tmp_path)
+    rest = train(phases, STEPS, context=Context(), start=Checkpoint.load(tmp_path, stop), **options).checkpoint
+    assert same(rest.backbone, whole.backbone) and same(rest.optimizer, whole.optimizer) and same(rest.ema, whole.ema)
+
+
+def test_no_room_for_a_checkpoint_is_an_error_of_the_system_s(data, tmp_path):
+    outcome = train(run(plain()), 1, data=data, context=Context())
+    with pytest.raises(OSError):
+        outcome.checkpoint.save(tmp_path / "missing")
 
 
 def _rank(rank: int, world_size: int, cache: Path, phases: tuple[Phase, ...], teacher_weights, out: Path) -> None:

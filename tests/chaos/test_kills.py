@@ -1,0 +1,182 @@
+"""Every kind of process, killed at every kind of moment: the sweep ends as if nothing had been. Long: `make chaos`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos.harness import MOMENTS, SPACE, Sweep, bits, table, told, traces
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, cache) -> Path:
+    folder = tmp_path_factory.mktemp("chaos")
+    (folder / "space.yaml").write_text(SPACE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(root, cache):
+    """Start a sweep with a store of its own."""
+
+    def begin(name: str, *more: str) -> Sweep:
+        storage = root / name
+        storage.mkdir()
+        (storage / "cache").symlink_to(cache)
+        sweep = Sweep(root / "space.yaml", storage, *more)
+        sweep.start()
+        return sweep
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start):
+    sweep = start("undisturbed")
+    result = sweep.result()
+    assert not sweep.left_behind() and not traces(sweep.storage)
+    return result, bits(sweep.storage), table(sweep.storage)
+
+
+def check_same(sweep: Sweep, undisturbed) -> None:
+    result, checkpoints, rows = undisturbed
+    ended = sweep.result()
+    assert told(ended) == told(result)
+    assert bits(sweep.storage) == checkpoints
+    assert table(sweep.storage) == rows
+    assert sweep.left_behind() == {}
+    assert traces(sweep.storage) == []
+    assert "Traceback" not in sweep.errors
+
+
+@pytest.mark.parametrize("role", ["worker", "trial", "controller", "dispatcher", "host"])
+def test_a_process_is_killed_at_each_moment(role, start, undisturbed):
+    sweep = start(role)
+    for moment in MOMENTS:
+        sweep.wait_for(moment, role)
+        assert sweep.kill(role)
+        time.sleep(0.5)
+    check_same(sweep, undisturbed)
+
+
+def test_the_driver_is_killed_at_each_moment(start, undisturbed):
+    sweep = start("driver")
+    for moment in MOMENTS:
+        sweep.wait_for(moment, "driver")
+        assert sweep.kill("driver")
+        sweep.driver.wait()
+        assert sweep.left_behind() == {}
+        sweep.start()
+    check_same(sweep, undisturbed)
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen]:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        + [
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert time.monotonic() < until and server.poll() is None
+            time.sleep(0.2)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_the_mlflow_server_is_killed_at_each_moment(start, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with contextlib.ExitStack() as servers:
+        server = servers.enter_context(mlflow_server(tmp_path, port))
+        sweep = start("mlflow", "--tracking-uri", f"http://127.0.0.1:{port}")
+        for moment in MOMENTS:
+            sweep.wait_for(moment, "driver")
+            os.killpg(server.pid, signal.SIGKILL)
+            time.sleep(1)
+            server = servers.enter_context(mlflow_server(tmp_path, port))
+        check_same(sweep, undisturbed)
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        experiment = client.get_experiment_by_name(sweep.result()["study"])
+        mirrored = [
+            run.data.tags
+            for run in client.search_runs([experiment.experiment_id])
+            if run.data.tags["raysweep.kind"] == "trial"
+        ]
+        states = {int(tags["raysweep.trial"]): tags["raysweep.state"] for tags in mirrored}
+        assert len(mirrored) == len(states) == len(undisturbed[0]["trials"])
+        assert states == {trial["trial"]: trial["state"] for trial in undisturbed[0]["trials"]}
+
+
+def test_a_node_is_killed_at_each_moment(start, undisturbed, monkeypatch):
+    """The second of two nodes, the workers on it; it comes back after each death."""
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        sweep = start("node", "--address", cluster.address)
+        for moment in MOMENTS:
+            sweep.wait_for(moment, "driver")
+            raylet = node.all_processes["raylet"][0].process
+            os.kill(raylet.pid, signal.SIGKILL)
+            raylet.wait()
+            cluster.remove_node(node, allow_graceful=False)
+            node = cluster.add_node(num_cpus=2)
+        check_same(sweep, undisturbed)
+        ray.init(address=cluster.address, log_to_driver=False)
+        groups = ray.util.placement_group_table().values()
+        assert all(group["state"] == "REMOVED" for group in groups)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_twenty_random_kills_in_one_sweep(start, undisturbed):
+    chance = random.Random(5)
+    sweep = start("random")
+    killed: list[str] = []
+    while len(killed) < 20 and sweep.running:
+        time.sleep(chance.uniform(1, 8))
+        role = chance.choice(["worker", "worker", "trial", "controller", "dispatcher", "host", "driver"])
+        if not sweep.running or not sweep.kill(role, chance.choice):
+            continue
+        killed.append(role)
+        if role == "driver":
+            sweep.driver.wait()
+            assert sweep.left_behind() == {}
+            sweep.start()
+    print(json.dumps({"killed": killed, "starts": sweep.starts}))
+    check_same(sweep, undisturbed)
+    assert len(killed) == 20, "the sweep was over before that"

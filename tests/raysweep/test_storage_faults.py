@@ -1,0 +1,229 @@
+"""A storage that is full, read-only or gone: nothing torn, one clear line, and on when it is back. On small tmpfs."""
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysweep import patience
+from raysweep.errors import SweepError
+from raysweep.files import Gone
+from raysweep.journal import Journal, Pen
+from raysweep.leases import Leases
+from raysweep.store import Store
+from trainables.spec import NoTerm, Phase, Run
+
+RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
+
+
+class Disk:
+    """A disk of 1 MiB with a store on it."""
+
+    def __init__(self, place: Path):
+        self.place = place
+        self.command("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place))
+        self.store = Store(str(place / "store"))
+        self.store.check_writable()
+
+    def command(self, *words: str) -> None:
+        subprocess.run(words, check=True, capture_output=True)
+
+    def fill(self) -> None:
+        with contextlib.suppress(OSError), (self.place / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"x" * 4096)
+                filler.flush()
+
+    def empty(self) -> None:
+        (self.place / "filler").unlink()
+
+    def read_only(self, yes: bool) -> None:
+        self.command("mount", "-o", f"remount,{'ro' if yes else 'rw'}", str(self.place))
+
+    def move(self, away: bool) -> None:
+        there, elsewhere = self.place / "store", self.place / "elsewhere"
+        (there if away else elsewhere).rename(elsewhere if away else there)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    subprocess.run(["umount", place], check=True)
+    try:
+        yield Disk(place)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+FAULTS = {
+    "full": (lambda disk: disk.fill(), lambda disk: disk.empty()),
+    "read-only": (lambda disk: disk.read_only(True), lambda disk: disk.read_only(False)),
+    "gone": (lambda disk: disk.move(True), lambda disk: disk.move(False)),
+}
+
+
+@pytest.fixture(params=FAULTS)
+def fault(request):
+    return FAULTS[request.param]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "state.safetensors").write_bytes(os.urandom(300_000))
+    return folder
+
+
+def test_publishing_fails_whole_and_works_again(disk, fault, files):
+    begin, end = fault
+    disk.store.publish(RUN, 10, files, {"from_step": 0})
+    begin(disk)
+    with pytest.raises(OSError):
+        disk.store.publish(RUN, 20, files, {"from_step": 10})
+    end(disk)
+    assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None)]
+    assert not list(Path(disk.store.uri).glob("checkpoints/20/*/*/*")), (
+        "half a checkpoint takes the room of a whole one"
+    )
+    disk.store.publish(RUN, 20, files, {"from_step": 10})
+    assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None), (20, None)]
+
+
+def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
+    begin, end = fault
+    disk.store.put_record("probes", "one", {"metrics": {"fid": 1.0}})
+    begin(disk)
+    with pytest.raises(OSError):
+        disk.store.put_record("probes", "two", {"metrics": "x" * 9000}, files / "state.safetensors")
+    end(disk)
+    assert disk.store.record("probes", "two") is None and disk.store.record("probes", "one")
+
+
+def test_a_journal_waits_and_loses_nothing(disk, fault):
+    begin, end = fault
+    told: list[str] = []
+    journal = Journal(disk.store, "study", Pen(tell=told.append))
+    journal.append("opened", space={})
+    begin(disk)
+    writing = threading.Thread(target=lambda: journal.append("proposed", trial=0, point={"a": "x" * 9000}))
+    writing.start()
+    time.sleep(0.5)
+    assert writing.is_alive() and len(told) == 1 and "waiting for it" in told[0]
+    end(disk)
+    writing.join(timeout=10)
+    assert not writing.is_alive() and len(told) == 2 and "again" in told[1]
+    journal.append("ended", trial=0)
+    assert [entry["kind"] for entry in Journal(disk.store, "study").read()] == ["opened", "proposed", "ended"]
+
+
+def test_nobody_waits_for_ever(disk, monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.5)
+    journal = Journal(disk.store, "study")
+    journal.append("opened", space={})
+    disk.read_only(True)
+    with pytest.raises(SweepError, match=r"could not be used for .* minutes: .*Read-only"):
+        journal.append("proposed", trial=0)
+    assert [entry["kind"] for entry in Journal(disk.store, "study").read()] == ["opened"]
+
+
+def test_a_vanished_storage_is_not_an_empty_one(disk, files):
+    disk.store.publish(RUN, 10, files, {"from_step": 0})
+    seen_by_a_worker = Store(disk.store.uri, disk.store.mark)
+    disk.move(True)
+    (disk.place / "store").mkdir()  # e.g. the mount point without the mount
+    for store in (disk.store, seen_by_a_worker):
+        for look in (
+            lambda store=store: store.find(RUN, 10),
+            lambda store=store: store.deepest(RUN, 40),
+            lambda store=store: store.record("probes", "one"),
+            lambda store=store: store.write("records/x.json", b"{}"),
+            lambda store=store: store.create("leases/x.json", b"{}"),
+        ):
+            with pytest.raises(Gone, match="not there any more"):
+                look()
+    assert not any((disk.place / "store").iterdir())
+    (disk.place / "store").rmdir()
+    disk.move(False)
+    assert seen_by_a_worker.deepest(RUN, 40).step == 10
+
+
+def test_a_damaged_checkpoint_is_not_set_aside_while_the_storage_is_gone(disk, files):
+    key = disk.store.publish(RUN, 10, files, {"from_step": 0})
+    found = disk.store.find(RUN, 10)
+    disk.move(True)
+    with pytest.raises(OSError):
+        disk.store.open(key)
+    disk.move(False)
+    assert disk.store.find(RUN, 10) == found and disk.store.open(key).is_dir()
+
+
+def test_leases_are_given_back_when_they_can_be(disk):
+    leases = Leases(disk.store, beat_s=0.1)
+    leases.acquire("work", {})
+    disk.read_only(True)
+    leases.release("work")
+    disk.read_only(False)
+    until = time.monotonic() + 5
+    while list(Path(disk.store.uri).glob("leases/*")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    leases.close()
+
+
+def test_two_who_write_one_journal(tmp_path):
+    """A driver that stood still for too long is outbid; it may write one line too many, which does not count."""
+    store = Store(str(tmp_path / "store"))
+    first = Leases(store, beat_s=100, dead_s=0.2)
+    assert first.acquire("study-x", {})
+    pens = [Pen(first.generation("study-x"), lambda: first.check("study-x"))]
+    slow = Journal(store, "x", pens[0])
+    slow.append("opened", space={})
+    second = Leases(store, beat_s=100, dead_s=0.2)
+    assert not second.acquire("study-x", {})
+    time.sleep(0.3)
+    assert second.acquire("study-x", {})
+    taken = Journal(store, "x", Pen(second.generation("study-x"), lambda: second.check("study-x")))
+    taken.append("proposed", trial=0, point={"by": "second"})
+    with pytest.raises(SweepError, match="taken over"):
+        slow.append("proposed", trial=0, point={"by": "first"})
+    between = Journal(store, "x", Pen(first.generation("study-x")))  # as if it had slept between look and write
+    between.read()
+    between._lines = between._lines[:1]
+    between.append("proposed", trial=0, point={"by": "first"})
+    assert [entry.get("point") for entry in Journal(store, "x").read()] == [None, {"by": "second"}]
+    taken.append("ended", trial=0)
+    assert [entry["kind"] for entry in Journal(store, "x").read()] == ["opened", "proposed", "ended"]
+    first.close(), second.close()
+
+
+def test_what_dead_owners_left_is_cleared(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    held = "import sys, os; from raysweep.store import Store; from raysweep.leases import Leases\n"
+    held += "leases = Leases(Store(sys.argv[1])); leases.acquire('work', {}); os._exit(9)"
+    subprocess.run(["python", "-c", held, store.uri], cwd=Path(__file__).parents[2])
+    assert len(store.names("leases")) == len(store.names("owners")) == 1
+    living, cleaner = Leases(store), Leases(store)
+    living.acquire("other", {})
+    cleaner.clear()
+    assert [json.loads(store.read(f"leases/{name}"))["owner"] for name in store.names("leases")] == [living.owner]
+    assert store.names("owners") == [f"{living.owner}.json"]
+    living.close(), cleaner.close()
+    assert not store.names("leases") and not store.names("owners")
+
+
+@pytest.mark.parametrize("place", ["../x", "a/../../x", "/etc/passwd", "a/\0"])
+def test_nothing_leads_out_of_the_storage(tmp_path, place):
+    store = Store(str(tmp_path / "store"))
+    for use in (store.read, store.digest, store.delete, lambda place: store.write(place, b""), store.names):
+        with pytest.raises(ValueError, match="out of the storage"):
+            use(place)
