@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from raysweep import history, runs
+from raysweep.launch import ask
 from raysweep.study import Study
 from raysweep.work import WorkFailed
 from trainables.spec import Run
@@ -51,11 +53,14 @@ def certify(studies: Sequence[Study], share: float, dispatcher: Any) -> Certific
                     key = history.key(run, step)
                     # The key decides, so that a repeated command looks at the same ones.
                     if int(key[:8], 16) < share * 2**32 and key not in asked:
-                        asked[key] = dispatcher.replay.remote(run, step)
+                        asked[key] = (run, step, dispatcher.replay.remote(run, step))
     found = Certificates()
-    for key, answer in asked.items():
+    for key, (run, step, answer) in asked.items():
         try:
-            certificate = ray.get(answer)
+            try:
+                certificate = ray.get(answer)
+            except RayActorError:  # its next incarnation knows nothing of the question
+                certificate = ask(dispatcher, "replay", run, step)
         except WorkFailed as error:
             found.not_compared[key] = str(error.args[0] if error.args else error)
             continue

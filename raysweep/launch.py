@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import textwrap
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from raysweep.space import Launch
 from raysweep.store import Store
 
 HEARD_S = 30.0  # how long a look at the lanes may take
+ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 STARTS = 5  # of a lane that finishes nothing in between
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -143,6 +145,24 @@ class Lanes:
         for key in left:
             with contextlib.suppress(Exception):  # it may be gone already
                 remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+
+
+def ask(dispatcher: Any, method: str, *arguments: Any) -> Any:
+    """The dispatcher's answer, from its next incarnation where this one dies. The work itself has no bound that could
+    be known here: the dispatcher bounds each of its waits.
+
+    Raises:
+        WorkFailed: as the method says.
+        RayActorError: it did not come back.
+    """
+    for attempt in range(ASKS):
+        try:
+            return ray.get(getattr(dispatcher, method).remote(*arguments))
+        except RayActorError:
+            if attempt == ASKS - 1:
+                raise
+            time.sleep(1)
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

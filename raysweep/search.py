@@ -8,25 +8,23 @@ starts a new Tune run, and a trial that waits at a rung holds nothing.
 
 from __future__ import annotations
 
+import logging
 import tempfile
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
 from raysweep.errors import SweepError
+from raysweep.launch import ask
 from raysweep.proposals import Proposals
 from raysweep.turns import Leg, Turns
 from raysweep.work import Halted, WorkFailed, WorkLost
 from trainables.spec import ProbeSpec, Run
 
 RESTARTS = 30  # of a leg's own small process
-ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 SHARE = {"CPU": 0.001}  # of such a process: it only waits, but Tune wants to reserve something
 
 
@@ -37,6 +35,8 @@ def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:
         SweepError: nothing can be trained any more, through no fault of the trials'.
     """
     searcher = _Searcher(proposals, dispatcher)
+    # A leg whose process dies starts anew, which is no reason for a page of Tune's own calls.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is nobody's truth
         tune.Tuner(
             tune.with_resources(_leg, SHARE),
@@ -61,27 +61,14 @@ def _leg(config: dict[str, Any]) -> None:
     """One leg: reach the rung, probe, report."""
     run, step, name = Run.model_validate_json(config["run"]), config["step"], config["name"]
     try:
-        _ask(config["dispatcher"], "reach", run, step, name)
+        ask(config["dispatcher"], "reach", run, step, name)
         spec = ProbeSpec.model_validate_json(config["probe"])
-        record = _ask(config["dispatcher"], "probe", run, step, spec, name)
+        record = ask(config["dispatcher"], "probe", run, step, spec, name)
     except WorkFailed as error:
         kind = "halted" if isinstance(error, Halted) else "lost" if isinstance(error, WorkLost) else "failed"
         tune.report({kind: str(error.args[0] if error.args else error)})
     else:
         tune.report(record["metrics"])
-
-
-def _ask(dispatcher: Any, method: str, *arguments: Any) -> Any:
-    """The dispatcher's answer, from its next incarnation where this one dies. The work itself has no bound that could
-    be known here: the dispatcher bounds each of its waits."""
-    for attempt in range(ASKS):
-        try:
-            return ray.get(getattr(dispatcher, method).remote(*arguments))
-        except RayActorError:
-            if attempt == ASKS - 1:
-                raise
-            time.sleep(1)
-    raise AssertionError("unreachable")
 
 
 class _Searcher(Searcher):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from chaos.harness import Sweep, traces
 from mlflow.tracking import MlflowClient
 
 from raysweep.store import Store
@@ -170,28 +171,15 @@ def test_optuna_s_study_is_there_for_its_dashboard(first):
 
 
 def test_the_same_command_again_computes_nothing_and_answers_the_same(first, root, mlflow_runs):
+    """Optuna's file is damaged before: it is a view, made again from the journal."""
     client, runs = mlflow_runs
+    optuna_file = Path(first["storage"]) / "studies" / first["study"] / "optuna.db"
+    optuna_file.write_bytes(b"not a database")
     again = sweep(root / "space.yaml", root / "runs", *NO_ENCODER)
     assert again["steps"]["computed"] == 0
     assert again["trials"] == first["trials"] and again["best"] == first["best"]
     assert len(client.search_runs([runs[0].info.experiment_id])) == len(runs)
-
-
-def test_damaged_views_are_made_again_from_the_journal(first, root):
-    """The last test of the first space: MLflow's runs have other ids afterwards."""
-    databases = [
-        Path(first["storage"]) / "mlflow.db",
-        Path(first["storage"]) / "studies" / first["study"] / "optuna.db",
-    ]
-    for number, database in enumerate(databases):
-        content = database.read_bytes()
-        database.write_bytes(b"not a database" if number else content[:5000])
-    again = sweep(root / "space.yaml", root / "runs", *NO_ENCODER)
-    assert again["trials"] == first["trials"]
-    with contextlib.closing(sqlite3.connect(databases[0])) as mirror:  # our own client still holds the old file
-        counted = mirror.execute("SELECT count(*) FROM tags WHERE key = 'raysweep.kind' AND value = 'trial'").fetchone()
-    assert counted == (len(first["trials"]),)
-    study = optuna.load_study(study_name=first["study"], storage=f"sqlite:///{databases[1]}")
+    study = optuna.load_study(study_name=first["study"], storage=f"sqlite:///{optuna_file}")
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == sum(
         trial["state"] == "COMPLETE" for trial in first["trials"]
     )
@@ -205,44 +193,29 @@ def test_the_report_comes_from_the_store_alone(first, root):
     assert unknown.returncode == 2 and "two-axes" in unknown.stderr
 
 
-def _lane_workers(driver: int) -> list[int]:
-    """Pids of Ray Train's workers that descend from the driver's Ray."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes()
-            if b"RayTrainWorker" in words and f"raysweep-test={driver}".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def test_one_worker_a_range_and_no_method_and_a_killed_worker_and_an_interruption(root, first):
-    """Another space of the same form; a worker dies, the sweep is interrupted, the same command carries on."""
+def test_a_worker_is_killed_and_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
+    """Another space of the same form: one worker, a range, no teachers. MLflow's file is damaged in between."""
     (root / "plain.yaml").write_text(NO_TEACHERS)
-    marker = str(os.getpid())
-    run = subprocess.Popen(
-        command(root / "plain.yaml", root / "runs"),
-        cwd=ROOT,
-        env={**os.environ, "raysweep-test": marker},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 200
-    while not (workers := _lane_workers(int(marker))):
-        assert time.monotonic() < deadline and run.poll() is None, "no worker came up"
-        time.sleep(0.2)
-    os.kill(workers[0], signal.SIGKILL)
+    plain = Sweep(root / "plain.yaml", root / "runs")
+    plain.start()
+    plain.wait_for("student", "worker", 300)
+    assert plain.kill("worker")
     journal = root / "runs" / "studies"
+    deadline = time.monotonic() + 300
     while not any("probed" in path.read_text() for path in journal.glob("plain-*/journal.jsonl")):
-        assert time.monotonic() < deadline and run.poll() is None, "nothing was probed after the worker's death"
+        assert time.monotonic() < deadline and plain.running, f"no probe after the worker's death\n{plain.errors}"
         time.sleep(0.2)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130 and "same command carries on" in errors and "Traceback" not in errors
-    ended = sweep(root / "plain.yaml", root / "runs")
+    plain.driver.send_signal(signal.SIGTERM)
+    assert plain.driver.wait(60) == 130 and plain.left_behind() == {}
+    assert "same command carries on" in plain.errors and "Traceback" not in plain.errors
+    assert traces(root / "runs") == []
+    database = root / "runs" / "mlflow.db"
+    database.write_bytes(database.read_bytes()[:5000])
+    plain.start()
+    ended = plain.result()
     assert ended["steps"]["reused"] > 0
     assert [t["teacher_key"] for t in ended["trials"]] == [None] * 4
     assert all(1e-4 <= t["params"]["optimizer.lr"] <= 1e-2 for t in ended["trials"])
+    with contextlib.closing(sqlite3.connect(database)) as mirror:
+        counted = mirror.execute("SELECT count(*) FROM tags WHERE key = 'raysweep.kind' AND value = 'trial'").fetchone()
+    assert counted == (len(ended["trials"]),)
