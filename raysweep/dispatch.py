@@ -116,9 +116,9 @@ class Dispatcher(Pool):
                 return None
             begin = found.manifest["from_step"]
             if begin:
-                parent = self.store.find(run, begin)
+                parent = await self._look(partial(self.store.find, run, begin))
                 begin = parent.manifest["from_step"] if parent else -1
-            if begin < 0 or (begin and self.store.find(run, begin) is None):
+            if begin < 0 or (begin and await self._look(partial(self.store.find, run, begin)) is None):
                 return None
             if f"replay-{key}" not in self._under_way:
                 self._start(f"replay-{key}", self._work("replay", run, begin, step, None, Want()))
@@ -158,7 +158,8 @@ class Dispatcher(Pool):
         while damaged <= ATTEMPTS:
             try:
                 # Another study may have published where this one has no milestone.
-                deepest = found.step if (found := self.store.deepest(run, step)) else 0
+                found = await self._look(partial(self.store.deepest, run, step))
+                deepest = found.step if found else 0
                 if deepest == step:
                     return
                 wanted = {*self.milestones, *(await self._claims.milestones() if self._claims else ())}

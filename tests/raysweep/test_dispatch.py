@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from raysweep import history
+from raysweep import history, pool
 from raysweep.dispatch import Dispatcher
 from raysweep.pool import ATTEMPTS
 from raysweep.store import Store
-from raysweep.work import WorkFailed
+from raysweep.work import Halted, WorkFailed
 from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
@@ -168,5 +168,133 @@ def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
         other = asyncio.create_task(dispatcher.reach(student(), 10, 1))
         assert (await dispatcher.next(0, 1)).is_teacher
         other.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
+    """A batch of 4 on one worker: 4 images at once, then 2, then 1, then it cannot be."""
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
+
+    async def scenario():
+        asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
+        seen = []
+        for _ in range(3):
+            seen.append((await dispatcher.next(0, 1)).micro_batch)
+            await dispatcher.out_of_memory(0)
+            if len(seen) < 3:
+                await dispatcher.out_of_memory(0)  # its fellow says the same
+                await dispatcher.join(0)
+        assert seen == [None, 2, 1]
+        with pytest.raises(WorkFailed, match="single image"):
+            await asking
+        assert len(dispatcher.notes) == 2 and all("out of memory" in note for note in dispatcher.notes)
+
+    asyncio.run(scenario())
+
+
+def test_what_else_is_of_that_size_starts_with_the_halves(tmp_path):
+    lanes = Lanes(tmp_path, count=1)
+
+    async def asking():
+        first = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 20, 0))
+        while lanes.dispatcher.lanes[0] is None:
+            await asyncio.sleep(0)
+        await lanes.dispatcher.out_of_memory(0)
+        await first
+
+    asyncio.run(lanes.serve(asking()))
+    assert [a.micro_batch for a in lanes.done if a.begin] == [2]
+
+
+def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def scenario():
+        asking = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 10, 0))
+        assignment = await lanes.dispatcher.next(0, 1)
+        lanes.store.publish(assignment.run, 4, lanes.files, {"curve": []})
+        await lanes.dispatcher.done(0, 4)
+        rest = await lanes.dispatcher.next(0, 1)
+        assert (rest.begin, rest.end) == (4, 10)
+        lanes.store.publish(rest.run, 10, lanes.files, {"curve": []})
+        await lanes.dispatcher.done(0, 10)
+        await asking
+        assert lanes.dispatcher.computed_steps == 10
+
+    asyncio.run(scenario())
+
+
+def test_at_a_stop_lanes_that_train_hear_it_and_nothing_more_is_given_out(tmp_path):
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 2)
+
+    async def scenario():
+        asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
+        await dispatcher.next(0, 1)
+        assert not await dispatcher.progress(0, 3, 1.0)
+        await dispatcher.stop()
+        assert await dispatcher.progress(0, 4, 1.0)
+        assert await dispatcher.next(1, 1) == "stop"
+        asking.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
+    """That one died; its successor is told of work that it does not know, and finds it in the store."""
+    lanes = Lanes(tmp_path)
+
+    async def scenario():
+        lanes.store.publish(TEACHER, 10, lanes.files, {"curve": []})
+        await lanes.dispatcher.done(0, 10)
+        await asyncio.wait_for(lanes.dispatcher.reach(TEACHER, 10, 0), 5)
+        assert await lanes.dispatcher.next(0, 0.05) == "wait"
+
+    asyncio.run(scenario())
+
+
+class Away(Store):
+    """A store whose storage answers nothing for a while."""
+
+    away = 0
+
+    def names(self, place):
+        self._answer()
+        return super().names(place)
+
+    def entries(self, place, recursive=False):
+        self._answer()
+        return super().entries(place, recursive)
+
+    def read(self, place):
+        self._answer()
+        return super().read(place)
+
+    def _answer(self):
+        if self.away:
+            self.away -= 1
+            raise OSError(5, "Input/output error")
+
+
+def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "POLL_S", 0.001)
+    lanes = Lanes(tmp_path)
+    lanes.dispatcher.store = Away(str(tmp_path / "store"))
+    lanes.dispatcher.store.away = 20
+    asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 10, 0)))
+    assert [(a.begin, a.end) for a in lanes.done] == [(0, 10)]
+    assert len(lanes.dispatcher.notes) == 1 and "Input/output error" in lanes.dispatcher.notes[0]
+
+
+def test_a_storage_that_stays_away_ends_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "POLL_S", 0.001)
+    monkeypatch.setattr(pool, "PATIENCE_S", 0.05)
+    dispatcher = Dispatcher(Away(str(tmp_path / "store")), MILESTONES, 1)
+    dispatcher.store.away = 10**9
+
+    async def scenario():
+        asked = [dispatcher.reach(TEACHER, 10, 0), dispatcher.reach(student(), 10, 1)]
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+        assert all(isinstance(answer, Halted) for answer in answers), answers
 
     asyncio.run(scenario())
