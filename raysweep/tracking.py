@@ -64,7 +64,7 @@ class Mirror:
         self._synced: dict[str, int] = {}  # run id -> the last step that was mirrored
         self._ended: set[str] = set()
         for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what goes wrong is told by us, in a line
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self._experiment = self._find_experiment()

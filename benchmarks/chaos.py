@@ -1,0 +1,118 @@
+"""Random kills under running sweeps: what they cost, and whether anything of the result changes.
+
+    python benchmarks/chaos.py --minutes 30
+
+One sweep of six trials at the smoke profile runs undisturbed. Then the same sweep runs again and again, each time in an
+empty store, until the time is up; every few seconds one of its processes, of a role drawn by chance, gets a SIGKILL.
+Where it was the driver, the same command is given again. The last sweep is let finish in peace.
+
+Printed: kills by role; for each sweep its kills, its wall time against the undisturbed one's, and whether its trials,
+its table and the bits of its checkpoints are those of the undisturbed one, and nothing of it was left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from chaos.harness import ROLES, SPACE, Sweep, bits, table, told, traces  # noqa: E402
+
+PAUSE_S = (2.0, 20.0)  # between kills
+CALM = 25  # kills under one sweep, after which it is let finish
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance, killed, console = random.Random(options.seed), Counter[str](), Console()
+    shown = Table("sweep", "kills", "starts", "seconds", "against undisturbed", "the same", title="Random kills")
+    fine = True
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        (root / "space.yaml").write_text(SPACE)
+        calm = _sweep(root, "undisturbed")
+        began = time.monotonic()
+        calm.start()
+        result = calm.result()
+        plain_s = time.monotonic() - began
+        expected = (told(result), bits(calm.storage), table(calm.storage))
+        shown.add_row("undisturbed", "0", "1", f"{plain_s:.0f}", "1.00", "")
+        console.print(f"undisturbed: {plain_s:.0f} s")
+        until = time.monotonic() + 60 * options.minutes
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            sweep = _sweep(root, str(number))
+            began = time.monotonic()
+            kills = _disturb(sweep, chance, until, console)
+            differs = _differences(sweep, expected)
+            took = time.monotonic() - began
+            killed += kills
+            fine &= not differs
+            shown.add_row(
+                str(number),
+                str(kills.total()),
+                str(sweep.starts),
+                f"{took:.0f}",
+                f"{took / plain_s:.2f}",
+                ", ".join(differs) or "yes",
+            )
+            console.print(f"sweep {number}: {kills.total()} kills, {took:.0f} s, differs in: {differs or 'nothing'}")
+    console.print(shown)
+    console.print("kills by role: " + ", ".join(f"{role} {count}" for role, count in killed.most_common()))
+    return 0 if fine else 1
+
+
+def _sweep(root: Path, name: str) -> Sweep:
+    storage = root / name
+    storage.mkdir()
+    if name != "undisturbed":
+        (storage / "cache").symlink_to(root / "undisturbed" / "cache")
+    return Sweep(root / "space.yaml", storage)
+
+
+def _disturb(sweep: Sweep, chance: random.Random, until: float, console: Console) -> Counter[str]:
+    """Run a sweep to its end; returns the kills under it, by role."""
+    kills = Counter[str]()
+    sweep.start()
+    while sweep.running:
+        time.sleep(chance.uniform(*PAUSE_S))
+        role = chance.choice([*ROLES, "driver"])
+        if time.monotonic() > until or kills.total() >= CALM or not sweep.kill(role, chance.choice):
+            continue
+        kills[role] += 1
+        console.print(f"  killed: {role}", style="dim")
+        if role == "driver":
+            sweep.driver.wait()
+            if left := sweep.left_behind():
+                raise RuntimeError(f"the driver left {left} behind")
+            sweep.start()
+    return kills
+
+
+def _differences(sweep: Sweep, expected: tuple[object, object, object]) -> list[str]:
+    """What is not as in the undisturbed sweep."""
+    try:
+        result = sweep.result()
+    except AssertionError as error:
+        return [str(error).splitlines()[0]]
+    found = (told(result), bits(sweep.storage), table(sweep.storage))
+    names = ("trials", "checkpoints", "table")
+    differs = [name for name, mine, theirs in zip(names, found, expected, strict=True) if mine != theirs]
+    return differs + ["processes left"] * bool(sweep.left_behind()) + ["leases left"] * bool(traces(sweep.storage))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
