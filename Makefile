@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: laptop test clean help
+.PHONY: laptop test chaos clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -17,6 +17,9 @@ test: .venv/dev  ## install, then everything that CI checks
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+chaos: .venv/dev  ## half an hour: every kind of process is killed at every kind of moment
+	.venv/bin/pytest tests/chaos -m chaos
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from raysweep import history
 from raysweep.errors import UserError
 from raysweep.uris import public
 
@@ -181,14 +180,14 @@ class Files:
 
     def seal(self, place: str, content: Mapping[str, Any]) -> None:
         """Write plain data with its own SHA-256."""
-        self.write(place, json.dumps({"sha256": history.key_of(content), "manifest": content}).encode())
+        self.write(place, json.dumps({"sha256": _digest(content), "manifest": content}).encode())
 
     def sealed(self, place: str) -> dict[str, Any] | None:
         """What `seal` wrote, or None where it is missing, torn or altered."""
         try:
             sealed = json.loads(self.read(place) or b"{}")
             content: dict[str, Any] = sealed["manifest"]
-            return content if sealed["sha256"] == history.key_of(content) else None
+            return content if sealed["sha256"] == _digest(content) else None
         except (ValueError, LookupError, TypeError):
             return None
 
@@ -230,6 +229,11 @@ def sha256_of(file: Path) -> str:
     """SHA-256, in hex, of a file of this machine."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of plain data, which may hold what is not finite, unlike a history."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _sha256(stream: Any) -> str:

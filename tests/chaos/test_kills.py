@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from chaos.harness import MOMENTS, SPACE, Sweep, bits, table, told, traces
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A published checkpoint is whole or not there."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,10 @@ def test_an_unwritable_storage_is_the_user_s_mistake(tmp_path):
         Store(str(tmp_path / "file" / "below")).check_writable()
     with pytest.raises(UserError, match="--storage"):
         Store("nonsense://bucket/folder")
+
+
+def test_a_record_may_hold_what_is_not_finite(storage):
+    store = Store(storage)
+    store.put_record("failures", "k", {"terms": {"loss": math.nan, "grad_norm": math.inf}})
+    terms = Store(storage).record("failures", "k")["terms"]
+    assert math.isnan(terms["loss"]) and terms["grad_norm"] == math.inf

@@ -6,6 +6,7 @@ whatever the number of ranks. Chunks go round the ranks; statistics merge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -109,7 +110,8 @@ def probe(
     world_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Probed:
-    """Metrics of a frozen backbone. With several ranks each calls this and each gets the same answer.
+    """Metrics of a frozen backbone, NaN where a sample was not finite. With several ranks each calls this and each gets
+    the same answer.
 
     Args:
         reference: the real images through the same detector.
@@ -117,10 +119,12 @@ def probe(
         progress: called with the number of samples drawn so far, this rank's share.
     """
     chunks = -(-spec.samples // spec.batch_size)
-    statistics, probabilities, pictures = FeatureStatistics(detector.feature_dim), [], []
+    statistics, probabilities, pictures, finite = FeatureStatistics(detector.feature_dim), [], [], True
     for number in range(rank, chunks, world_size):
         part = chunk(spec, number, latent_shape, num_classes)
-        images = decode(autoencoder, sample(backbone, spec, part, device, path))
+        latents = sample(backbone, spec, part, device, path)
+        finite &= bool(latents.isfinite().all())  # as pixels they would look like any other
+        images = decode(autoencoder, latents.nan_to_num())
         features, probs = detector(images)
         statistics.update(features)
         probabilities.append(probs.cpu())
@@ -129,13 +133,15 @@ def probe(
         pictures.append(images[shown.to(images.device)].cpu())
         progress((number + 1) * spec.batch_size)
 
-    gathered = _gather((statistics, probabilities, pictures), world_size)
+    gathered = _gather((statistics, probabilities, pictures, finite), world_size)
     merged = FeatureStatistics(detector.feature_dim)
-    for shard, _, _ in gathered:
+    for shard, *_ in gathered:
         merged = merged.merge(shard)
     probabilities, pictures = _in_order(gathered, 1, chunks), _in_order(gathered, 2, chunks)
-    distance = reference.distance(merged)
-    score, _ = inception_score(torch.cat(probabilities))
+    distance = score = math.nan
+    if all(shard[-1] for shard in gathered):
+        distance = reference.distance(merged)
+        score, _ = inception_score(torch.cat(probabilities))
     return Probed({spec.metric: distance, spec.inception_score: score}, torch.cat(pictures))
 
 
