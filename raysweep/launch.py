@@ -29,6 +29,7 @@ from raysweep.store import Store
 
 HEARD_S = 30.0  # how long a look at the lanes may take
 ASKS = 60  # of a dispatcher that died and starts anew, a second apart
+REST_S = 3.0  # before a lane starts again: until then what was left of it may still ask for a placement group
 STARTS = 5  # of a lane that finishes nothing in between
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,7 +66,9 @@ class Lanes:
         self._tasks: dict[Any, int] = {}
         self._starts: Counter[int] = Counter()  # of a lane, since it last finished something
         self._served: dict[int, int] = {}
-        self._groups: dict[int, str] = {}
+        self._groups: dict[int, str] = {}  # of the lanes whose workers have come up
+        self._cleared: set[str] = set()
+        self._resting: dict[int, float] = {}  # lanes that have ended -> when
         self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
         for lane in range(launch.lanes):
             self._start(lane)
@@ -76,7 +79,8 @@ class Lanes:
         # A machine may be busy with other things, and the dispatcher may have to start anew.
         with contextlib.suppress(GetTimeoutError, RayActorError):
             self._latest = ray.get(self.dispatcher.snapshot.remote(), timeout=patience_s)
-            self._groups |= self._latest["groups"]
+            groups = {lane: key for lane, key in self._latest["groups"].items() if key not in self._cleared}
+            self._groups |= groups
             for lane, served in self._latest["served"].items():
                 if served != self._served.get(lane):
                     self._served[lane], self._starts[lane] = served, 1
@@ -114,10 +118,11 @@ class Lanes:
                 message = "its workers stopped"
             except Exception as error:  # whatever ended it, those who wait must be told
                 message = _gist(error)
-            self._clear(lane)
+            if lane in self._groups:
+                self._remove(self._groups.pop(lane))
             if self._starts[lane] < STARTS:
                 self._tell("note", lane, f"ended and starts again: {message}")
-                self._start(lane)
+                self._resting[lane] = time.monotonic()
             else:
                 self._tell("lane_lost", lane, message)
         silent = self._latest.get("silent_s", {})
@@ -127,24 +132,33 @@ class Lanes:
             if lane in at_work and silent.get(lane, 0) > 2 * self._launch.timeout_s:
                 self._tell("note", lane, f"said nothing for {silent[lane]:.0f} s and is ended")
                 ray.cancel(task, force=True)
+        self._wake()
 
     def _tell(self, method: str, *arguments: Any) -> None:
         with contextlib.suppress(GetTimeoutError, RayActorError):
             ray.get(getattr(self.dispatcher, method).remote(*arguments), timeout=HEARD_S)
 
-    def _clear(self, lane: int) -> None:
-        """Remove the placement group of a lane that has ended. A controller that is killed leaves it behind, and the
-        next one would wait for its resources for ever."""
-        left = [self._groups.pop(lane)] if lane in self._groups else []
-        if self._alone and len(self._groups) == len(self._tasks):  # nobody else is on his way to a group
+    def _wake(self) -> None:
+        """Start lanes that have rested, when what was left of them is cleared away. A controller that is killed leaves
+        its placement group behind, and the next one would wait for its resources for ever. (Train's own cleaner asks
+        the dashboard, which is not there on one machine.)"""
+        now = time.monotonic()
+        settled = len(self._groups) == len(self._tasks)  # nobody is on his way to a group
+        rested = [lane for lane, since in self._resting.items() if now - since > REST_S * (1 if settled else 10)]
+        if rested and self._alone and settled:
             shape = {name: amount for name, amount in _worker_resources(self._launch).items() if amount}
             for key, told in placement_group_table().items():
-                bundles = list(told["bundles"].values())
-                if key not in self._groups.values() and bundles == [shape] * self._launch.workers:
-                    left.append(key)
-        for key in left:
-            with contextlib.suppress(Exception):  # it may be gone already
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+                mine = list(told["bundles"].values()) == [shape] * self._launch.workers
+                if mine and told["state"] != "REMOVED" and key not in self._groups.values():
+                    self._remove(key)
+        for lane in rested:
+            del self._resting[lane]
+            self._start(lane)
+
+    def _remove(self, key: str) -> None:
+        self._cleared.add(key)
+        with contextlib.suppress(Exception):  # it may be gone already
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
 
 
 def ask(dispatcher: Any, method: str, *arguments: Any) -> Any:
