@@ -114,21 +114,24 @@ class Sweep:
             time.sleep(0.2)
         return left
 
-    def moment(self) -> str | None:
-        """What the lanes are doing: publishing, or training a teacher or a student, or probing."""
+    def moments(self) -> set[str]:
+        """What the lanes are doing: publishing, or training a teacher or a student, or probing. A dispatcher that was
+        killed leaves its leases there for a while."""
+        found = set()
         for manifest in self.storage.glob("checkpoints/*/*"):
             if not (manifest / "manifest.json").exists():
-                return "publish"
+                found.add("publish")
         for lease in self.storage.glob("leases/*.json"):
             try:
                 facts = json.loads(lease.read_text())["facts"]
             except (OSError, ValueError):
                 continue
             if facts["kind"] == "probe":
-                return "probe"
+                found.add("probe")
             if facts["kind"] == "train":
-                return "teacher" if '"vae_align"' in facts["run"].split('"phases":[', 1)[1][:200] else "student"
-        return None
+                teaches = '"vae_align"' in facts["run"].split('"phases":[', 1)[1][:200]
+                found.add("teacher" if teaches else "student")
+        return found
 
     def wait_for(self, moment: str, role: str, timeout_s: float = 200) -> None:
         """Return when the lanes are at that and the role has a process; raises where the sweep ends before."""
@@ -138,7 +141,7 @@ class Sweep:
             now = time.monotonic()
             if not alive or now - looked > 1:  # looking through /proc is slower than publishing
                 alive, looked = bool(self.pids(role)), now
-            if alive and self.moment() == moment:
+            if alive and moment in self.moments():
                 return
             if not self.running:
                 raise AssertionError(f"the sweep ended before '{moment}' came\n{self.errors[-2000:]}")

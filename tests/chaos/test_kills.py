@@ -31,7 +31,7 @@ def root(tmp_path_factory, cache) -> Path:
 def start(root, cache):
     """Start a sweep with a store of its own."""
 
-    def begin(name: str, *more: str) -> Sweep:
+    def begin(name: str | Path, *more: str) -> Sweep:
         storage = root / name
         storage.mkdir()
         (storage / "cache").symlink_to(cache)
@@ -180,3 +180,46 @@ def test_twenty_random_kills_in_one_sweep(start, undisturbed):
     print(json.dumps({"killed": killed, "starts": sweep.starts}))
     check_same(sweep, undisturbed)
     assert len(killed) == 20, "the sweep was over before that"
+
+
+def test_of_two_drivers_on_one_study_the_second_waits(start, undisturbed):
+    first = start("two")
+    first.wait_for("teacher", "driver")
+    second = Sweep(first.storage.parent / "space.yaml", first.storage)
+    second.start()
+    check_same(first, undisturbed)
+    ended = second.result()
+    assert "is being run by" in second.errors and told(ended) == told(undisturbed[0])
+    assert ended["steps"]["computed"] == 0
+    assert second.left_behind() == {} and traces(second.storage) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_storage_that_fails_under_a_sweep_is_waited_for(fault, start, undisturbed, tmp_path, cache):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", disk], check=True)
+    try:
+        sweep = start(disk / "store")
+        sweep.wait_for("student", "worker")
+        if fault == "full":
+            with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(1 << 16))
+        else:
+            # What is open for writing forbids it for a moment.
+            while subprocess.run(["mount", "-o", "remount,ro", disk], stderr=subprocess.DEVNULL).returncode:
+                time.sleep(0.01)
+        until = time.monotonic() + 120
+        while "No space left" not in sweep.errors and "Read-only" not in sweep.errors:
+            assert sweep.running and time.monotonic() < until, sweep.errors[-2000:]
+            time.sleep(0.2)
+        time.sleep(20)
+        if fault == "full":
+            (disk / "filler").unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        check_same(sweep, undisturbed)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
