@@ -65,6 +65,7 @@ class Lanes:
         self.dispatcher = actor.remote(store.uri, store.mark, milestones, launch, self._session)
         self._tasks: dict[Any, int] = {}
         self._starts: Counter[int] = Counter()  # of a lane, since it last finished something
+        self._began: dict[int, float] = {}
         self._served: dict[int, int] = {}
         self._groups: dict[int, str] = {}  # of the lanes whose workers have come up
         self._cleared: set[str] = set()
@@ -79,8 +80,11 @@ class Lanes:
         # A machine may be busy with other things, and the dispatcher may have to start anew.
         with contextlib.suppress(GetTimeoutError, RayActorError):
             self._latest = ray.get(self.dispatcher.snapshot.remote(), timeout=patience_s)
-            groups = {lane: key for lane, key in self._latest["groups"].items() if key not in self._cleared}
-            self._groups |= groups
+            for lane, key in self._latest["groups"].items():
+                if lane in self._resting:
+                    self._remove(key)
+                elif key not in self._cleared:
+                    self._groups[lane] = key
             for lane, served in self._latest["served"].items():
                 if served != self._served.get(lane):
                     self._served[lane], self._starts[lane] = served, 1
@@ -102,6 +106,7 @@ class Lanes:
 
     def _start(self, lane: int) -> None:
         self._starts[lane] += 1
+        self._began[lane] = time.monotonic()
         place = (self._store.uri, self._store.mark, self._session)
         task = _host.options(scheduling_strategy=self._here).remote(
             lane, place, self._launch, self.dispatcher, self._reference
@@ -109,7 +114,7 @@ class Lanes:
         self._tasks[task] = lane
 
     def _tend(self) -> None:
-        """Start lanes again that have ended; end those that say nothing although they have work."""
+        """Start lanes again that have ended; end those that say nothing for long."""
         ended, going = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0) if self._tasks else ([], [])
         for task in ended:
             lane = self._tasks.pop(task)
@@ -125,12 +130,12 @@ class Lanes:
                 self._resting[lane] = time.monotonic()
             else:
                 self._tell("lane_lost", lane, message)
-        silent = self._latest.get("silent_s", {})
-        at_work = {each["lane"] for each in self._latest["lanes"]}
+        now, silent_s = time.monotonic(), self._latest.get("silent_s", {})
         for task in going:
             lane = self._tasks[task]
-            if lane in at_work and silent.get(lane, 0) > 2 * self._launch.timeout_s:
-                self._tell("note", lane, f"said nothing for {silent[lane]:.0f} s and is ended")
+            silent = min(silent_s.get(lane, math.inf), now - self._began[lane])
+            if silent > 2 * self._launch.timeout_s:  # it has died in a way of its own, or waits for resources
+                self._tell("note", lane, f"said nothing for {silent:.0f} s and is ended")
                 ray.cancel(task, force=True)
         self._wake()
 
@@ -156,6 +161,8 @@ class Lanes:
             self._start(lane)
 
     def _remove(self, key: str) -> None:
+        if key in self._cleared:
+            return
         self._cleared.add(key)
         with contextlib.suppress(Exception):  # it may be gone already
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))

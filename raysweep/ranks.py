@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from raysweep.patience import PATIENCE_S, POLL_S, waiting_for_storage
+
+REMIND_S = 60.0  # between two times of saying what is waited for
 
 Result = TypeVar("Result")
 
@@ -41,12 +44,12 @@ class Ranks:
         is of no use (an OSError), all wait and try again.
 
         Args:
-            tell: is told once what is waited for.
+            tell: is told what is waited for, once a minute, so that it is known that somebody waits.
 
         Raises:
             Exception: the error of the first rank that had one, or the OSError that lasted for too long.
         """
-        began, told = time.monotonic(), False
+        began, told = time.monotonic(), -math.inf
         while True:
             result, mine = None, None
             try:
@@ -59,9 +62,9 @@ class Ranks:
             late = self.share(time.monotonic() - began > PATIENCE_S)
             if late or not isinstance(worst, OSError):
                 raise worst
-            if not told:
+            if time.monotonic() - told > REMIND_S:
                 tell(waiting_for_storage(worst))
-                told = True
+                told = time.monotonic()
             time.sleep(POLL_S)
 
     def agree(self, mine: bool) -> bool:
