@@ -107,8 +107,9 @@ class Sweep:
             return False
         return True
 
-    def left_behind(self, patience_s: float = 30) -> dict[int, str]:
-        """The processes that outlive the command by that long."""
+    def left_behind(self, patience_s: float = 100) -> dict[int, str]:
+        """The processes that outlive the command by that long. Ray's own agents take a minute to notice the death of a
+        driver that had started them."""
         until = time.monotonic() + patience_s
         while (left := self.processes()) and time.monotonic() < until:
             time.sleep(0.2)

