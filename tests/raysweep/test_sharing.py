@@ -17,6 +17,8 @@ from trainables.stage import Bench
 from trainables.train import Context
 
 TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"
+# Minutes of requests; each of what they rest on (store, leases, journal) has tests of its own on both.
+ON_S3_TOO = pytest.mark.parametrize("storage", ["folder", pytest.param("s3", marks=pytest.mark.chaos)], indirect=True)
 STOPS = (50_000, 100_000, 150_000, 200_000, "never")
 
 
@@ -55,6 +57,7 @@ def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
         assert mine == lanes.published(lane.store, run, run.steps), number
 
 
+@ON_S3_TOO
 def test_two_drivers_at_the_same_moment_compute_each_shared_stretch_once(storage):
     students, milestones = ninety()
     mine, yours = students[:2], students[1:2] + students[5:6]  # one of them is the same
@@ -90,6 +93,7 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
     assert computed == [4 + 4, 4]  # a teacher and a student, then the student's second half
 
 
+@ON_S3_TOO
 def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, cache):
     """A teacher and two students that part at a stop; one file after another is damaged."""
     store = Store(storage)

@@ -31,6 +31,7 @@ trial:
     stop: {choice: [100000, 200000], default: 100000}
     teacher: {method: {choice: [vae_align, repa]}, iterations: {choice: [100000, 200000], default: 200000}}
 search: {rungs: [100000, 200000], trials: 6, eta: 2}
+launch: {concurrent_trials: 2}
 enqueue:
   - {set: {}, fid: 22.91, is: 70.37}
   - {set: {method.guidance_scale: 1.0}, fid: 29.30, is: 55.68}
@@ -49,7 +50,7 @@ trial:
   optimizer: {lr: {log_uniform: [1e-4, 1e-2]}, weight_decay: {choice: [0.0, 1.0e+38], default: 0.0}}
   method: {choice: [none, repa, {kind: sra, weight: {steps: [0, 100000], weights: [1.0, 0.1]}}]}
 search: {rungs: [100000], trials: 5}
-launch: {workers: 1}
+launch: {workers: 1, concurrent_trials: 2}
 enqueue:
   - {set: {}}
   - {set: {method: repa}}
