@@ -38,6 +38,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what ours do not ask for
     "RAY_worker_maximum_startup_concurrency": "16",  # trials are processes that only wait: no reason to warn of many
 }
 
