@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -210,7 +211,7 @@ def test_what_dead_owners_left_is_cleared(tmp_path):
     store = Store(str(tmp_path / "store"))
     held = "import sys, os; from raysweep.store import Store; from raysweep.leases import Leases\n"
     held += "leases = Leases(Store(sys.argv[1])); leases.acquire('work', {}); os._exit(9)"
-    subprocess.run(["python", "-c", held, store.uri], cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", held, store.uri], cwd=Path(__file__).parents[2])
     assert len(store.names("leases")) == len(store.names("owners")) == 1
     living, cleaner = Leases(store), Leases(store)
     living.acquire("other", {})
