@@ -130,7 +130,7 @@ def test_a_nan_fails_and_leaves_no_zombie(sweep):
     assert [t.state for t in run.optuna().trials] == [OptunaState.FAIL]
 
 
-@pytest.mark.parametrize("interrupted_after", [0, 1, 2, 5])
+@pytest.mark.parametrize("interrupted_after", [0, 2, 5])
 def test_a_restarted_study_decides_what_an_undisturbed_one_would(sweep, interrupted_after):
     whole = sweep("one")
     whole.finish()
@@ -144,7 +144,7 @@ def test_a_restarted_study_decides_what_an_undisturbed_one_would(sweep, interrup
     assert not any(trial.state == OptunaState.RUNNING for trial in again.optuna().trials)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.45, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.75])
 def test_any_entry_of_the_journal_may_be_the_last_before_a_crash(sweep, tmp_path, share):
     whole = sweep("one")
     whole.finish()

@@ -194,17 +194,16 @@ def test_the_report_comes_from_the_store_alone(first, root):
     assert unknown.returncode == 2 and "two-axes" in unknown.stderr
 
 
-def test_a_worker_is_killed_and_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
-    """Another space of the same form: one worker, a range, no teachers. MLflow's file is damaged in between."""
+def test_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
+    """Another space of the same form: one worker, a range, no teachers. MLflow's file is damaged in between. (What
+    SIGKILL does to each kind of process: tests/chaos.)"""
     (root / "plain.yaml").write_text(NO_TEACHERS)
     plain = Sweep(root / "plain.yaml", root / "runs")
     plain.start()
-    plain.wait_for("student", "worker", 300)
-    assert plain.kill("worker")
     journal = root / "runs" / "studies"
     deadline = time.monotonic() + 300
     while not any("probed" in path.read_text() for path in journal.glob("plain-*/journal.jsonl")):
-        assert time.monotonic() < deadline and plain.running, f"no probe after the worker's death\n{plain.errors}"
+        assert time.monotonic() < deadline and plain.running, f"no probe in five minutes\n{plain.errors}"
         time.sleep(0.2)
     plain.driver.send_signal(signal.SIGTERM)
     assert plain.driver.wait(60) == 130 and plain.left_behind() == {}
