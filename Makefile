@@ -6,6 +6,9 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_OFFLINE ?= 1
+# pip leaves compiling to the first import (a minute less), which must then be allowed to keep it: else each of Ray's
+# processes compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: laptop test chaos clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
