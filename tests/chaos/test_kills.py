@@ -31,9 +31,9 @@ def root(tmp_path_factory, cache) -> Path:
 def start(root, cache):
     """Start a sweep with a store of its own."""
 
-    def begin(name: str | Path, *more: str) -> Sweep:
+    def begin(name: str, *more: str) -> Sweep:
         storage = root / name
-        storage.mkdir()
+        storage.mkdir(exist_ok=True)
         (storage / "cache").symlink_to(cache)
         sweep = Sweep(root / "space.yaml", storage, *more)
         sweep.start()
@@ -194,21 +194,21 @@ def test_of_two_drivers_on_one_study_the_second_waits(start, undisturbed):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_a_storage_that_fails_under_a_sweep_is_waited_for(fault, start, undisturbed, tmp_path, cache):
-    disk = tmp_path / "disk"
+def test_a_storage_that_fails_under_a_sweep_is_waited_for(fault, start, undisturbed, root):
+    disk = root / fault  # what the command says goes beside it
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", disk], check=True)
     try:
-        sweep = start(disk / "store")
+        sweep = start(fault)
         sweep.wait_for("student", "worker")
         if fault == "full":
             with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(1 << 16))
         else:
-            # What is open for writing forbids it for a moment.
-            while subprocess.run(["mount", "-o", "remount,ro", disk], stderr=subprocess.DEVNULL).returncode:
-                time.sleep(0.01)
+            # Of itself, over itself: databases that are open would forbid to make the disk itself read-only.
+            subprocess.run(["mount", "--bind", disk, disk], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
         until = time.monotonic() + 120
         while "No space left" not in sweep.errors and "Read-only" not in sweep.errors:
             assert sweep.running and time.monotonic() < until, sweep.errors[-2000:]
@@ -217,7 +217,7 @@ def test_a_storage_that_fails_under_a_sweep_is_waited_for(fault, start, undistur
         if fault == "full":
             (disk / "filler").unlink()
         else:
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+            subprocess.run(["umount", "-l", disk], check=True)
         check_same(sweep, undisturbed)
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
