@@ -23,9 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
 
-from chaos.harness import ROLES, SPACE, Sweep, bits, table, told, traces  # noqa: E402
+from harness import ROLES, SPACE, Sweep, bits, table, told, traces  # noqa: E402
 
 PAUSE_S = (2.0, 20.0)  # between kills
 CALM = 25  # kills under one sweep, after which it is let finish
