@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from raysweep import results
 from raysweep.results import Row, text
 from raysweep.study import Study
+from trainables.spec import error_name
 
 # Okabe and Ito's colours, safe for colour-blind readers.
 COLOURS = {"COMPLETE": "#0072B2", "PRUNED": "#999999", "FAILED": "#D55E00", "RUNNING": "#E69F00"}
@@ -38,7 +39,9 @@ def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None
         values = [probe[study.metric] for probe in row["probes"]]
         is_best = best is not None and row["trial"] == best["trial"]
         colour = BEST if is_best else COLOURS[row["state"]]
-        axes.plot(steps, values, "-", color=colour, linewidth=2.4 if is_best else 1.2, alpha=1 if is_best else 0.75)
+        errors = [1.96 * probe.get(error_name(study.metric), 0.0) for probe in row["probes"]]
+        width, alpha = (2.4, 1) if is_best else (1.2, 0.75)
+        axes.errorbar(steps, values, errors, color=colour, linewidth=width, elinewidth=1, capsize=2, alpha=alpha)
         marker = {"COMPLETE": "o", "FAILED": "X"}.get(row["state"], "v")
         axes.plot(steps[-1], values[-1], marker, color=colour, markersize=8 if is_best else 5)
     counts = {state: sum(row["state"] == state for row in rows) for state in COLOURS}
@@ -49,7 +52,7 @@ def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None
     if best:
         axes.plot([], [], "o-", color=BEST, linewidth=2.4, label=f"best (trial {best['trial']})")
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel(f"{study.metric} (lower is better)")
+    axes.set_ylabel(f"{study.metric} (lower is better; bars: 95% of the probe's own noise)")
     axes.set_xscale("log", base=2)
     ticks = sorted({probe["step"] for row in rows for probe in row["probes"]})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -25,7 +25,7 @@ from trainables import encode, snapshot
 from trainables.catalog import DataSet
 from trainables.evaluation.probe import Probed, probe, save_grid
 from trainables.snapshot import Snapshot
-from trainables.spec import ProbeSpec
+from trainables.spec import ProbeSpec, error_name
 from trainables.stage import Bench
 from trainables.train import Context
 
@@ -143,8 +143,10 @@ def _show(told: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{told['backbone']} {step}", title_justify="left", title_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in told["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+    table.add_column("standard error", justify="right")
+    metrics = told["metrics"]
+    for name in ProbeSpec.model_validate(spec).measured:
+        table.add_row(name, f"{metrics[name]:.4f}", f"{metrics[error_name(name)]:.4f}")
     console.print(table)
     for name, what in {
         "checkpoint": told["checkpoint"],
@@ -162,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint_options(parser)
     parser.add_argument("--autoencoder", type=Path, metavar="PATH", help="diffusers' folder (default: the data set's)")
     parser.add_argument("--detector", help="inception, or effnet_lite0 (default with embedded data)")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="fid, is, kid, precision, recall (default: fid is)"
+    )
     samplers = ("euler", "heun", "euler_maruyama")
     parser.add_argument("--sampler", choices=samplers, help=f"default: {DEFAULTS.sampler}")
     for name, kind in {"samples": int, "steps": int, "batch-size": int, "seed": int, "timestep-shift": float}.items():

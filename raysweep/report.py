@@ -44,7 +44,9 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
         console.print(f"Not trained, row {numbers}: {reason}", highlight=False, soft_wrap=True)
     if best:
         point = ", ".join(f"{path} {text(value)}" for path, value in best["params"].items())
-        console.print(f"Best: trial {best['trial']}, {study.metric} {best['metrics'][study.metric]:.2f} ({point})")
+        console.print(
+            f"Best: trial {best['trial']}, {study.metric} {tables.measured(best['metrics'], study.metric)} ({point})"
+        )
     console.print(f"{steps['without_sharing']} steps if every trial trained its own teacher", end="")
     if "computed" in steps:
         console.print(f"; {steps['computed']} computed now, {steps['reused']} reused", end="")

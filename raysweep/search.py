@@ -115,7 +115,7 @@ class _Searcher(Searcher):
         elif "failed" in result or "lost" in result:
             turns.failed(leg, result.get("failed") or result["lost"], again="lost" in result)
         else:
-            turns.probed(leg, {name: result[name] for name in turns.study.space.probe.metrics})
+            turns.probed(leg, {name: result[name] for name in turns.study.space.probe.reported})
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `__getstate__`."""

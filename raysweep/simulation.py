@@ -189,7 +189,7 @@ class _Sweep:
         await self.dispatcher.reach(run, leg.step, name)
         await self.dispatcher.probe(run, leg.step, chosen.probe, name)
         value = self.curve(chosen, leg.step)
-        self.turns.probed(leg, dict.fromkeys(self.study.space.probe.metrics, value))
+        self.turns.probed(leg, dict.fromkeys(self.study.space.probe.measured, value))
         best = self.study.best
         if best and (not self.found or best.last(self.study.metric) != self.found[-1][1]):
             self.found.append((asyncio.get_running_loop().time() / 3600, best.last(self.study.metric) or math.inf))

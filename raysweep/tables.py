@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.table import Table
 from raysweep import domains, results
 from raysweep.results import Row
 from raysweep.study import Study
+from trainables.spec import error_name
 
 STATES = {
     "COMPLETE": "complete",
@@ -21,21 +23,25 @@ STATES = {
 }
 
 
-def columns(study: Study) -> list[str]:
+def columns(study: Study, errors_apart: bool = False) -> list[str]:
     """The table's head: the row's number in the paper, the searched parameters, what it cost in device-hours (its own,
     and its share of work that several needed), ours, theirs, what became of it."""
     paths = [_short(path) for path in results.searched(study)]
     probe = study.space.probe
     published = [f"published {name}" for name in results.published(study)]
-    measured = ["steps", "own hours", "shared hours", probe.metric, probe.inception_score]
-    return ["trial", "row", *paths, *measured, *published, "state", "reason"]
+    ours = probe.reported if errors_apart else probe.measured
+    return ["trial", "row", *paths, "steps", "own hours", "shared hours", *ours, *published, "state", "reason"]
 
 
-def cells(study: Study, row: Row) -> list[str]:
+def cells(study: Study, row: Row, errors_apart: bool = False) -> list[str]:
     """One trial under `columns`."""
     probe = study.space.probe
     params = [results.text(row["params"][path]) if path in row["params"] else "" for path in results.searched(study)]
-    ours = [_number(row["metrics"].get(name)) for name in (probe.metric, probe.inception_score)]
+    metrics = row["metrics"]
+    if errors_apart:
+        ours = [_number(metrics.get(name)) for name in probe.reported]
+    else:
+        ours = [measured(metrics, name) for name in probe.measured]
     published = [_number(row["published"].get(name)) for name in results.published(study)]
     number = "" if row["row"] is None else str(row["row"])
     return [
@@ -68,8 +74,8 @@ def as_csv(study: Study, rows: list[Row]) -> str:
     """The table as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns(study))
-    writer.writerows(cells(study, row) for row in rows)
+    writer.writerow(columns(study, errors_apart=True))
+    writer.writerows(cells(study, row, errors_apart=True) for row in rows)
     return out.getvalue()
 
 
@@ -93,12 +99,18 @@ def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
         changed = {path: value for path, value in row["params"].items() if defaults.get(path) != value}
         told = ", ".join(f"{_short(path)} {results.text(value)}" for path, value in changed.items()) or "the defaults"
         cell = [_number(row["published"].get(name)) for name in published]
-        number, value = "" if row["row"] is None else str(row["row"]), _number(row["metrics"].get(metric))
+        number, value = "" if row["row"] is None else str(row["row"]), measured(row["metrics"], metric)
         style = "bold green" if row["trial"] == best else _style(row)
         table.add_row(
             str(row["trial"]), number, told, str(row["steps"]), value, *cell, STATES[row["state"]], style=style
         )
     return table
+
+
+def measured(metrics: Mapping[str, float], name: str) -> str:
+    """A metric with its standard error, as people write it."""
+    value, error = metrics.get(name), metrics.get(error_name(name))
+    return _number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"
 
 
 def _style(row: Row) -> str | None:

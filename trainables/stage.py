@@ -17,8 +17,8 @@ from trainables import cached, catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probe import Probed, Reference, probe, reference_statistics, save_grid
-from trainables.evaluation.statistics import FeatureStatistics
+from trainables.evaluation.probe import Probed, probe, save_grid
+from trainables.evaluation.reference import Reference
 from trainables.spec import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
 from trainables.train import Context, Outcome, load_backbone, train
 
@@ -95,16 +95,16 @@ class Bench:
         return self._detectors[name]
 
     def reference(self, data: str, detector: str) -> Reference:
-        """Statistics of a data set's images through a detector, made the first time that this machine needs them."""
+        """A data set's images as a detector sees them, made the first time that this machine needs them."""
         if (data, detector) not in self._references:
             watcher = self.detector(detector)
-            file = self.cache / f"reference-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
+            file = self.cache / f"judged-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
             tensors = cached.read(file)
             if tensors is None:
                 images, _ = load_images(data, "train")
-                tensors = reference_statistics(images, watcher).state_dict()
+                tensors = Reference.of(images, watcher).state_dict()
                 cached.write(tensors, file)
-            self._references[data, detector] = Reference(FeatureStatistics.from_state_dict(tensors))
+            self._references[data, detector] = Reference.from_state_dict(tensors)
         return self._references[data, detector]
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:

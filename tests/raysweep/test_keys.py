@@ -156,6 +156,7 @@ FIELDS = {
         "none",
         {
             "detector": ("inception", STAYS),
+            "metrics": (["kid"], STAYS),
             "samples": (99, STAYS),
             "sampler": ("heun", STAYS),
             "steps": (3, STAYS),

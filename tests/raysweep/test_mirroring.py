@@ -35,7 +35,7 @@ def nowhere() -> str:
 
 
 def probe(study: Study, number: int, step: int) -> None:
-    study.probed(number, step, dict.fromkeys(study.space.probe.metrics, 5.0))
+    study.probed(number, step, dict.fromkeys(study.space.probe.measured, 5.0))
 
 
 def mirrored(uri: str, study: Study) -> dict[str, float]:

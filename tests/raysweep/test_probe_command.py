@@ -86,7 +86,12 @@ def test_a_key_gives_the_numbers_of_the_sweep(call, published, recorded, tmp_pat
     picture = tmp_path / "grid.png"
     code, result, _ = call(published[0][:10], *QUICK, "--picture", str(picture))
     assert code == 0
-    assert result["metrics"] == recorded and set(recorded) == {"fd_effnet_40", "is_effnet_40"}
+    assert result["metrics"] == recorded and set(recorded) == {
+        "fd_effnet_40",
+        "fd_effnet_40_se",
+        "is_effnet_40",
+        "is_effnet_40_se",
+    }
     assert (result["backbone"], result["source"], result["step"]) == ("SiT-T/2", "raysweep", 4)
     assert (result["data"], result["reference"], result["weights"]) == ("emoji9", "emoji9", "ema")
     assert result["probe"] == SPEC.model_dump(mode="json")
@@ -121,6 +126,20 @@ def test_guidance_and_seed_change_the_samples(call, published, recorded):
     assert code == 0 and result["metrics"] != recorded
     assert (result["probe"]["guidance_scale"], result["probe"]["guidance_interval"]) == (3, [0, 0.9])
     assert call(published[0], *QUICK, "--seed", "1")[1]["metrics"] != recorded
+
+
+def test_metrics_are_chosen_by_name(call, published, recorded):
+    code, result, _ = call(published[0], *QUICK, "--metrics", "fid", "kid", "precision", "recall")
+    assert code == 0 and result["metrics"]["fd_effnet_40"] == recorded["fd_effnet_40"]
+    assert set(result["metrics"]) == {
+        name + end
+        for name in ("fd_effnet_40", "kid_effnet_40", "precision_effnet_40", "recall_effnet_40")
+        for end in ("", "_se")
+    }
+    assert 0 <= result["metrics"]["recall_effnet_40"] <= result["metrics"]["precision_effnet_40"] <= 1
+    for wrong in (["is", "fid"], ["fid", "fid"], ["lpips"]):
+        code, _, said = call(published[0], *QUICK, "--metrics", *wrong)
+        assert code == 2 and "--metrics" in said and len(said.strip().splitlines()) == 1
 
 
 def test_people_get_a_table(storage, published, recorded, capsys):

@@ -47,7 +47,7 @@ def study(write_space, tmp_path) -> Study:
     for trial, (_, step, value) in zip(trials, PLAYED, strict=True):
         for rung in [rung for rung in made.rungs(trial) if rung <= step and value is not None]:
             spec = made.probe(trial)
-            metrics = {name: value for name in loaded.probe.metrics}
+            metrics = {name: value for name in loaded.probe.measured}
             key = probe_key(made.run(trial), rung, spec)
             store.put_record("probes", key, {"metrics": metrics, "seconds": 3.0, "workers": 2})
             if not trial.ended:

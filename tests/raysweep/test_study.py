@@ -48,7 +48,7 @@ class Sweep:
         for step in self.study.rungs(trial)[:most]:  # like a trial of Tune's, which starts over and reports again
             if trial.ended:
                 return
-            names = self.study.space.probe.metrics
+            names = self.study.space.probe.measured
             self.study.probed(trial.number, step, dict(zip(names, (self.metric(trial, step), 1.0), strict=True)))
 
     def finish(self, trials: int = 1000) -> None:
@@ -125,7 +125,7 @@ def test_optuna_is_told_what_happened_at_the_training_step(sweep):
 def test_a_nan_fails_and_leaves_no_zombie(sweep):
     run = sweep()
     trial = run.proposals.next()
-    run.study.probed(trial.number, 2, {name: math.nan for name in run.study.space.probe.metrics})
+    run.study.probed(trial.number, 2, {name: math.nan for name in run.study.space.probe.measured})
     assert trial.state == "FAILED" and "nan" in trial.reason
     assert [t.state for t in run.optuna().trials] == [OptunaState.FAIL]
 

@@ -40,7 +40,7 @@ def measured(study: Study, leg: Leg) -> dict[str, float]:
     """What a probe would say; the second trial is not finite."""
     number, step = leg.trial, leg.step
     value = float("nan") if (number, step) == (1, 2) else random.Random(f"{number}").uniform(0, 100) / step
-    return dict.fromkeys(study.space.probe.metrics, value)
+    return dict.fromkeys(study.space.probe.measured, value)
 
 
 def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_after: int = 0) -> Study:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.statistics import FeatureStatistics
 
 Array = Tensor | np.ndarray
 
@@ -38,10 +45,96 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, *, ro
     return max(float(distance), 0.0)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a Frechet distance tends to as samples grow (FID-infinity; Chong, Forsyth 2020), and its standard error."""
+
+    value: float
+    se: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Where the distance of the distributions themselves lies, at this level."""
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.se
+        return self.value - half, self.value + half
+
+
+class Target:
+    """A Gaussian that many samples are compared with: the real images' features.
+
+    Args:
+        mean, covariance: (D,) and (D, D), symmetric; of any rank.
+    """
+
+    def __init__(self, mean: Array, covariance: Array):
+        self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        self.covariance = torch.as_tensor(covariance).to(self.mean)
+        self.root = root(self.covariance)
+
+    def distance(self, statistics: FeatureStatistics) -> float:
+        """`frechet_distance` of a sample's statistics from here."""
+        mean, covariance = statistics.mean.to(self.mean), statistics.covariance.to(self.mean)
+        return frechet_distance(self.mean, self.covariance, mean, covariance, root1=self.root)
+
+    def estimate(self, features: Tensor) -> Estimate:
+        """The distance of features (N, D), with its error. Computed where the target is.
+
+        To first order a sample at x moves the distance by 2 (mu - m)' (x - mu) + (x - mu)' (I - T) (x - mu), less its
+        mean, where T carries the sample's Gaussian over to the target's (the gradient of Bures' distance).
+        """
+        features = features.to(self.mean)
+        value, centred = self.distance(_statistics(features)), features - features.mean(dim=0)
+        influence = 2 * centred @ (features.mean(dim=0) - self.mean) + centred.square().sum(dim=1)
+        influence -= _carried(centred @ self.root)
+        return Estimate(value, influence - influence.mean())
+
+    def limit(self, features: Tensor) -> Limit:
+        """The distance that endless samples would have, from features (N, D) whose classes are spread evenly over the
+        rows: halves of a sample have twice its bias, and as all its rows are in them, the same first-order error.
+
+        How far quarters say otherwise is added to the error: the bias falls as 1 / N only once N is well over D.
+
+        Raises:
+            ValueError: fewer than eight features.
+        """
+        features = features.to(self.mean)
+        if len(features) < 8:
+            raise ValueError(f"{len(features)} features; eight or more are needed to extrapolate")
+        whole = self.estimate(features)
+        half, quarter = (
+            sum(self.distance(_statistics(part)) for part in features.tensor_split(parts)) / parts for parts in (2, 4)
+        )
+        linear = 2 * whole.value - half
+        quadratic = (8 * whole.value - 6 * half + quarter) / 3
+        return Limit(linear, math.hypot(whole.se, quadratic - linear))
+
+
+def _statistics(features: Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1], features.device)
+    statistics.update(features)
+    return statistics
+
+
+def _carried(rows: Tensor) -> Tensor:
+    """|S^-1/4 y|^2 of each row y of (N, R), for S = rows' rows / (N - 1): (N,). By whichever Gram matrix is smaller."""
+    scale = len(rows) - 1
+    wide = len(rows) <= rows.shape[1]
+    values, vectors = torch.linalg.eigh((rows @ rows.T if wide else rows.T @ rows) / scale)
+    genuine = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    deviations, vectors = values[genuine].sqrt(), vectors[:, genuine]
+    if wide:
+        return (vectors.square() * deviations).sum(dim=1) * scale
+    return ((rows @ vectors).square() / deviations).sum(dim=1)
+
+
 def root(sigma: Tensor) -> Tensor:
     """R (D, rank) with R R' = sigma, for a symmetric sigma (D, D) without negative eigenvalues."""
+    noise = (
+        len(sigma) * torch.finfo(sigma.dtype).eps
+    )  # relative: at or below this an eigenvalue is the rounding of zero
+    triangle, failed = torch.linalg.cholesky_ex(sigma)
+    pivots = triangle.diagonal().square()
+    if not failed and pivots.amin() > 10 * noise * pivots.amax():  # ten times as fast, where the rank is full
+        return triangle
     values, vectors = torch.linalg.eigh(sigma)
-    # At or below this, negative ones too, an eigenvalue is the rounding of zero; its root would not be small.
-    noise = values.abs().amax() * len(values) * torch.finfo(values.dtype).eps
-    genuine = values > noise
+    genuine = values > noise * values.abs().amax()  # the root of rounding would not be small
     return vectors[:, genuine] * values[genuine].sqrt()

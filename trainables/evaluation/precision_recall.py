@@ -5,31 +5,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainables.evaluation.estimate import Estimate
+
+BLOCK = 1000  # rows of a distance matrix at a time
+
 
 @torch.no_grad()
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3, batch_size: int = 1000) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """The share of fakes within the real manifold, and of reals within the fakes' manifold.
 
     A manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
 
     Args:
-        real: (N, D) features, float32 or float64.
-        fake: (M, D) features of the same type and device.
-        batch_size: rows of distances held at a time.
+        real, fake: (M, D) and (N, D) features, any float type; computed in float64 where `real` is.
 
     Raises:
-        ValueError: a set has no k neighbours.
+        ValueError: not more than k rows, or dimensions that differ.
     """
+    precision, recall = precision_recall_estimates(real, fake, k)
+    return precision.value, recall.value
+
+
+def precision_recall_estimates(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Estimate, Estimate]:
+    """`precision_recall` with its errors. Influences are those of the samples that are counted: fakes for the
+    precision, reals for the recall. What the sampling of the balls adds is not in them."""
+    real = real.double()
+    fake = fake.to(real)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise ValueError(f"shapes {tuple(real.shape)} and {tuple(fake.shape)} are not (M, D) and (N, D)")
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"{len(real)} real and {len(fake)} fake features; more than k = {k} of each are needed")
     # Distances come from products: near the origin they round least.
     centre = real.mean(dim=0)
     real, fake = real - centre, fake - centre
-    return _share_within(real, fake, k, batch_size), _share_within(fake, real, k, batch_size)
+    return _share_within(real, fake, k), _share_within(fake, real, k)
 
 
-def _share_within(manifold: Tensor, points: Tensor, k: int, batch_size: int) -> float:
+def _share_within(manifold: Tensor, points: Tensor, k: int) -> Estimate:
     # The nearest of a point's k + 1 neighbours is the point itself.
-    radii = torch.cat([torch.cdist(b, manifold).kthvalue(k + 1).values for b in manifold.split(batch_size)])
-    within = [(torch.cdist(b, manifold) <= radii).any(dim=1) for b in points.split(batch_size)]
-    return torch.cat(within).double().mean().item()
+    radii = torch.cat([torch.cdist(part, manifold).kthvalue(k + 1).values for part in manifold.split(BLOCK)])
+    within = torch.cat([(torch.cdist(part, manifold) <= radii).any(dim=1) for part in points.split(BLOCK)]).double()
+    share = within.mean()
+    return Estimate(share.item(), within - share)

@@ -21,33 +21,20 @@ from trainables import sampling
 from trainables.draws import generator
 from trainables.encode import decode
 from trainables.evaluation.detectors import Detector
-from trainables.evaluation.frechet import frechet_distance, root
-from trainables.evaluation.inception_score import inception_score
-from trainables.evaluation.statistics import FeatureStatistics
+from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
-from trainables.spec import ProbeSpec
+from trainables.spec import ProbeSpec, error_name
 
 GRID_ROWS, GRID_COLUMNS = 4, 10  # of the picture: samples of a class below each other, at most so many classes
 
 
 @dataclass
 class Probed:
-    """Metrics by name, and the first images of the first classes: uint8 (rows * columns, 3, H, W), row by row."""
+    """Metrics and their standard errors by name, and the first images of the first classes: uint8
+    (rows * columns, 3, H, W), row by row."""
 
     metrics: dict[str, float]
     grid: Tensor
-
-
-class Reference:
-    """Statistics of the real images through a detector, ready for many comparisons."""
-
-    def __init__(self, statistics: FeatureStatistics):
-        self.mean, self.covariance = statistics.mean, statistics.covariance
-        self._root = root(self.covariance)
-
-    def distance(self, other: FeatureStatistics) -> float:
-        """The Frechet distance of `other` from the real images."""
-        return frechet_distance(self.mean, self.covariance, other.mean, other.covariance, root1=self._root)
 
 
 @dataclass(frozen=True)
@@ -119,38 +106,28 @@ def probe(
         progress: called with the number of samples drawn so far, this rank's share.
     """
     chunks = -(-spec.samples // spec.batch_size)
-    statistics, probabilities, pictures, finite = FeatureStatistics(detector.feature_dim), [], [], True
+    seen, probabilities, pictures, finite = [], [], [], True
     for number in range(rank, chunks, world_size):
         part = chunk(spec, number, latent_shape, num_classes)
         latents = sample(backbone, spec, part, device, path)
         finite &= bool(latents.isfinite().all())  # as pixels they would look like any other
         images = decode(autoencoder, latents.nan_to_num())
         features, probs = detector(images)
-        statistics.update(features)
+        seen.append(features.cpu())
         probabilities.append(probs.cpu())
         number_of = part.first + torch.arange(len(images))
         shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
         pictures.append(images[shown.to(images.device)].cpu())
         progress((number + 1) * spec.batch_size)
 
-    gathered = _gather((statistics, probabilities, pictures, finite), world_size)
-    merged = FeatureStatistics(detector.feature_dim)
-    for shard, *_ in gathered:
-        merged = merged.merge(shard)
-    probabilities, pictures = _in_order(gathered, 1, chunks), _in_order(gathered, 2, chunks)
-    distance = score = math.nan
+    gathered = _gather((seen, probabilities, pictures, finite), world_size)
+    seen, probabilities, pictures = (_in_order(gathered, which, chunks) for which in range(3))
+    metrics = dict.fromkeys(spec.reported, math.nan)
     if all(shard[-1] for shard in gathered):
-        distance = reference.distance(merged)
-        score, _ = inception_score(torch.cat(probabilities))
-    return Probed({spec.metric: distance, spec.inception_score: score}, torch.cat(pictures))
-
-
-def reference_statistics(images: Tensor, detector: Detector, batch_size: int = 256) -> FeatureStatistics:
-    """Statistics of real images (N, 3, H, W) uint8 through a detector."""
-    statistics = FeatureStatistics(detector.feature_dim)
-    for batch in images.split(batch_size):
-        statistics.update(detector(batch)[0])
-    return statistics
+        for judged, estimate in reference.judge(torch.cat(seen), torch.cat(probabilities), spec.metrics).items():
+            name = spec.name(judged)
+            metrics |= {name: estimate.value, error_name(name): estimate.se}
+    return Probed(metrics, torch.cat(pictures))
 
 
 def save_grid(grid: Tensor, path: File, num_classes: int, scale: int = 2) -> None:

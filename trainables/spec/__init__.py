@@ -26,7 +26,7 @@ from trainables.spec.methods import (
     VaeAlign,
     VaeAlignTerm,
 )
-from trainables.spec.probes import ProbeSpec, count_name
+from trainables.spec.probes import Judged, ProbeSpec, count_name, error_name
 from trainables.spec.runs import EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "DispersiveTerm",
     "EncoderSpec",
     "Family",
+    "Judged",
     "LayerSync",
     "LayerSyncTerm",
     "Method",
@@ -64,4 +65,5 @@ __all__ = [
     "VaeAlignTerm",
     "WrongKey",
     "count_name",
+    "error_name",
 ]

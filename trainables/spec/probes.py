@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from trainables.spec.base import Spec, WrongKey, effnet_missing
 
 Time = Annotated[float, Field(ge=0, le=1)]
+Judged = Literal["fid", "is", "kid", "precision", "recall"]
 
 
 class ProbeSpec(Spec):
@@ -18,6 +19,7 @@ class ProbeSpec(Spec):
     """
 
     detector: Literal["inception", "effnet_lite0"] = "inception"
+    metrics: tuple[Judged, ...] = ("fid", "is")  # the first one decides: lower must be better
     samples: Annotated[int, Field(gt=1)] = 10_000
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
     steps: Annotated[int, Field(gt=0)] = 250
@@ -29,28 +31,37 @@ class ProbeSpec(Spec):
 
     @model_validator(mode="after")
     def _options_fit(self) -> ProbeSpec:
+        if not self.metrics or self.metrics[0] not in ("fid", "kid"):
+            raise WrongKey("metrics", "the first metric decides, and must be one that falls: fid or kid")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
             raise WrongKey("timestep_shift", "the SDE has times of its own; use sampler euler or heun")
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise WrongKey("guidance_interval", f"{list(self.guidance_interval)} is reversed; write [low, high]")
         return self
 
+    def name(self, judged: Judged) -> str:
+        """A metric's name with all that decides whether numbers compare: `fid_10k` for the Inception that FID means,
+        `fd_effnet_1k` for another detector's distance."""
+        if self.detector == "inception":
+            return f"{judged}_{count_name(self.samples)}"
+        return f"{'fd' if judged == 'fid' else judged}_effnet_{count_name(self.samples)}"
+
     @property
     def metric(self) -> str:
-        """The Frechet distance's name: `fid_10k` for the Inception that FID means, `fd_effnet_1k` for another."""
-        distance = {"inception": "fid", "effnet_lite0": "fd_effnet"}[self.detector]
-        return f"{distance}_{count_name(self.samples)}"
+        """The name of the metric that decides."""
+        return self.name(self.metrics[0])
 
     @property
-    def inception_score(self) -> str:
-        """Like `metric`, for the Inception Score: `is_10k`, `is_effnet_1k`."""
-        score = {"inception": "is", "effnet_lite0": "is_effnet"}[self.detector]
-        return f"{score}_{count_name(self.samples)}"
+    def measured(self) -> tuple[str, ...]:
+        """The names of all metrics."""
+        return tuple(map(self.name, self.metrics))
 
     @property
-    def metrics(self) -> tuple[str, str]:
-        """The names of all that a probe measures."""
-        return self.metric, self.inception_score
+    def reported(self) -> tuple[str, ...]:
+        """Those names, each before that of its standard error."""
+        return tuple(name for metric in self.measured for name in (metric, error_name(metric)))
 
     @property
     def missing(self) -> str | None:
@@ -63,3 +74,8 @@ class ProbeSpec(Spec):
 def count_name(count: int) -> str:
     """1000 -> '1k', 1500 -> '1500'."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+def error_name(metric: str) -> str:
+    """The name of a metric's standard error."""
+    return f"{metric}_se"

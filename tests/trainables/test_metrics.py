@@ -1,0 +1,234 @@
+"""Metrics against torch-fidelity and clean-fid on the same features and the same stand-in Inception, and their errors
+against what many samples show."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
+from trainables.evaluation import frechet_distance, inception_score, precision_recall
+from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.frechet import Target
+from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, Inception, prepare
+from trainables.evaluation.inception_score import inception_score_estimate
+from trainables.evaluation.kernel_distance import kernel_distance, kernel_estimate
+from trainables.evaluation.precision_recall import precision_recall_estimates
+from trainables.evaluation.statistics import FeatureStatistics
+
+clean_fid = pytest.importorskip("cleanfid.fid")
+
+
+def features(count: int, dim: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    chance = torch.Generator().manual_seed(seed)
+    spectrum = torch.linspace(1, 0.05, dim, dtype=torch.float64)
+    return scale * torch.randn(count, dim, generator=chance, dtype=torch.float64) * spectrum + shift
+
+
+# --- the same numbers as torch-fidelity's and clean-fid's
+
+
+@pytest.mark.parametrize("seed, count, others", [(0, 300, 200), (1, 217, 333)])
+def test_kid_equals_torch_fidelity_s_and_clean_fid_s(seed, count, others):
+    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    fake, real = features(count, 48, seed, 1.2, 0.1), features(others, 48, seed + 7)
+    options = {"kid_subsets": 20, "kid_subset_size": 100, "rng_seed": 2020, "verbose": False}
+    theirs = kid.kid_features_to_metric(fake, real, **options)
+    ours = kernel_distance(fake, real, subsets=20, subset_size=100)
+    assert ours[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    assert ours[1] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+    np.random.seed(5)
+    cleanly = clean_fid.kernel_distance(real.numpy(), fake.numpy(), num_subsets=20, max_subset_size=100)
+    assert kernel_distance(fake, real, subsets=20, subset_size=100, seed=5)[0] == pytest.approx(cleanly, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed, count, others", [(0, 300, 200), (1, 217, 333)])
+def test_precision_and_recall_equal_torch_fidelity_s(seed, count, others):
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    fake, real = features(count, 6, seed, 0.8, 0.4), features(others, 6, seed + 7)
+    precision, recall = prc.calculate_precision_recall_full(fake, real)
+    assert 0 < recall < 1
+    assert precision_recall(real, fake) == pytest.approx((precision, recall), rel=1e-6)
+
+
+@pytest.mark.parametrize("count, splits", [(200, 10), (217, 10), (33, 4)])
+def test_inception_score_equals_torch_fidelity_s(count, splits):
+    isc = pytest.importorskip("torch_fidelity.metric_isc")
+    logits = 3 * features(count, 40)
+    theirs = isc.isc_features_to_metric(logits, splits=splits, shuffle=False)
+    ours = inception_score(logits.softmax(dim=1), splits)
+    assert ours[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert ours[1] == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+
+
+# --- the Inception
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    """An Inception of random weights, and its file: what is computed does not depend on what was learned."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Inception().eval()
+        for name, buffer in network.named_buffers():
+            if "running" in name:
+                buffer.uniform_(0.5, 1.5)
+    file = tmp_path_factory.mktemp("weights") / "standin.pth"
+    torch.save(network.state_dict(), file)
+    return network, file
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (256, 256), (299, 299), (400, 310)])
+@torch.no_grad()
+def test_the_network_is_torch_fidelity_s(standin, height, width):
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network, file = standin
+    theirs = extractor.FeatureExtractorInceptionV3(
+        "standin", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
+    )
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    pool, logits = theirs(images)
+    seen = network(prepare(images, "tensorflow"))
+    for ours, expected in ((seen.pool, pool), (seen.logits, logits)):
+        assert (ours - expected).norm() <= 1e-6 * expected.norm()
+    assert [tuple(part.shape) for part in seen] == [(2, FEATURES), (2, SPATIAL), (2, CLASSES)]
+
+
+@torch.no_grad()
+def test_sfid_looks_at_the_first_channels_of_mixed_6_conv_pixel_by_pixel(standin):
+    network, _ = standin
+    heard = {}
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda *call: heard.update(conv=call[2]))
+    spatial = network(prepare(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "tensorflow")).spatial
+    hook.remove()
+    assert heard["conv"].shape == (2, 192, 17, 17)
+    for row, column, channel in ((0, 0, 0), (3, 11, 6), (16, 16, 2)):
+        place = (row * 17 + column) * 7 + channel
+        assert torch.equal(spatial[:, place], heard["conv"][:, channel, row, column])
+
+
+@torch.no_grad()
+def test_images_are_resized_as_clean_fid_and_pytorch_fid_do():
+    from cleanfid.resize import build_resizer
+
+    images = torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8)
+    cleanly = build_resizer("clean")(images[1].permute(1, 2, 0).numpy())
+    torch.testing.assert_close(prepare(images, "clean")[1], (torch.from_numpy(cleanly).permute(2, 0, 1) - 128) / 128)
+    legacy = build_resizer("legacy_pytorch")(images[1].permute(1, 2, 0).numpy())
+    expected = 2 * torch.from_numpy(legacy).permute(2, 0, 1) / 255 - 1
+    torch.testing.assert_close(prepare(images, "pytorch")[1], expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="tensorflow, clean and pytorch"):
+        prepare(images, "lanczos")
+
+
+# --- statistics from several ranks
+
+
+@settings(max_examples=20)
+@given(ranks=st.sampled_from([1, 2, 3, 7]), order=st.randoms(use_true_random=False), shift=st.sampled_from([0.0, 1e4]))
+def test_statistics_merge_in_any_order(ranks, order, shift):
+    everything = features(500, 12) + shift
+    shards = list(everything.tensor_split(sorted(order.sample(range(1, 500), ranks - 1))))
+    order.shuffle(shards)
+    merged = FeatureStatistics(12)
+    for shard in shards:
+        part = FeatureStatistics(12)
+        for batch in shard.split(64):
+            part.update(batch)
+        merged = merged.merge(part)
+    assert merged.count == 500
+    torch.testing.assert_close(merged.mean, everything.mean(dim=0), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(merged.covariance, torch.cov(everything.T), rtol=1e-10, atol=1e-10)
+
+
+# --- errors
+
+
+def gaussian(dim: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, Target, float]:
+    """The mean and the root of a Gaussian's covariance, another Gaussian, and how far they are apart."""
+    chance = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(dim, dim, generator=chance, dtype=torch.float64))[0]
+    spectrum = 1 / torch.arange(1, dim + 1, dtype=torch.float64)
+    own = 0.5 * turn @ torch.diag((1.3 * spectrum).sqrt()) @ turn.T + 0.5 * torch.diag(spectrum.sqrt())
+    mean = torch.full((dim,), 0.3 / math.sqrt(dim), dtype=torch.float64)
+    nowhere = torch.zeros(dim, dtype=torch.float64)
+    return (
+        mean,
+        own,
+        Target(nowhere, torch.diag(spectrum)),
+        frechet_distance(nowhere, torch.diag(spectrum), mean, own @ own.T),
+    )
+
+
+@pytest.mark.parametrize("dim, count", [(8, 300), (48, 400)])
+def test_intervals_of_the_frechet_distance_cover_the_truth(dim, count):
+    mean, own, target, truth = gaussian(dim)
+    chance = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(200):
+        sample = torch.randn(count, dim, generator=chance, dtype=torch.float64) @ own + mean
+        low, high = target.limit(sample).interval()
+        covered += low <= truth <= high
+    assert 180 <= covered <= 198
+
+
+def test_errors_are_those_that_many_samples_show():
+    mean, own, target, _ = gaussian(32)
+    reference = torch.randn(300, 32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    chance = torch.Generator().manual_seed(0)
+    found: dict[str, list[Estimate]] = {"fid": [], "kid": [], "is": [], "precision": []}
+    for _ in range(150):
+        sample = torch.randn(300, 32, generator=chance, dtype=torch.float64) @ own + mean
+        found["fid"].append(target.estimate(sample))
+        found["kid"].append(kernel_estimate(sample, reference))
+        found["is"].append(inception_score_estimate((2 * sample).softmax(dim=1), splits=1))
+        found["precision"].append(precision_recall_estimates(reference, sample)[0])
+    for name, estimates in found.items():
+        scatter = np.std([estimate.value for estimate in estimates])
+        assert np.mean([estimate.se for estimate in estimates]) == pytest.approx(scatter, rel=0.2), name
+
+
+def test_the_influence_is_what_a_sample_s_weight_does():
+    """Against the definition: one sample's share of the weight grows a little, and all others' falls."""
+    _, own, target, _ = gaussian(6)
+    sample = features(40, 6) @ own
+    estimate, tilt = target.estimate(sample), 1e-5
+    for number in (0, 17):
+        weights = torch.full((40,), (1 - tilt) / 40, dtype=torch.float64)
+        weights[number] += tilt
+        mean = weights @ sample
+        centred = sample - mean
+        moved = frechet_distance(target.mean, target.covariance, mean, (centred.T * weights) @ centred * 40 / 39)
+        assert (moved - estimate.value) / tilt == pytest.approx(float(estimate.influence[number]), rel=0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("rows, columns", [(60, 20), (20, 60)])
+def test_estimates_are_the_metrics(rows, columns):
+    sample, reference = features(rows, columns, 1, 1.2, 0.1), features(90, columns, 2)
+    statistics = FeatureStatistics(columns)
+    statistics.update(sample)
+    target = Target(reference.mean(dim=0), torch.cov(reference.T))
+    assert target.estimate(sample).value == pytest.approx(target.distance(statistics), rel=1e-12)
+    estimate = target.estimate(sample)
+    assert float(estimate.influence.mean()) == pytest.approx(0, abs=1e-9)
+    drawn = estimate.bootstrap(4000)
+    assert float(drawn.mean()) == pytest.approx(estimate.value, abs=4 * estimate.se / 60)
+    assert float(drawn.std()) == pytest.approx(estimate.se, rel=0.1)
+    probs = (3 * sample).softmax(dim=1)
+    assert inception_score_estimate(probs).value == pytest.approx(inception_score(probs)[0])
+    low, high = estimate.interval(0.9)
+    assert (high - low) / 2 == pytest.approx(1.645 * estimate.se, rel=1e-3)
+
+
+def test_pairs_have_a_smaller_error_than_their_two():
+    _, own, target, _ = gaussian(16)
+    sample = features(400, 16)
+    one, other = target.estimate(sample @ own), target.estimate(1.02 * sample @ own + 0.01)
+    difference = other - one
+    assert difference.value == pytest.approx(other.value - one.value)
+    assert difference.se < 0.3 * math.hypot(one.se, other.se)
+    with pytest.raises(ValueError, match="do not pair"):
+        one - target.estimate(sample[:100])
