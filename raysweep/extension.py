@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raysweep.space import Space
+from raysweep.space import PLACES, Space
 from raysweep.store import Store
 from raysweep.study import opening, studies
 
+NO_MATTER = {"search.trials", *(f"probe.{place}" for place in PLACES)}
 SHOWN = 60  # characters of a value
 
 
@@ -45,7 +46,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = dict(_fields(old)), dict(_fields(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] == "launch" or key == "search.trials" or before.get(key) == after.get(key):
+        if key.split(".")[0] == "launch" or key in NO_MATTER or before.get(key) == after.get(key):
             continue
         lines.append(f"{key}: {_shown(before, key)} -> {_shown(after, key)}")
     return lines

@@ -15,6 +15,7 @@ import ray.train.torch
 from ray.train.v2.api.config import FailureConfig
 
 from raysweep.space import Launch
+from trainables.spec import ProbeSpec
 
 RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
 
@@ -23,7 +24,7 @@ RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
 class LaneConfig:
     """What a lane's processes need to know. `dispatcher` is an actor's handle.
 
-    `mark` is the storage's, `session` this driver's. `reference` names the data set and the detector whose statistics
+    `mark` is the storage's, `session` this driver's. `reference` names the data set and the probe whose statistics
     probes will need: made while a lane is idle.
     """
 
@@ -33,7 +34,7 @@ class LaneConfig:
     session: str
     launch: Launch
     dispatcher: Any
-    reference: tuple[str, str]
+    reference: tuple[str, ProbeSpec]
 
 
 def fit(config: LaneConfig) -> None:

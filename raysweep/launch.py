@@ -26,11 +26,13 @@ from raysweep.errors import SweepError
 from raysweep.leases import Leases
 from raysweep.space import Launch
 from raysweep.store import Store
+from trainables.spec import ProbeSpec
 
 HEARD_S = 30.0  # how long a look at the lanes may take
 ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 REST_S = 3.0  # before a lane starts again: until then what was left of it may still ask for a placement group
 STARTS = 5  # of a lane that finishes nothing in between
+Reference = tuple[str, ProbeSpec]  # a data set, and a probe of it
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
@@ -47,14 +49,14 @@ class Lanes:
     """A dispatcher and the lanes that work for it, each started again when it ends before its time.
 
     Args:
-        reference: the data set and the detector that probes will compare with.
+        reference: the data set and the probe that will compare with it.
         alone: whether the cluster is this driver's own.
 
     Raises:
         SweepError: the cluster lacks the resources that one lane needs.
     """
 
-    def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: tuple[str, str], alone: bool):
+    def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: Reference, alone: bool):
         _check_resources(launch)
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
@@ -238,9 +240,7 @@ def _check_resources(launch: Launch) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _host(
-    lane: int, place: tuple[str, str | None, str], launch: Launch, dispatcher: Any, reference: tuple[str, str]
-) -> None:
+def _host(lane: int, place: tuple[str, str | None, str], launch: Launch, dispatcher: Any, reference: Reference) -> None:
     from raysweep import lane as lanes  # brings in torch, which the driver does without
 
     storage, mark, session = place

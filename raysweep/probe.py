@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     data = choose_data(probed, options.data)
     spec = probe_spec(options, "effnet_lite0" if data.embedded else DEFAULTS.detector)
     if spec.missing:
-        raise UserError(f"--detector {spec.detector}: {spec.missing.replace('--set probe.detector=', '--detector ')}")
+        raise UserError(f"--detector {spec.detector}: {_as_options(spec.missing)}")
     bench = Bench(Context(snapshot.best_device()), store.cache)
     autoencoder = _autoencoder(bench, options.autoencoder, probed)
     _make_cache(store)
@@ -79,13 +80,13 @@ def _judge(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("statistics of the real images", total=None)
-        reference = bench.reference(data.name, spec.detector)
+        reference = bench.reference(data.name, spec)
         bar.reset(task, description="samples", total=spec.samples)
         return probe(
             probed.backbone,
             spec,
             autoencoder=autoencoder,
-            detector=bench.detector(spec.detector),
+            detector=bench.detector(spec),
             reference=reference,
             latent_shape=probed.latent_shape,
             num_classes=probed.num_classes,
@@ -104,10 +105,15 @@ def probe_spec(options: argparse.Namespace, detector: str) -> ProbeSpec:
     given = {name: getattr(options, name) for name in ProbeSpec.model_fields if getattr(options, name) is not None}
     given.setdefault("detector", detector)
     try:
-        return ProbeSpec(**given)
+        return ProbeSpec(**given).pinned()
     except ValidationError as error:
         wrong = explain(error, given, ProbeSpec)
         raise UserError(f"--{wrong.path[0].replace('_', '-')}: {wrong}") from None
+
+
+def _as_options(message: str) -> str:
+    """A message about a search space's keys, for this command's options."""
+    return re.sub(r"--set probe\.(\w+)=", lambda key: f"--{key[1].replace('_', '-')} ", message)
 
 
 def _autoencoder(bench: Bench, path: Path | None, probed: Snapshot) -> Any:
@@ -165,8 +171,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--autoencoder", type=Path, metavar="PATH", help="diffusers' folder (default: the data set's)")
     parser.add_argument("--detector", help="inception, or effnet_lite0 (default with embedded data)")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="fid, is, kid, precision, recall (default: fid is)"
+        "--detector-weights", metavar="FILE", help="the Inception's (default: where pytorch-fid has them)"
     )
+    parser.add_argument("--detector-sha256", metavar="HEX", help="how their SHA-256 begins, if they are others")
+    parser.add_argument(
+        "--resize", choices=("tensorflow", "clean", "pytorch"), help="for the Inception: as ADM, clean-fid"
+    )
+    parser.add_argument(
+        "--reference", metavar="FILE.npz", help="ADM's, or any with mu and sigma (default: the data set)"
+    )
+    parser.add_argument("--reference-sha256", metavar="HEX", help="how its SHA-256 begins, to be sure")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="fid, sfid, is, kid, precision, recall")
     samplers = ("euler", "heun", "euler_maruyama")
     parser.add_argument("--sampler", choices=samplers, help=f"default: {DEFAULTS.sampler}")
     for name, kind in {"samples": int, "steps": int, "batch-size": int, "seed": int, "timestep-shift": float}.items():

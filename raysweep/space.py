@@ -21,6 +21,7 @@ from raysweep.profile import PROFILES, merge
 from raysweep.yamlfile import Document
 from trainables.spec import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 
+PLACES = ("detector_weights", "reference")  # of a probe's files: their SHA-256 is what counts
 Count = Annotated[int, Field(gt=0)]
 Wrong = Callable[[tuple[str, ...], str], UserError]
 
@@ -183,7 +184,9 @@ class Space:
     def id(self) -> str:
         """The study's name in the store: a changed space is another study. More trials or machines leave it the
         same."""
-        same = {**self.resolved, "launch": None, "search": {**self.resolved["search"], "trials": None}}
+        probe = {name: value for name, value in self.resolved["probe"].items() if name not in PLACES}
+        search = {**self.resolved["search"], "trials": None}
+        same = {**self.resolved, "launch": None, "search": search, "probe": probe}
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
         return f"{self.study}-{self.profile}-{digest[:8]}"
 
@@ -234,6 +237,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
                 raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
         try:
             file = _File.model_validate(raw)
+            file = file.model_copy(update={"probe": file.probe.pinned()})
         except ValidationError as error:
             raise explain(error, raw, _File) from None
         try:

@@ -144,7 +144,7 @@ def _run(studies: list[Study], options: argparse.Namespace, console: Console, te
         _proposals(studies, console, tell)
         return 0, certificates
     with launch.cluster(spaces[0].launch, options.address):
-        reference = (spaces[0].trial({})[0].data, spaces[0].probe.detector)
+        reference = (spaces[0].trial({})[0].data, spaces[0].probe)
         alone = options.address == "local"
         lanes = launch.Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
         try:

@@ -177,7 +177,7 @@ class Queue:
 
 def probe_key(run: Run, step: int, spec: ProbeSpec) -> str:
     """The name of a probe's record: what was probed, and how."""
-    return history.key_of({"checkpoint": history.key(run, step), "probe": spec.model_dump(mode="json")})
+    return history.key_of({"checkpoint": history.key(run, step), "probe": spec.described()})
 
 
 def _rank(assignment: Assignment) -> tuple[int, int]:

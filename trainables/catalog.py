@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -151,6 +152,34 @@ def encoder_identity(kind: str, path: str | None) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+# The FID Inception: the same weights under two names, whose last part is how their SHA-256 begins.
+INCEPTION_SHA256 = "6726825d"
+INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILES[0]}"
+
+
+def inception_file(path: str | None) -> Path:
+    """The weights of the FID Inception: at `path`, or where pytorch-fid and torch-fidelity put them. Never downloads.
+
+    Raises:
+        LookupError: there are none; the message says where to get them.
+    """
+    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    for file in [Path(path)] if path else [home / name for name in INCEPTION_FILES]:
+        if file.is_file():
+            return file
+    if path:
+        raise LookupError(f"no weights of the Inception at '{path}'")
+    raise LookupError(f"no weights of the FID Inception: put {INCEPTION_URL} into {home}, or say where they are")
+
+
+@lru_cache
+def file_identity(path: Path) -> str:
+    """SHA-256 (hex) of a file. Read once per process."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def split_of(codepoint: str) -> Split:

@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
         self._data: dict[tuple[str, bool, bool], LatentSet] = {}
-        self._references: dict[tuple[str, str], Reference] = {}
+        self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
         self._detectors: dict[str, detectors.Detector] = {}
         self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
 
@@ -58,8 +58,8 @@ class Bench:
             load_backbone(recipe, data, load_weights(folder), context.device),
             spec,
             autoencoder=self.autoencoder,
-            detector=self.detector(spec.detector),
-            reference=self.reference(recipe.data, spec.detector),
+            detector=self.detector(spec),
+            reference=self.reference(recipe.data, spec),
             latent_shape=tuple(data.mean.shape[1:]),
             num_classes=data.num_classes,
             device=context.device,
@@ -88,24 +88,30 @@ class Bench:
         """The autoencoder of the embedded data."""
         return encode.load_autoencoder().to(self.context.device)
 
-    def detector(self, name: str) -> detectors.Detector:
-        """The detector of that name, loaded once."""
+    def detector(self, spec: ProbeSpec) -> detectors.Detector:
+        """A probe's detector, loaded once."""
+        name = f"{spec.detector} {spec.resize} {spec.detector_sha256}"
         if name not in self._detectors:
-            self._detectors[name] = detectors.create(name).to(self.context.device)
+            self._detectors[name] = detectors.create(spec).to(self.context.device)
         return self._detectors[name]
 
-    def reference(self, data: str, detector: str) -> Reference:
-        """A data set's images as a detector sees them, made the first time that this machine needs them."""
-        if (data, detector) not in self._references:
-            watcher = self.detector(detector)
-            file = self.cache / f"judged-{catalog.identity(data)[:16]}-{watcher.identity[:16]}.safetensors"
+    def reference(self, data: str, spec: ProbeSpec) -> Reference:
+        """What a probe of that data set compares with: the file it names, or the data set's training images, seen the
+        first time that this machine needs them."""
+        detector = self.detector(spec)
+        source = spec.reference_sha256 or catalog.identity(data)
+        name = (source, detector.identity)
+        if name not in self._references:
+            file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}{spec.resize[0]}.safetensors"
             tensors = cached.read(file)
             if tensors is None:
-                images, _ = load_images(data, "train")
-                tensors = Reference.of(images, watcher).state_dict()
+                if spec.reference:
+                    tensors = Reference.read(Path(spec.reference), detector).state
+                else:
+                    tensors = Reference.of(load_images(data, "train")[0], detector).state
                 cached.write(tensors, file)
-            self._references[data, detector] = Reference.from_state_dict(tensors)
-        return self._references[data, detector]
+            self._references[name] = Reference(tensors)
+        return self._references[name]
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:
         name = (folder, reference.weights)

@@ -155,7 +155,12 @@ FIELDS = {
         "probe",
         "none",
         {
-            "detector": ("inception", STAYS),
+            "detector": ("effnet_lite0", STAYS),
+            "resize": ("clean", STAYS),
+            "detector_weights": ("elsewhere", STAYS),
+            "detector_sha256": ("0123abcd", STAYS),
+            "reference": ("elsewhere", STAYS),
+            "reference_sha256": ("0123abcd", STAYS),
             "metrics": (["kid"], STAYS),
             "samples": (99, STAYS),
             "sampler": ("heun", STAYS),
@@ -251,7 +256,7 @@ def test_a_field_moves_the_key_where_it_is_said_to(write_space, monkeypatch, kin
     if kind is spec.Schedule:
         base |= {"trial.method.weight": {"steps": [0, 100_000], "weights": [0.5, 0.1]}}
     if kind in (raysweep.space.Probe, raysweep.space.Sampling):
-        base |= {"probe.sampler": "euler"}
+        base |= {"probe.sampler": "euler", "probe.detector": "inception"}
     changes = {f"{where}.{name}" if where else name: value}
     if kind is raysweep.space.Row:
         changes = {"enqueue": [{"set": {}, name: value}]}

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from raysweep.store import Store
 from trainables import catalog
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import load_latents
+from trainables.evaluation.inception import FEATURES, SPATIAL, Inception
 from trainables.spec import NoTerm, Phase, ProbeSpec, Run
 from trainables.stage import Bench
 from trainables.train import Context, train
@@ -140,6 +143,54 @@ def test_metrics_are_chosen_by_name(call, published, recorded):
     for wrong in (["is", "fid"], ["fid", "fid"], ["lpips"]):
         code, _, said = call(published[0], *QUICK, "--metrics", *wrong)
         assert code == 2 and "--metrics" in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory) -> tuple[Path, Path]:
+    """An Inception of random weights, and statistics to compare with, in the form of ADM's."""
+    folder = tmp_path_factory.mktemp("inception")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(Inception().state_dict(), folder / "inception.pth")
+    chance = np.random.default_rng(0)
+    sizes = {"mu": FEATURES, "mu_s": SPATIAL}
+    arrays = {name: chance.random(size) for name, size in sizes.items()}
+    arrays |= {name.replace("mu", "sigma"): np.diag(chance.random(size)) for name, size in sizes.items()}
+    np.savez(folder / "reference.npz", **arrays)
+    return folder / "inception.pth", folder / "reference.npz"
+
+
+def test_the_inception_of_a_file_judges_against_statistics_of_a_file(call, published, standin):
+    weights, reference = map(str, standin)
+    quick = ["--detector", "inception", "--samples", "16", "--sampler", "euler", "--steps", "1", "--batch-size", "16"]
+    options = [*quick, "--metrics", "fid", "sfid", "is", "--reference", reference, "--detector-weights", weights]
+    code, _, said = call(published[0], *options)
+    begins = catalog.file_identity(standin[0])[:8]
+    assert code == 2 and f"--detector-sha256 {begins}" in said, "other weights than the published ones, unannounced"
+    code, result, _ = call(published[0], *options, "--detector-sha256", begins)
+    names = [f"{name}_{begins}_16" for name in ("fid", "sfid", "is")]
+    assert code == 0 and set(result["metrics"]) == {name + end for name in names for end in ("", "_se")}
+    assert all(math.isfinite(value) for value in result["metrics"].values())
+    assert result["probe"]["reference_sha256"] == catalog.file_identity(standin[1])
+
+
+def test_files_that_are_not_there_or_not_right_are_told_of(call, published, standin, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    code, _, said = call(published[0], "--detector", "inception")
+    assert code == 2 and str(tmp_path) in said and catalog.INCEPTION_URL in said and "--detector-weights FILE" in said
+    own = ["--detector-weights", str(standin[0]), "--detector-sha256", catalog.file_identity(standin[0])[:8]]
+    inception = ["--detector", "inception", *own]
+    (tmp_path / "some.npz").write_text("no arrays")
+    for options, told in (
+        (["--reference", "/nowhere.npz"], "no reference statistics at"),
+        (["--reference", str(tmp_path / "some.npz")], "is no .npz"),
+        (["--reference", str(standin[1]), "--reference-sha256", "0" * 8], "begins with"),
+        (["--reference", str(standin[1]), "--metrics", "fid", "recall"], "has no arr_0, which recall compares with"),
+    ):
+        code, _, said = call(published[0], *inception, *options)
+        assert code == 2 and told in said and len(said.strip().splitlines()) == 1
+    code, _, said = call(published[0], *QUICK, "--resize", "clean")
+    assert code == 2 and "only with detector: inception" in said
 
 
 def test_people_get_a_table(storage, published, recorded, capsys):

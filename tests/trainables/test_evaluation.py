@@ -14,6 +14,9 @@ import trainables.torchvision_guard  # noqa: F401  clean-fid imports torchvision
 from trainables.data import load_images
 from trainables.evaluation import detectors, frechet_distance, inception_score, precision_recall
 from trainables.evaluation.statistics import FeatureStatistics
+from trainables.spec import ProbeSpec
+
+EFFNET = ProbeSpec(detector="effnet_lite0")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -199,7 +202,7 @@ def test_precision_and_recall_of_extremes():
 @pytest.fixture(scope="module")
 def detector():
     pytest.importorskip("efficientnet_lite_pytorch")
-    return detectors.create("effnet_lite0")
+    return detectors.create(EFFNET)
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +212,12 @@ def images():
 
 
 def test_features_and_probabilities(detector, images):
-    features, probs = detector(images[:70])
+    features, probs, spatial = detector(images[:70])
     assert features.shape == (70, detector.feature_dim) == (70, 1280) and features.dtype == torch.float32
     assert probs.shape == (70, 1000) and probs.dtype == torch.float32
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(70))
     torch.testing.assert_close(detector(images[:3])[0], features[:3], rtol=1e-3, atol=1e-3)
-    assert detector.metric_suffix == "effnet" and not detector.training
+    assert spatial is None and not detector.training
     assert detector.identity == "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -226,7 +229,7 @@ def test_the_weights_are_those_of_the_package_s_own_network(detector, images):
 
 def test_creating_a_detector_draws_nothing_from_the_global_generator(detector):
     state = torch.get_rng_state()
-    detectors.create("effnet_lite0")
+    detectors.create(EFFNET)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -243,9 +246,12 @@ def test_the_distance_grows_with_the_damage(detector, images):
     assert floor < little < much
 
 
-def test_unknown_detectors_are_refused():
-    with pytest.raises(ValueError, match="'inception'; known: effnet_lite0"):
-        detectors.create("inception")
+def test_weights_of_something_else_are_refused(tmp_path):
+    file = tmp_path / "other.pth"
+    for content in ({"fc.bias": torch.zeros(1008)}, {"fc.bias": torch.zeros(10)}, [1, 2]):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="does not hold the weights of the FID Inception"):
+            detectors.create(ProbeSpec(detector="inception", detector_weights=str(file)))
 
 
 def test_a_missing_package_names_the_remedy():
@@ -253,8 +259,9 @@ def test_a_missing_package_names_the_remedy():
 import sys
 sys.modules["efficientnet_lite_pytorch"] = None
 from trainables.evaluation import detectors
+from trainables.spec import ProbeSpec
 try:
-    detectors.create("effnet_lite0")
+    detectors.create(ProbeSpec(detector="effnet_lite0"))
 except ImportError as error:
     print(error)
 """

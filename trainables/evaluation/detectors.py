@@ -6,23 +6,42 @@ Only the FID Inception makes a Frechet distance an FID; another detector's metri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trainables import effnet
+from trainables import catalog, effnet
+from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, Inception, prepare
+from trainables.spec import ProbeSpec
+
+BATCH = 64  # images at once: activations of more leave a CPU's caches
+
+
+class Seen(NamedTuple):
+    """What a detector makes of images."""
+
+    features: Tensor  # (N, feature_dim) float32
+    probs: Tensor  # (N, K) of classes
+    spatial: Tensor | None = None  # (N, S) float32, where a detector has such: sFID
+
+    def cpu(self) -> Seen:
+        """The same in the host's memory."""
+        return Seen(self.features.cpu(), self.probs.cpu(), None if self.spatial is None else self.spatial.cpu())
 
 
 class Detector(nn.Module, ABC):
-    """images (N, 3, H, W) uint8 -> features (N, feature_dim) float32, probs (N, K) float32, where the detector is."""
+    """images (N, 3, H, W) uint8 -> `Seen`, where the detector is."""
 
-    metric_suffix: str  # of the metrics' names
     feature_dim: int
-    identity: str  # SHA-256 (hex) of the weights' file
+    spatial_dim: int = 0
+    identity: str  # SHA-256 (hex) of the weights' file, and how images are resized where that is a choice
 
     @abstractmethod
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and probabilities of the images."""
+    def forward(self, images: Tensor) -> Seen:
+        """What it makes of the images."""
 
 
 class EfficientNetLite0(Detector):
@@ -32,7 +51,6 @@ class EfficientNetLite0(Detector):
         ImportError: its packages are not installed.
     """
 
-    metric_suffix = "effnet"
     feature_dim = 1280
     image_size = 64
 
@@ -42,10 +60,9 @@ class EfficientNetLite0(Detector):
         self.identity = effnet.identity()
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # More at once is slower on a CPU: activations leave its caches.
-        features = torch.cat([self._features(batch) for batch in images.split(64)])
-        return features, self.network._fc(features).softmax(dim=1)
+    def forward(self, images: Tensor) -> Seen:
+        features = torch.cat([self._features(batch) for batch in images.split(BATCH)])
+        return Seen(features, self.network._fc(features).softmax(dim=1))
 
     def _features(self, images: Tensor) -> Tensor:
         pixels = effnet.pixels(images.to(self.network._fc.weight), self.image_size)
@@ -53,17 +70,50 @@ class EfficientNetLite0(Detector):
         return maps.mean(dim=(2, 3))
 
 
-# The FID Inception joins here once its weights have a place; until then its name is refused like any other.
-DETECTORS: dict[str, type[Detector]] = {"effnet_lite0": EfficientNetLite0}
-
-
-def create(name: str) -> Detector:
-    """A frozen detector in evaluation mode, on the CPU.
+class FidInception(Detector):
+    """The Inception of FID, sFID and IS, from the weights of pytorch-fid or torch-fidelity.
 
     Raises:
-        ValueError: no such detector.
-        ImportError: its packages are not installed; the message says what to install.
+        ValueError: the file holds something else.
     """
-    if name not in DETECTORS:
-        raise ValueError(f"no detector '{name}'; known: {', '.join(DETECTORS)}")
-    return DETECTORS[name]()
+
+    feature_dim, spatial_dim = FEATURES, SPATIAL
+
+    def __init__(self, file: Path, resize: str):
+        super().__init__()
+        self.resize, self.identity = resize, f"{catalog.file_identity(file)}-{resize}"
+        with torch.device("meta"):
+            self.network = Inception()
+        try:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+            kept = self.network.load_state_dict(weights, strict=False, assign=True)
+        except (RuntimeError, UnpicklingError, TypeError) as error:
+            raise ValueError(f"{file} does not hold the weights of the FID Inception: {error}") from None
+        if lacking := [name for name in kept.missing_keys if not name.endswith("num_batches_tracked")]:
+            raise ValueError(f"{file} does not hold the weights of the FID Inception: it lacks {lacking[0]}")
+        for name, buffer in list(self.network.named_buffers()):
+            if buffer.is_meta:  # a count that pytorch-fid's file leaves out, and nobody reads
+                owner, _, counter = name.rpartition(".")
+                setattr(self.network.get_submodule(owner), counter, torch.tensor(0))
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Seen:
+        device = self.network.fc.weight.device
+        parts = [self.network(prepare(batch.to(device), self.resize)) for batch in images.split(BATCH)]
+        if not parts:
+            return Seen(torch.empty(0, FEATURES), torch.empty(0, CLASSES), torch.empty(0, SPATIAL))
+        pool, spatial, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Seen(pool, logits.double().softmax(dim=1), spatial)
+
+
+def create(spec: ProbeSpec) -> Detector:
+    """The frozen detector of a probe in evaluation mode, on the CPU.
+
+    Raises:
+        ImportError: its packages are not installed; the message says what to install.
+        LookupError: its weights are not here; the message says where to get them.
+        ValueError: its file holds something else.
+    """
+    if spec.detector == "effnet_lite0":
+        return EfficientNetLite0()
+    return FidInception(catalog.inception_file(spec.detector_weights), spec.resize)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainables import sampling
 from trainables.draws import generator
 from trainables.encode import decode
-from trainables.evaluation.detectors import Detector
+from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
 from trainables.spec import ProbeSpec, error_name
@@ -106,25 +106,24 @@ def probe(
         progress: called with the number of samples drawn so far, this rank's share.
     """
     chunks = -(-spec.samples // spec.batch_size)
-    seen, probabilities, pictures, finite = [], [], [], True
+    views: list[Seen] = []
+    pictures, finite = [], True
     for number in range(rank, chunks, world_size):
         part = chunk(spec, number, latent_shape, num_classes)
         latents = sample(backbone, spec, part, device, path)
         finite &= bool(latents.isfinite().all())  # as pixels they would look like any other
         images = decode(autoencoder, latents.nan_to_num())
-        features, probs = detector(images)
-        seen.append(features.cpu())
-        probabilities.append(probs.cpu())
+        views.append(detector(images).cpu())
         number_of = part.first + torch.arange(len(images))
         shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
         pictures.append(images[shown.to(images.device)].cpu())
         progress((number + 1) * spec.batch_size)
 
-    gathered = _gather((seen, probabilities, pictures, finite), world_size)
-    seen, probabilities, pictures = (_in_order(gathered, which, chunks) for which in range(3))
+    gathered = _gather((views, pictures, finite), world_size)
+    views, pictures = _in_order(gathered, 0, chunks), _in_order(gathered, 1, chunks)
     metrics = dict.fromkeys(spec.reported, math.nan)
     if all(shard[-1] for shard in gathered):
-        for judged, estimate in reference.judge(torch.cat(seen), torch.cat(probabilities), spec.metrics).items():
+        for judged, estimate in reference.judge(_joined(views), spec.metrics).items():
             name = spec.name(judged)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
     return Probed(metrics, torch.cat(pictures))
@@ -148,7 +147,12 @@ def _gather(mine: Any, world_size: int) -> list[Any]:
     return everyone
 
 
-def _in_order(gathered: list[Any], which: int, chunks: int) -> list[Tensor]:
-    """The ranks' lists of per-chunk tensors as one list in the order of the chunks."""
+def _in_order(gathered: list[Any], which: int, chunks: int) -> list[Any]:
+    """The ranks' lists of what each chunk gave as one list in the order of the chunks."""
     world_size = len(gathered)
     return [gathered[number % world_size][which][number // world_size] for number in range(chunks)]
+
+
+def _joined(views: list[Seen]) -> Seen:
+    features, probs, spatial = zip(*views, strict=True)
+    return Seen(torch.cat(features), torch.cat(probs), None if spatial[0] is None else torch.cat(spatial))

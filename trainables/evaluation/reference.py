@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.evaluation.detectors import Detector
+from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception_score import inception_score_estimate
@@ -18,42 +21,85 @@ KEPT = 10_000  # features, spread evenly over the images, for what compares samp
 
 
 class Reference:
-    """What samples are compared with: the Gaussian of all real images' features, and some of the features."""
+    """What samples are compared with.
 
-    def __init__(self, statistics: FeatureStatistics, features: Tensor):
-        self.statistics, self.features = statistics, features
-        self.target = Target(statistics.mean, statistics.covariance)
+    Args:
+        state: `mean` (D,) and `covariance` (D, D) float64 of all real images' features; `spatial_mean` and
+            `spatial_covariance` where the detector has those; `features` (M, D) of some images where there are images.
+    """
+
+    def __init__(self, state: dict[str, Tensor]):
+        self.state = state
+        self._target = Target(state["mean"], state["covariance"])
+        self._spatial: Target | None = None  # its root takes seconds: made when it is asked for
 
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256) -> Reference:
         """Of real images (N, 3, H, W) uint8 through a detector."""
-        statistics, kept = FeatureStatistics(detector.feature_dim), []
+        statistics, spatial, kept = FeatureStatistics(detector.feature_dim), FeatureStatistics(detector.spatial_dim), []
         stride = -(-len(images) // KEPT)
         for number, batch in enumerate(images.split(batch_size)):
-            features = detector(batch)[0].cpu()
-            statistics.update(features)
-            kept.append(features[-number * batch_size % stride :: stride])
-        return cls(statistics, torch.cat(kept))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Those of the statistics, and `features` (M, D)."""
-        return {**self.statistics.state_dict(), "features": self.features}
+            seen = detector(batch)
+            statistics.update(seen.features.cpu())
+            if seen.spatial is not None:
+                spatial.update(seen.spatial.cpu())
+            kept.append(seen.features[-number * batch_size % stride :: stride].cpu())
+        state = {"mean": statistics.mean, "covariance": statistics.covariance, "features": torch.cat(kept)}
+        if detector.spatial_dim:
+            state |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
+        return cls(state)
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> Reference:
-        """What `state_dict` described."""
-        return cls(FeatureStatistics.from_state_dict(state), state["features"])
+    def read(cls, file: Path, detector: Detector) -> Reference:
+        """Of an .npz as ADM's evaluator and clean-fid have them: `mu`, `sigma`; `mu_s`, `sigma_s` for sFID; and images
+        `arr_0` (N, H, W, 3) uint8 for what compares samples one by one.
 
-    def judge(self, features: Tensor, probs: Tensor, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate]:
-        """Metrics of samples with features (N, D) and class probabilities (N, K), the classes spread evenly over the
-        rows."""
+        Raises:
+            ValueError: it holds something else, or is of another detector.
+        """
+        names = {"mu": "mean", "sigma": "covariance", "mu_s": "spatial_mean", "sigma_s": "spatial_covariance"}
+        with np.load(file, allow_pickle=False) as found:
+            state = {
+                ours: torch.from_numpy(found[theirs]).double() for theirs, ours in names.items() if theirs in found
+            }
+            images = torch.from_numpy(found["arr_0"]) if "arr_0" in found else None
+        dim = detector.feature_dim
+        shapes = [tuple(state[name].shape) for name in ("mean", "covariance") if name in state]
+        if shapes != [(dim,), (dim, dim)]:
+            raise ValueError(f"{file} has no mu ({dim},) and sigma ({dim}, {dim})")
+        if images is not None:
+            batches = images[: KEPT * (len(images) // KEPT or 1) : len(images) // KEPT or 1].permute(0, 3, 1, 2)
+            state["features"] = torch.cat([detector(batch).features.cpu() for batch in batches.split(256)])
+        return cls(state)
+
+    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate]:
+        """Metrics of samples, the classes spread evenly over them.
+
+        Raises:
+            ValueError: the reference lacks what a metric compares with.
+        """
         found: dict[Judged, Estimate] = {}
         if "fid" in metrics:
-            found["fid"] = self.target.estimate(features)
+            found["fid"] = self._target.estimate(seen.features)
+        if "sfid" in metrics:
+            assert seen.spatial is not None, "a probe without the Inception asks for no sfid"
+            found["sfid"] = self._spatial_target().estimate(seen.spatial)
         if "is" in metrics:
-            found["is"] = inception_score_estimate(probs)
+            found["is"] = inception_score_estimate(seen.probs)
         if "kid" in metrics:
-            found["kid"] = kernel_estimate(features, self.features)
+            found["kid"] = kernel_estimate(seen.features, self._features())
         if "precision" in metrics or "recall" in metrics:
-            found["precision"], found["recall"] = precision_recall_estimates(self.features, features)
+            found["precision"], found["recall"] = precision_recall_estimates(self._features(), seen.features)
         return {metric: found[metric] for metric in metrics}
+
+    def _features(self) -> Tensor:
+        if "features" not in self.state:
+            raise ValueError("kid, precision and recall compare images, and the reference has statistics alone")
+        return self.state["features"]
+
+    def _spatial_target(self) -> Target:
+        if "spatial_mean" not in self.state:
+            raise ValueError("sfid needs mu_s and sigma_s, and the reference has none")
+        if self._spatial is None:
+            self._spatial = Target(self.state["spatial_mean"], self.state["spatial_covariance"])
+        return self._spatial

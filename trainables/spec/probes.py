@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zipfile import BadZipFile, ZipFile
 
 from pydantic import Field, model_validator
 
+from trainables import catalog
 from trainables.spec.base import Spec, WrongKey, effnet_missing
 
+_ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+_ADM += "VIRTUAL_imagenet256_labeled.npz"
+_SAMPLES = ("arr_0",)  # images
+_COMPARED_WITH = {  # what a reference file must have
+    "fid": ("mu", "sigma"),
+    "sfid": ("mu_s", "sigma_s"),
+    "kid": _SAMPLES,
+    "precision": _SAMPLES,
+    "recall": _SAMPLES,
+}
 Time = Annotated[float, Field(ge=0, le=1)]
-Judged = Literal["fid", "is", "kid", "precision", "recall"]
+Judged = Literal["fid", "sfid", "is", "kid", "precision", "recall"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # how a SHA-256 begins
 
 
 class ProbeSpec(Spec):
@@ -19,6 +33,11 @@ class ProbeSpec(Spec):
     """
 
     detector: Literal["inception", "effnet_lite0"] = "inception"
+    resize: Literal["tensorflow", "clean", "pytorch"] = "tensorflow"  # to the Inception's size: as ADM, as clean-fid
+    detector_weights: str | None = None  # the Inception's file; default: where pytorch-fid and torch-fidelity put it
+    detector_sha256: Digest = catalog.INCEPTION_SHA256
+    reference: str | None = None  # ADM's .npz, or any with mu and sigma; default: the data set's own training images
+    reference_sha256: Digest | None = None  # found out at the start, where it is not given
     metrics: tuple[Judged, ...] = ("fid", "is")  # the first one decides: lower must be better
     samples: Annotated[int, Field(gt=1)] = 10_000
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
@@ -33,6 +52,12 @@ class ProbeSpec(Spec):
     def _options_fit(self) -> ProbeSpec:
         if not self.metrics or self.metrics[0] not in ("fid", "kid"):
             raise WrongKey("metrics", "the first metric decides, and must be one that falls: fid or kid")
+        if self.detector != "inception":
+            for key, means in {"resize": "tensorflow", "detector_weights": None, "reference": None}.items():
+                if getattr(self, key) != means:
+                    raise WrongKey(key, "only with detector: inception; leave this out")
+            if "sfid" in self.metrics:
+                raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
         if len(set(self.metrics)) < len(self.metrics):
             raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
@@ -42,10 +67,12 @@ class ProbeSpec(Spec):
         return self
 
     def name(self, judged: Judged) -> str:
-        """A metric's name with all that decides whether numbers compare: `fid_10k` for the Inception that FID means,
-        `fd_effnet_1k` for another detector's distance."""
+        """A metric's name with what decides whether numbers compare: `fid_10k` for the Inception that FID means, its
+        images resized as it does itself, `fid_clean_10k` as clean-fid does, `fd_effnet_1k` for another detector."""
         if self.detector == "inception":
-            return f"{judged}_{count_name(self.samples)}"
+            marks = ["" if self.resize == "tensorflow" else f"_{self.resize}"]
+            marks.append("" if self.detector_sha256 == catalog.INCEPTION_SHA256 else f"_{self.detector_sha256[:8]}")
+            return f"{judged}{''.join(marks)}_{count_name(self.samples)}"
         return f"{'fd' if judged == 'fid' else judged}_effnet_{count_name(self.samples)}"
 
     @property
@@ -66,9 +93,46 @@ class ProbeSpec(Spec):
     @property
     def missing(self) -> str | None:
         """Why this machine cannot probe so, or None where it can."""
-        if self.detector == "inception":
-            return "no loader for the FID Inception's weights yet; use --set probe.detector=effnet_lite0"
-        return effnet_missing()
+        if self.detector != "inception":
+            return effnet_missing()
+        return self._detector_fault() or (self._reference_fault(Path(self.reference)) if self.reference else None)
+
+    def _detector_fault(self) -> str | None:
+        try:
+            weights = catalog.inception_file(self.detector_weights)
+        except LookupError as error:
+            return f"{error.args[0]}: --set probe.detector_weights=FILE; or use --set probe.detector=effnet_lite0"
+        found = catalog.file_identity(weights)
+        if found.startswith(self.detector_sha256):
+            return None
+        told = f"the SHA-256 of {weights} begins with {found[:8]}, not {self.detector_sha256}"
+        return f"{told}; numbers of other weights get a name of their own: --set probe.detector_sha256={found[:8]}"
+
+    def _reference_fault(self, file: Path) -> str | None:
+        if not file.is_file():
+            return f"no reference statistics at '{file}'; ADM's are {_ADM}: --set probe.reference=FILE"
+        found = catalog.file_identity(file)
+        if self.reference_sha256 and not found.startswith(self.reference_sha256):
+            return f"the SHA-256 of {file} begins with {found[:8]}, not {self.reference_sha256[:8]}"
+        try:
+            with ZipFile(file) as arrays:
+                there = {Path(name).stem for name in arrays.namelist()}
+        except BadZipFile:
+            return f"{file} is no .npz; ADM's are {_ADM}"
+        for metric in self.metrics:
+            if lacking := [name for name in _COMPARED_WITH.get(metric, ()) if name not in there]:
+                return f"{file} has no {' and '.join(lacking)}, which {metric} compares with; leave {metric} out"
+        return None
+
+    def pinned(self) -> Self:
+        """The same, with the SHA-256 of the reference file where that is here: other statistics are another probe."""
+        if self.reference is None or self.reference_sha256 or not Path(self.reference).is_file():
+            return self
+        return self.model_copy(update={"reference_sha256": catalog.file_identity(Path(self.reference))})
+
+    def described(self) -> dict[str, Any]:
+        """What decides its numbers, as plain data: not where files lie."""
+        return self.model_dump(mode="json", exclude={"detector_weights", "reference"})
 
 
 def count_name(count: int) -> str:
