@@ -29,7 +29,8 @@ def root(tmp_path_factory, cache) -> Path:
 
 @pytest.fixture(scope="module")
 def start(root, cache):
-    """Start a sweep with a store of its own."""
+    """Start a sweep with a store of its own. What a failed test has left running is killed."""
+    started = []
 
     def begin(name: str, *more: str) -> Sweep:
         storage = root / name
@@ -37,9 +38,14 @@ def start(root, cache):
         (storage / "cache").symlink_to(cache)
         sweep = Sweep(root / "space.yaml", storage, *more)
         sweep.start()
+        started.append(sweep)
         return sweep
 
-    return begin
+    yield begin
+    for sweep in started:
+        for pid in sweep.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
