@@ -9,7 +9,7 @@ from raysweep import history, pool
 from raysweep.dispatch import Dispatcher
 from raysweep.pool import ATTEMPTS
 from raysweep.store import Store
-from raysweep.work import Halted, WorkFailed
+from raysweep.work import Halted, WorkFailed, probe_key
 from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
@@ -42,9 +42,7 @@ class Lanes:
             if assignment.kind == "train":
                 self.store.publish(assignment.run, assignment.end, self.files, {"curve": []})
             else:
-                key = history.key_of(
-                    {"checkpoint": history.key(assignment.run, assignment.end), "probe": PROBE.model_dump(mode="json")}
-                )
+                key = probe_key(assignment.run, assignment.end, PROBE)
                 self.store.put_record("probes", key, {"metrics": {}})
             self.done.append(assignment)
             await self.dispatcher.done(lane, None)
