@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     told = {
         "checkpoint": options.checkpoint,
         **describe(probed),
-        "reference": data.name,
+        "reference": spec.reference or data.name,
         "probe": spec.model_dump(mode="json"),
         "metrics": result.metrics,
         "seconds": round(seconds, 1),

@@ -45,7 +45,7 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
     if best:
         point = ", ".join(f"{path} {text(value)}" for path, value in best["params"].items())
         console.print(
-            f"Best: trial {best['trial']}, {study.metric} {tables.measured(best['metrics'], study.metric)} ({point})"
+            f"Best: trial {best['trial']}, {study.metric} {tables.with_error(best['metrics'], study.metric)} ({point})"
         )
     console.print(f"{steps['without_sharing']} steps if every trial trained its own teacher", end="")
     if "computed" in steps:

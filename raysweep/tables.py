@@ -41,7 +41,7 @@ def cells(study: Study, row: Row, errors_apart: bool = False) -> list[str]:
     if errors_apart:
         ours = [_number(metrics.get(name)) for name in probe.reported]
     else:
-        ours = [measured(metrics, name) for name in probe.measured]
+        ours = [with_error(metrics, name) for name in probe.measured]
     published = [_number(row["published"].get(name)) for name in results.published(study)]
     number = "" if row["row"] is None else str(row["row"])
     return [
@@ -99,7 +99,7 @@ def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
         changed = {path: value for path, value in row["params"].items() if defaults.get(path) != value}
         told = ", ".join(f"{_short(path)} {results.text(value)}" for path, value in changed.items()) or "the defaults"
         cell = [_number(row["published"].get(name)) for name in published]
-        number, value = "" if row["row"] is None else str(row["row"]), measured(row["metrics"], metric)
+        number, value = "" if row["row"] is None else str(row["row"]), with_error(row["metrics"], metric)
         style = "bold green" if row["trial"] == best else _style(row)
         table.add_row(
             str(row["trial"]), number, told, str(row["steps"]), value, *cell, STATES[row["state"]], style=style
@@ -107,7 +107,7 @@ def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
     return table
 
 
-def measured(metrics: Mapping[str, float], name: str) -> str:
+def with_error(metrics: Mapping[str, float], name: str) -> str:
     """A metric with its standard error, as people write it."""
     value, error = metrics.get(name), metrics.get(error_name(name))
     return _number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"

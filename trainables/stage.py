@@ -99,10 +99,10 @@ class Bench:
         """What a probe of that data set compares with: the file it names, or the data set's training images, seen the
         first time that this machine needs them."""
         detector = self.detector(spec)
-        source = spec.reference_sha256 or catalog.identity(data)
+        source = catalog.file_identity(Path(spec.reference)) if spec.reference else catalog.identity(data)
         name = (source, detector.identity)
         if name not in self._references:
-            file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}{spec.resize[0]}.safetensors"
+            file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}.safetensors"
             tensors = cached.read(file)
             if tensors is None:
                 if spec.reference:

@@ -5,6 +5,7 @@ Only the FID Inception makes a Frechet distance an FID; another detector's metri
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import catalog, effnet
-from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, Inception, prepare
+from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
 from trainables.spec import ProbeSpec
 
 BATCH = 64  # images at once: activations of more leave a CPU's caches
@@ -37,7 +38,7 @@ class Detector(nn.Module, ABC):
 
     feature_dim: int
     spatial_dim: int = 0
-    identity: str  # SHA-256 (hex) of the weights' file, and how images are resized where that is a choice
+    identity: str  # SHA-256 (hex) of the weights, and of how images are resized where that is a choice
 
     @abstractmethod
     def forward(self, images: Tensor) -> Seen:
@@ -81,27 +82,19 @@ class FidInception(Detector):
 
     def __init__(self, file: Path, resize: str):
         super().__init__()
-        self.resize, self.identity = resize, f"{catalog.file_identity(file)}-{resize}"
+        self.resize = resize
+        self.identity = hashlib.sha256(f"{catalog.file_identity(file)} {resize}".encode()).hexdigest()
         with torch.device("meta"):
             self.network = Inception()
         try:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-            kept = self.network.load_state_dict(weights, strict=False, assign=True)
-        except (RuntimeError, UnpicklingError, TypeError) as error:
-            raise ValueError(f"{file} does not hold the weights of the FID Inception: {error}") from None
-        if lacking := [name for name in kept.missing_keys if not name.endswith("num_batches_tracked")]:
-            raise ValueError(f"{file} does not hold the weights of the FID Inception: it lacks {lacking[0]}")
-        for name, buffer in list(self.network.named_buffers()):
-            if buffer.is_meta:  # a count that pytorch-fid's file leaves out, and nobody reads
-                owner, _, counter = name.rpartition(".")
-                setattr(self.network.get_submodule(owner), counter, torch.tensor(0))
+            self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), assign=True)
+        except (RuntimeError, UnpicklingError, TypeError):
+            raise ValueError(f"{file} does not hold the weights of the FID Inception") from None
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Seen:
         device = self.network.fc.weight.device
         parts = [self.network(prepare(batch.to(device), self.resize)) for batch in images.split(BATCH)]
-        if not parts:
-            return Seen(torch.empty(0, FEATURES), torch.empty(0, CLASSES), torch.empty(0, SPATIAL))
         pool, spatial, logits = (torch.cat(part) for part in zip(*parts, strict=True))
         return Seen(pool, logits.double().softmax(dim=1), spatial)
 
@@ -111,9 +104,11 @@ def create(spec: ProbeSpec) -> Detector:
 
     Raises:
         ImportError: its packages are not installed; the message says what to install.
-        LookupError: its weights are not here; the message says where to get them.
+        LookupError: its files are not here, or not those that the probe names; the message says what to do.
         ValueError: its file holds something else.
     """
     if spec.detector == "effnet_lite0":
         return EfficientNetLite0()
+    if spec.missing:  # each machine has files of its own
+        raise LookupError(spec.missing)
     return FidInception(catalog.inception_file(spec.detector_weights), spec.resize)

@@ -53,11 +53,13 @@ class ProbeSpec(Spec):
         if not self.metrics or self.metrics[0] not in ("fid", "kid"):
             raise WrongKey("metrics", "the first metric decides, and must be one that falls: fid or kid")
         if self.detector != "inception":
-            for key, means in {"resize": "tensorflow", "detector_weights": None, "reference": None}.items():
-                if getattr(self, key) != means:
+            for key in ("resize", "detector_weights", "detector_sha256", "reference"):
+                if getattr(self, key) != type(self).model_fields[key].default:
                     raise WrongKey(key, "only with detector: inception; leave this out")
             if "sfid" in self.metrics:
                 raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
+        if self.reference_sha256 and not self.reference:
+            raise WrongKey("reference_sha256", "this is of a file: give it as reference, or leave this out")
         if len(set(self.metrics)) < len(self.metrics):
             raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
@@ -71,7 +73,9 @@ class ProbeSpec(Spec):
         images resized as it does itself, `fid_clean_10k` as clean-fid does, `fd_effnet_1k` for another detector."""
         if self.detector == "inception":
             marks = ["" if self.resize == "tensorflow" else f"_{self.resize}"]
-            marks.append("" if self.detector_sha256 == catalog.INCEPTION_SHA256 else f"_{self.detector_sha256[:8]}")
+            marks.append(
+                "" if self.detector_sha256.startswith(catalog.INCEPTION_SHA256) else f"_{self.detector_sha256[:8]}"
+            )
             return f"{judged}{''.join(marks)}_{count_name(self.samples)}"
         return f"{'fd' if judged == 'fid' else judged}_effnet_{count_name(self.samples)}"
 
