@@ -61,7 +61,11 @@ def write_space(folder: Path, rows: int, grid: bool) -> Path:
     points = [row["set"] | {"method.stop": stop} for row in raw["enqueue"][:rows] for stop in STOPS]
     random.Random(0).shuffle(points)  # neighbours in the file are alike, and ASHA judges by whoever came before
     raw["enqueue"] = [{"set": point} for point in points]
-    raw["search"] = {"mode": "reproduce" if grid else "explore", "trials": len(points), "eta": 3}
+    raw["search"] = {
+        "mode": "reproduce" if grid else "explore",
+        "trials": len(points),
+        "scheduler": {"kind": "asha", "eta": 3},
+    }
     raw["search"]["rungs"] = [50_000, 100_000, 200_000]
     path = folder / "ninety.yaml"
     path.write_text(yaml.safe_dump(raw))

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from raysweep import space
 from raysweep.configurations import Configuration, configurations
-from raysweep.simulation import Outcome, Recorded, Synthetic, simulate, take_on_trust
+from raysweep.curves import Recorded, Synthetic
+from raysweep.simulation import Outcome, simulate, take_on_trust
 from raysweep.space import Space
 from raysweep.store import Store
 from raysweep.study import Study

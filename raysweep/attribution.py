@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep import runs
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 from raysweep.work import probe_key
 
 

@@ -102,7 +102,7 @@ def _title(plan: Plan) -> str:
 
 
 def _costs(plan: Plan) -> Iterator[tuple[str, str, Cost]]:
-    for name, costs in (("all to their ends", plan.grid), ("ASHA, expected", plan.asha)):
+    for name, costs in (("all to their ends", plan.grid), (f"{plan.schedulers}, expected", plan.expected)):
         if costs:
             yield from ((name, told, getattr(costs, way)) for way, told in WAYS.items())
 
@@ -139,8 +139,8 @@ def _table(plan: Plan, price_per_gpu_hour: float | None) -> Table:
 
 
 def _remarks(plan: Plan) -> list[str]:
-    asha = [f"ASHA: {plan.asha.assumed}"] if plan.asha else []
-    return [*plan.notes, *asha, *price.ASSUMED]
+    expected = [f"{plan.schedulers}: {plan.expected.assumed}"] if plan.expected else []
+    return [*plan.notes, *expected, *price.ASSUMED]
 
 
 def _told(folded: Fold) -> str:

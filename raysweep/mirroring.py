@@ -10,8 +10,9 @@ from pathlib import Path
 
 from raysweep.errors import UserError
 from raysweep.patience import Tell
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
 from raysweep.tracking import Mirror
+from raysweep.trials import TrialState
 from raysweep.uris import public
 
 RETRY_S = 5.0  # between attempts to reach an MLflow that does not answer

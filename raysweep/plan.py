@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from raysweep import price, runs
-from raysweep.asha import Rungs
 from raysweep.configurations import Configuration, configurations
+from raysweep.schedulers import Rungs
 from raysweep.space import Space
 from raysweep.tree import Stage, Tree
 from trainables.spec import ProbeSpec
@@ -73,6 +73,11 @@ class Plan:
         return self._tree.stages
 
     @property
+    def schedulers(self) -> str:
+        """By what trials are pruned."""
+        return ", ".join(sorted({each.search.scheduler.kind for each in self.spaces if each.search.mode == "explore"}))
+
+    @property
     def critical_path(self) -> int:
         """Steps that follow each other whatever the number of machines: a teacher, then its student."""
         done: dict[int, int] = {}
@@ -87,8 +92,8 @@ class Plan:
         return self._costs([[(chosen, chosen.run.steps) for chosen in self.trials]], "")
 
     @cached_property
-    def asha(self) -> Costs | None:
-        """What ASHA is expected to leave of it; None where no space asks for pruning."""
+    def expected(self) -> Costs | None:
+        """What the schedulers are expected to leave of it; None where no space asks for pruning."""
         if all(space.search.mode != "explore" for space in self.spaces):
             return None
         known = [chosen.published for chosen in self.trials if chosen.published is not None]
@@ -105,7 +110,7 @@ class Plan:
         """As plain data."""
         facts: dict[str, Any] = {"configurations": len(self.trials), "stages": len(self.stages)}
         facts |= {"critical_path_steps": self.critical_path, "notes": self.notes, "assumed": price.ASSUMED}
-        for name, costs in (("grid", self.grid), ("asha", self.asha)):
+        for name, costs in (("grid", self.grid), ("expected", self.expected)):
             if costs:
                 facts[name] = {
                     "together": costs.together.as_dict(price_per_gpu_hour),
@@ -155,7 +160,7 @@ class Plan:
         reached: Reached = []
         for space in self.spaces:
             own = [chosen for chosen in self.trials if chosen.space is space]
-            rungs = Rungs(space.search.eta)
+            rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
             others = [chance.choice(known) if known else chance.random() for _ in own]
             worth = [other if c.published is None else c.published for c, other in zip(own, others, strict=True)]
             alive = list(enumerate(own))
@@ -163,7 +168,8 @@ class Plan:
             while alive:
                 going = []
                 for number, chosen in alive:
-                    step = chosen.rungs[depth]
+                    steps = rungs.judged(number, chosen.rungs)
+                    step = steps[depth]
                     if space.search.mode != "explore" or step == chosen.rungs[-1]:
                         reached.append((chosen, chosen.rungs[-1]))
                     elif rungs.decide(step, number, worth[number]).go_on:

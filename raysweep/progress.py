@@ -14,11 +14,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 
 Snapshot = dict[str, Any]
 REFRESH_S = 1.0
 ROWS = 14  # of the live table
+MANY = 1000  # trials at a rung, to see what share goes on
 
 
 class Progress:
@@ -93,12 +95,12 @@ class Progress:
         return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
     def _time_left(self, study: Study) -> str:
-        """A guess: the steps still expected, a share 1/eta passing each rung, at the pace so far."""
+        """A guess: the steps still expected, a share passing each rung, at the pace so far."""
         done = self.latest["computed_steps"]
         if not done:
             return "starting workers"
         space = study.space
-        share = 1 / space.search.eta if space.search.mode == "explore" else 1.0
+        share = space.search.scheduler.keep(MANY) / MANY if space.search.mode == "explore" else 1.0
         expected, typical = 0.0, 0.0
         for trial in study.distinct:
             if trial.state == "UNAVAILABLE":

@@ -22,7 +22,8 @@ from raysweep import domains, runs
 from raysweep.domains import Domain, Point, WrongDomain, label
 from raysweep.patience import Tell, patiently
 from raysweep.space import Space
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 
 TRIES = 20  # proposals of TPE in a row that repeat earlier ones, before chance takes over
 RANDOM_TRIES = 2000  # the same of chance, before the space counts as exhausted

@@ -8,7 +8,8 @@ from typing import Any
 from raysweep import history, runs
 from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import label
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 from raysweep.uris import public
 
 Row = dict[str, Any]

@@ -16,7 +16,8 @@ from typing import Any
 
 from raysweep import history, runs
 from raysweep.store import Found, Store
-from raysweep.study import Study, TrialState, studies
+from raysweep.study import Study, studies
+from raysweep.trials import TrialState
 from trainables.spec import Run
 
 YOUNG_S = 3600.0  # a driver that is at work may be about to build on what is younger

@@ -58,12 +58,13 @@ def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:
 
 
 def _leg(config: dict[str, Any]) -> None:
-    """One leg: reach the rung, probe, report."""
-    run, step, name = Run.model_validate_json(config["run"]), config["step"], config["name"]
+    """One leg: reach the rung, probe, report; of a trial, or of two that are compared."""
+    step, name = config["step"], config["name"]
     try:
-        ask(config["dispatcher"], "reach", run, step, name)
-        spec = ProbeSpec.model_validate_json(config["probe"])
-        record = ask(config["dispatcher"], "probe", run, step, spec, name)
+        for run, probe in config["probes"]:
+            run, spec = Run.model_validate_json(run), ProbeSpec.model_validate_json(probe)
+            ask(config["dispatcher"], "reach", run, step, name)
+            record = ask(config["dispatcher"], "probe", run, step, spec, name)
     except WorkFailed as error:
         kind = "halted" if isinstance(error, Halted) else "lost" if isinstance(error, WorkLost) else "failed"
         tune.report({kind: str(error.args[0] if error.args else error)})
@@ -97,12 +98,14 @@ class _Searcher(Searcher):
 
     def _config(self, turns: Turns, leg: Leg) -> dict[str, Any]:
         study = turns.study
-        trial = study.trials[leg.trial]
+        probed = [study.trials[number] for number in (leg.trial, *([leg.doubt.rival] if leg.doubt else []))]
+        runs = [
+            (study.run(trial).model_dump_json(), study.probe(trial, leg.doubt).model_dump_json()) for trial in probed
+        ]
         return {
-            "name": study.name(trial),
+            "name": study.name(probed[0]),
             "step": leg.step,
-            "run": study.run(trial).model_dump_json(),
-            "probe": study.probe(trial).model_dump_json(),
+            "probes": runs,
             "dispatcher": self._dispatcher,
         }
 
@@ -115,7 +118,7 @@ class _Searcher(Searcher):
         elif "failed" in result or "lost" in result:
             turns.failed(leg, result.get("failed") or result["lost"], again="lost" in result)
         else:
-            turns.probed(leg, {name: result[name] for name in turns.study.space.probe.reported})
+            turns.probed(leg, {name: result[name] for name in turns.study.space.probe.reported if name in result})
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `__getstate__`."""

@@ -1,4 +1,4 @@
-"""A sweep on a virtual clock: the study, the dispatcher and ASHA that a real one has, over learning curves.
+"""A sweep on a virtual clock: the study, the dispatcher and the scheduler that a real one has, over learning curves.
 
 Nothing is trained. A lane sleeps for as long as the training would take at the speed that `price` assumes, and what a
 probe would say comes from a curve; the clock jumps from one event to the next.
@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import selectors
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep import history, price
 from raysweep.configurations import Configuration
+from raysweep.curves import Curve
 from raysweep.dispatch import Dispatcher
-from raysweep.domains import Shape, shape
+from raysweep.schedulers import Difference, Doubt
 from raysweep.space import Space
 from raysweep.store import Found, Store
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 from raysweep.turns import Leg, Turns
 from raysweep.work import Assignment, probe_key
 from trainables import catalog
-from trainables.spec import Run
+from trainables.spec import ProbeSpec, Run
 
 PLACES = 4  # for trials under way, for each lane
 STILL_S = 1e9  # no lane is without work for thirty years
-Curve = Callable[[Configuration, int], float]  # the metric of a configuration at a step, as a probe would measure it
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -138,6 +138,15 @@ def simulate(
         return runner.run(_Sweep(space, wanted, curve, lanes, gpus_per_lane, sharing).run())
 
 
+class _Study(Study):
+    """A study whose probes are compared by `compare`: they exist in name only."""
+
+    compare: Callable[[TrialState, TrialState, int, Doubt | None], Difference]
+
+    def difference(self, trial: TrialState, rival: TrialState, step: int, doubt: Doubt | None) -> Difference:
+        return self.compare(trial, rival, step, doubt)
+
+
 class _Sweep:
     def __init__(
         self,
@@ -149,7 +158,8 @@ class _Sweep:
         sharing: bool,
     ):
         self.store = MemoryStore()
-        self.study = Study(space, self.store)
+        self.study = _Study(space, self.store)
+        self.study.compare = self._compare
         self.dispatcher = Dispatcher(self.store, self.study.milestones, lanes)
         self.wanted, self.curve, self.gpus, self.sharing = list(reversed(wanted)), curve, gpus, sharing
         self.chosen: dict[int, Configuration] = {}
@@ -184,15 +194,25 @@ class _Sweep:
         return None
 
     async def _leg(self, leg: Leg) -> None:
-        chosen, name = self.chosen[leg.trial], str(leg.trial)
-        run = chosen.run if self.sharing else _alone(chosen.run, leg.trial)
-        await self.dispatcher.reach(run, leg.step, name)
-        await self.dispatcher.probe(run, leg.step, chosen.probe, name)
-        value = self.curve(chosen, leg.step)
+        for number in leg.trials:
+            run = self.chosen[number].run if self.sharing else _alone(self.chosen[number].run, number)
+            await self.dispatcher.reach(run, leg.step, str(number))
+            await self.dispatcher.probe(run, leg.step, self._probe(number, leg.doubt), str(number))
+        value = self.curve(self.chosen[leg.trial], leg.step)
         self.turns.probed(leg, dict.fromkeys(self.study.space.probe.measured, value))
         best = self.study.best
         if best and (not self.found or best.last(self.study.metric) != self.found[-1][1]):
             self.found.append((asyncio.get_running_loop().time() / 3600, best.last(self.study.metric) or math.inf))
+
+    def _compare(self, trial: TrialState, rival: TrialState, step: int, doubt: Doubt | None) -> Difference:
+        """What the probes of two trials say: `larger` times as many samples have so much less variance."""
+        larger = self._probe(trial.number, doubt).samples // self._probe(trial.number, None).samples
+        one, other = (self.curve(self.chosen[each.number], step, larger) for each in (trial, rival))
+        return Difference(one - other, self.curve.noise * (2 / larger) ** 0.5)
+
+    def _probe(self, number: int, doubt: Doubt | None) -> ProbeSpec:
+        probe = self.chosen[number].probe
+        return probe.model_copy(update={"samples": doubt.samples}) if doubt else probe
 
     async def _lane(self, lane: int) -> None:
         while (assignment := await self.dispatcher.next(lane, STILL_S)) != "stop":
@@ -231,66 +251,3 @@ def take_on_trust() -> None:
     """From here on this process tells data and encoders apart by their names, whether or not they are here."""
     for name in (*catalog.DATASETS, "dinov2", "effnet_lite0"):
         catalog.TRUSTED[name] = f"simulated {name}"
-
-
-# --- learning curves
-
-
-@dataclass
-class Synthetic:
-    """Curves that fall as a power of the step to a final value of each configuration's own.
-
-    At step s of N: final · (s/N)^-fall, with a slope that differs from one to another, so that they cross; a probe adds
-    noise. The final values are the published ones, or drawn like them.
-    """
-
-    seed: int = 0
-    fall: float = 0.45
-    spread: float = 0.15  # standard deviation of the slopes, relative
-    noise: float = 0.1  # standard deviation of one probe, in units of the metric
-    finals: Sequence[float] = (20.0, 25.0, 30.0, 35.0)
-
-    def final(self, chosen: Configuration) -> float:
-        """What the configuration is truly worth at its end."""
-        chance = random.Random(f"{self.seed} {chosen.run.model_dump_json()}")
-        drawn = random.Random(chance.random()).choice(self.finals) * math.exp(chance.gauss(0, 0.03))
-        return drawn if chosen.published is None else chosen.published
-
-    def __call__(self, chosen: Configuration, step: int) -> float:
-        """As a probe would measure it."""
-        name = f"{self.seed} {chosen.run.model_dump_json()}"
-        slope = self.fall * math.exp(random.Random(f"slope {name}").gauss(0, self.spread))
-        error = random.Random(f"probe {step} {name}").gauss(0, self.noise)
-        return self.final(chosen) * (step / chosen.run.steps) ** -slope + error
-
-
-@dataclass
-class Recorded:
-    """The curves that a study has measured, by configuration and step."""
-
-    curves: Mapping[Shape, Mapping[int, float]]
-
-    @classmethod
-    def of(cls, study: Study) -> Recorded:
-        """Those of a study whose journal is in a store."""
-        metric = study.metric
-        measured = {t.number: {step: m[metric] for step, m in t.probes.items()} for t in study.distinct if t.probes}
-        return cls({shape(study.trials[number].point): curve for number, curve in measured.items()})
-
-    def known(self, chosen: Configuration) -> bool:
-        """Whether the configuration was measured at all."""
-        return shape(chosen.point) in self.curves
-
-    def final(self, chosen: Configuration) -> float:
-        """Its value at its end."""
-        return self(chosen, chosen.run.steps)
-
-    def __call__(self, chosen: Configuration, step: int) -> float:
-        """What was measured at that step; of a trial that was pruned before, its last value times how far those that
-        went on came from there, in the geometric mean."""
-        curve = self.curves[shape(chosen.point)]
-        if step in curve:
-            return curve[step]
-        last = max((measured for measured in curve if measured < step), default=min(curve))
-        falls = [math.log(other[step] / other[last]) for other in self.curves.values() if {step, last} <= set(other)]
-        return curve[last] * math.exp(sum(falls) / len(falls)) if falls else curve[last]

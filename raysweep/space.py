@@ -18,6 +18,7 @@ from raysweep.domains import Point, WrongDomain
 from raysweep.errors import UserError
 from raysweep.explain import WrongValue, explain
 from raysweep.profile import PROFILES, merge
+from raysweep.schedulers import Asha, Scheduler
 from raysweep.yamlfile import Document
 from trainables.spec import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 
@@ -32,8 +33,8 @@ class Search(Spec):
     mode: Literal["explore", "reproduce"] = "explore"
     trials: Count = 24  # distinct configurations in all, the enqueued ones included
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    rungs: tuple[Steps, ...] | None = None  # where ASHA decides; default: 1/8, 1/4 and 1/2 of the iterations
-    eta: Annotated[int, Field(ge=2)] = 2  # at a rung the best 1/eta go on
+    rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
+    scheduler: Scheduler = Asha()  # who goes on from a rung
     startup_trials: Annotated[int, Field(ge=0)] = 10  # before TPE takes over from random proposals
 
 
@@ -159,7 +160,7 @@ class Space:
         return max(1, round(written / self.steps_divisor))
 
     def rungs(self, trial: Trial) -> list[int]:
-        """Optimizer steps at which a trial is probed: ASHA's rungs, then its end."""
+        """Optimizer steps at which a trial is probed: the rungs, then its end."""
         end = self.steps(trial.iterations)
         whole = trial.iterations
         written = (whole // 8, whole // 4, whole // 2) if self.search.rungs is None else self.search.rungs

@@ -6,51 +6,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from raysweep import runs
-from raysweep.asha import Decision, Rungs
 from raysweep.domains import Point, Shape, WrongDomain, shape
 from raysweep.errors import UserError
+from raysweep.evidence import difference
 from raysweep.journal import Entry, Journal, Pen
+from raysweep.patience import patiently
+from raysweep.schedulers import STOPPING, Decision, Difference, Doubt, Promotion, Rungs
 from raysweep.space import Space
 from raysweep.store import Store
+from raysweep.trials import State, TrialState
+from raysweep.work import probe_key
 from trainables.spec import ProbeSpec, Run
-
-State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
-
-
-@dataclass
-class TrialState:
-    """One proposed configuration and what became of it. Steps are optimizer steps."""
-
-    number: int
-    point: Point
-    row: int | None = None  # which enqueued row it is
-    state: State = "RUNNING"
-    reason: str = ""
-    at: int = 0  # when it began, in the study's time (turns.py)
-    again: bool = False  # it failed for no fault of its own that is known: another driver tries it once more
-    repeats: int | None = None  # an earlier trial of the same configuration, whose answer it takes
-    probes: dict[int, dict[str, float]] = field(default_factory=dict)
-    decisions: dict[int, Decision] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> bool:
-        return self.state != "RUNNING"
-
-    @property
-    def step(self) -> int:
-        """How far it has come: its last probe."""
-        return max(self.probes, default=0)
-
-    def last(self, metric: str) -> float | None:
-        """The metric at the last probe."""
-        return self.probes[self.step].get(metric) if self.probes else None
 
 
 def studies(store: Store) -> list[str]:
@@ -69,10 +42,11 @@ class Study:
     def __init__(self, space: Space, store: Store, pen: Pen | None = None, extends: Sequence[str] = ()):
         self.space, self.store = space, store
         self.journal = Journal(store, space.id, pen)
+        self._tell = pen.tell if pen else lambda message: None
         self.trials: list[TrialState] = []
         self.watchers: list[Callable[[TrialState], None]] = []
         self.now = 0  # the time of the last event, in steps of trials (turns.py)
-        self._rungs = Rungs(space.search.eta)
+        self._rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
         self._runs: dict[int, Run] = {}
         self._rungs_of: dict[int, list[int]] = {}
         self._first: dict[Shape, int] = {}  # configuration -> its first trial
@@ -119,14 +93,17 @@ class Study:
             self._runs[trial.number] = runs.student(self.space, self.space.trial(trial.point)[0])
         return self._runs[trial.number]
 
-    def probe(self, trial: TrialState) -> ProbeSpec:
-        """How a trial's snapshots are judged."""
-        return self.space.probe_of(self.space.trial(trial.point)[0])
+    def probe(self, trial: TrialState, doubt: Doubt | None = None) -> ProbeSpec:
+        """How a trial's snapshots are judged; by more samples where a doubt wants them."""
+        spec = self.space.probe_of(self.space.trial(trial.point)[0])
+        return spec.model_copy(update={"samples": doubt.samples}) if doubt else spec
 
     def rungs(self, trial: TrialState) -> list[int]:
         """The steps at which a trial is probed, its end last."""
         if trial.number not in self._rungs_of:
-            self._rungs_of[trial.number] = self.space.rungs(self.space.trial(trial.point)[0])
+            steps = self.space.rungs(self.space.trial(trial.point)[0])
+            explores = self.space.search.mode == "explore"
+            self._rungs_of[trial.number] = self._rungs.judged(trial.number, steps) if explores else steps
         return self._rungs_of[trial.number]
 
     def next_rung(self, trial: TrialState) -> int:
@@ -212,12 +189,33 @@ class Study:
             self._note("probed", trial=number, step=step, metrics=dict(metrics))
         if step == self.rungs(trial)[-1]:
             return self.end(number, "COMPLETE", f"trained to its end, step {step}")
-        if self.space.search.mode == "explore":
-            if step not in trial.decisions:
-                self._note("decided", trial=number, **vars(self._rungs.decide(step, number, value)))
-            if not trial.decisions[step].go_on:
-                return self.end(number, "PRUNED", trial.decisions[step].reason)
-        return trial
+        return self._judge(trial, step) if self.space.search.mode == "explore" else trial
+
+    def checked(self, number: int) -> TrialState:
+        """A trial and its rival were probed again, as a doubt wanted: now it can be decided."""
+        trial = self.trials[number]
+        return trial if trial.ended else self._judge(trial, trial.step)
+
+    def difference(self, trial: TrialState, rival: TrialState, step: int, doubt: Doubt | None) -> Difference:
+        """By how much a trial is worse than another at a step, by their probes."""
+        mine, theirs = (probe_key(self.run(one), step, self.probe(one, doubt)) for one in (trial, rival))
+        return patiently(lambda: difference(self.store, mine, theirs, self.probe(trial, doubt)), self._tell)
+
+    def promote(self, last: bool = False) -> TrialState | None:
+        """The most promising of the trials that wait at a rung, which now goes on; None where none does for now.
+
+        Args:
+            last: nothing else is under way or will be.
+        """
+        if not (found := self._rungs.promising(last)):
+            return None
+        number, decision = found
+        return self._note("promoted", trial=number, at=self.now - decision.step, **vars(decision))
+
+    def dismiss(self) -> None:
+        """End the trials that wait at a rung: nothing is left that could make them promising."""
+        for trial in [trial for trial in self.trials if trial.waits]:
+            self.end(trial.number, "PRUNED", f"waited at step {trial.step}, and was never among the best there")
 
     def fail(self, number: int, reason: str, again: bool = False) -> TrialState:
         """A trial cannot be carried on; with `again`, not by this driver."""
@@ -239,6 +237,31 @@ class Study:
 
     # --- inside
 
+    def _judge(self, trial: TrialState, step: int) -> TrialState:
+        """Decide what becomes of a trial at a rung."""
+        number, value = trial.number, trial.probes[step][self.metric]
+        if isinstance(self.space.search.scheduler, Promotion):
+            return trial if trial.waits else self._note("waits", trial=number, step=step)
+        if step not in trial.decisions:
+            found = self._weigh(trial, self._rungs.decide(step, number, value))
+            trial = self._note("doubted" if isinstance(found, Doubt) else "decided", trial=number, **vars(found))
+        if step in trial.decisions and not trial.decisions[step].go_on:
+            return self.end(number, "PRUNED", trial.decisions[step].reason)
+        return trial
+
+    def _weigh(self, trial: TrialState, ranked: Decision) -> Decision | Doubt:
+        """What ranks say, unless it is to stop a trial and noise might as well say it."""
+        rule, doubt = self.space.search.scheduler, trial.doubts.get(ranked.step)
+        if ranked.go_on or ranked.rival is None or not isinstance(rule, STOPPING) or rule.noise == "ignore":
+            return ranked
+        rival = self.trials[doubt.rival if doubt else ranked.rival]
+        found, samples = self.difference(trial, rival, ranked.step, doubt), self.probe(trial, doubt).samples
+        worse = found.is_worse(rule.level)
+        if not worse and doubt is None:
+            return Doubt(ranked.step, rival.number, samples * rule.larger, found.value, found.error)
+        told = replace(ranked, go_on=not worse, rival=rival.number)
+        return replace(told, difference=found.value, error=found.error, samples=samples)
+
     def _note(self, kind: str, **facts: Any) -> TrialState:
         trial = self._apply(self.journal.append(kind, **facts))
         for watcher in self.watchers:
@@ -254,18 +277,17 @@ class Study:
             else:
                 self._twins.setdefault(proposed.repeats, []).append(proposed.number)
         trial = self.trials[entry["trial"]]
-        self.now = max(self.now, trial.at, facts.get("now", 0))
-        if kind == "probed":
-            trial.probes[facts["step"]] = facts["metrics"]
-            self.now = max(self.now, trial.at + facts["step"])
-        elif kind == "decided":
-            trial.decisions[facts["step"]] = Decision(**facts)
-            self._rungs.record(facts["step"], trial.number, facts["value"])
-        elif kind == "ended":
-            trial.state, trial.reason, trial.again = facts["state"], facts["reason"], facts.get("again", False)
-            if trial.repeats is not None:
-                trial.probes = dict(self.trials[trial.repeats].probes)
+        step, waited = facts.get("step", trial.step), trial.waits
+        trial.hear(kind, facts)
+        self.now = max(self.now, trial.at + (step if kind == "probed" else 0), facts.get("now", 0))
+        if kind in ("decided", "doubted", "waits"):
+            tell = self._rungs.wait if kind == "waits" else self._rungs.record
+            tell(step, trial.number, trial.probes[step][self.metric])
+        elif waited and not trial.waits:
+            self._rungs.leave(step)
+        elif kind == "ended" and trial.repeats is not None:
+            trial.probes = dict(self.trials[trial.repeats].probes)
         elif kind == "retried":
-            for failed in (trial, *(self.trials[twin] for twin in self._twins.get(trial.number, []))):
-                failed.state, failed.reason = "RUNNING", ""
+            for twin in self._twins.get(trial.number, []):
+                self.trials[twin].hear(kind, facts)
         return trial

@@ -26,7 +26,8 @@ from raysweep import history, runs
 from raysweep.domains import label
 from raysweep.errors import UserError
 from raysweep.space import dump
-from raysweep.study import Study, TrialState
+from raysweep.study import Study
+from raysweep.trials import TrialState
 from raysweep.uris import public
 from raysweep.work import probe_key
 from trainables import spec

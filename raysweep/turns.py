@@ -11,15 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from raysweep.study import Study, TrialState
+from raysweep.schedulers import Doubt
+from raysweep.study import Study
+from raysweep.trials import TrialState
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A trial's way to its next rung, probe included."""
+    """A trial's way to its next rung, probe included; or, in doubt, one more probe of it and of its rival there."""
 
     trial: int
     step: int
+    doubt: Doubt | None = None
+
+    @property
+    def trials(self) -> list[int]:
+        """The trials that are probed at its end."""
+        return [self.trial, self.doubt.rival] if self.doubt else [self.trial]
 
 
 class Turns:
@@ -47,7 +55,8 @@ class Turns:
             return None
         _, number = min(ready)
         self._away.add(number)
-        return Leg(number, self.study.next_rung(self.study.trials[number]))
+        trial = self.study.trials[number]
+        return Leg(number, self.study.next_rung(trial), trial.doubt)
 
     @property
     def finished(self) -> bool:
@@ -56,7 +65,10 @@ class Turns:
 
     def probed(self, leg: Leg, metrics: Mapping[str, float]) -> None:
         """A leg's end was reached and probed."""
-        self._early[leg.trial] = lambda: self.study.probed(leg.trial, leg.step, metrics)
+        if leg.doubt:
+            self._early[leg.trial] = lambda: self.study.checked(leg.trial)
+        else:
+            self._early[leg.trial] = lambda: self.study.probed(leg.trial, leg.step, metrics)
         self._settle()
 
     def failed(self, leg: Leg, reason: str, again: bool = False) -> None:
@@ -69,7 +81,12 @@ class Turns:
         while True:
             self._exhausted = False
             while len(self._due) < self._places and not self._exhausted:
-                if trial := self._propose():
+                trial = self.study.promote() or self._propose()
+                if trial is None and not self._due:  # whoever waits has nobody left to be compared with
+                    trial = self.study.promote(last=True)
+                    if trial is None:
+                        self.study.dismiss()
+                if trial:
                     self._place(trial)
                 else:
                     self._exhausted = True
@@ -80,7 +97,7 @@ class Turns:
             self._away.discard(number)
 
     def _place(self, trial: TrialState) -> None:
-        if trial.ended:
+        if trial.ended or trial.waits:
             self._due.pop(trial.number, None)
         else:
             self._due[trial.number] = (trial.at + self.study.next_rung(trial), trial.number)

@@ -18,7 +18,14 @@ IMPORTS_INSIDE = {
     ("raysweep/lane.py", "work"): "keeps the science out of Ray Train's controller",
 }
 LIGHT = ["trainables.spec", "trainables.catalog", "raysweep.space", "raysweep.history", "raysweep.store"]
-LIGHT += ["raysweep.study", "raysweep.dispatch", "raysweep.asha", "raysweep.results", "raysweep.launch", "raysweep.run"]
+LIGHT += [
+    "raysweep.study",
+    "raysweep.dispatch",
+    "raysweep.schedulers",
+    "raysweep.results",
+    "raysweep.launch",
+    "raysweep.run",
+]
 
 
 def functions(path: Path):

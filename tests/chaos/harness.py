@@ -38,7 +38,7 @@ trial:
     guidance_scale: {log_uniform: [1.0, 60.0], default: 30.0}
     stop: {choice: [100000, 200000], default: 100000}
     teacher: {method: vae_align, iterations: {choice: [100000, 200000], default: 200000}}
-search: {rungs: [100000, 200000], trials: 6, eta: 2, startup_trials: 2}
+search: {rungs: [100000, 200000], trials: 6, scheduler: {kind: asha, eta: 2}, startup_trials: 2}
 enqueue:
   - {set: {}, fid: 22.91, is: 70.37}
   - {set: {method.guidance_scale: 1.0}, fid: 29.30}

@@ -66,7 +66,9 @@ def test_another_name_and_another_profile_are_other_studies(load, tmp_path):
 
 def test_the_same_space_differs_in_nothing(load):
     assert difference(load().resolved, load().resolved) == []
-    assert difference(load().resolved, load(None, "search.eta=4").resolved) == ["search.eta: 2 -> 4"]
+    assert difference(load().resolved, load(None, "search.scheduler.eta=4").resolved) == [
+        "search.scheduler.eta: 2 -> 4"
+    ]
 
 
 def test_what_was_found_in_the_old_space_is_tried_in_the_new_one(load, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 import raysweep.space
 from raysweep import history, runs
+from raysweep.schedulers import Asha, Hyperband, Median, Never, Promotion
 from trainables import catalog, spec
 from trainables.spec.base import Spec
 
@@ -23,6 +24,14 @@ METHODS = {
 }
 STOP, WEIGHT = (200_000, MOVES), (0.125, MOVES)
 KIND = ("none", MOVES)
+
+RULES = {
+    "eta": (4, STAYS),
+    "noise": ("paired", STAYS),
+    "level": (0.9, STAYS),
+    "larger": (2, STAYS),
+    "startup_trials": (1, STAYS),
+}
 
 # Of each spec that a search space is made of: where it stands, in a trial of which method, and its fields with another
 # value and what that does to the key.
@@ -131,10 +140,18 @@ FIELDS = {
             "trials": (3, STAYS),
             "seed": (5, STAYS),
             "rungs": ([150_000], STAYS),
-            "eta": (4, STAYS),
+            "scheduler": ("median", STAYS),
             "startup_trials": (1, STAYS),
         },
     ),
+    **{
+        kind: (
+            "search.scheduler",
+            "none",
+            {"kind": ("never", STAYS), **{name: value for name, value in RULES.items() if name in kind.model_fields}},
+        )
+        for kind in (Asha, Hyperband, Median, Never, Promotion)
+    },
     raysweep.space.Launch: (
         "launch",
         "none",
@@ -195,7 +212,7 @@ FIELDS = {
         {
             "study": ("other", STAYS),
             "trial": ({"method": "vae_align"}, MOVES),
-            "search": ({"eta": 3}, STAYS),
+            "search": ({"trials": 3}, STAYS),
             "probe": ({"samples": 99}, STAYS),
             "launch": ({"lanes": 2}, STAYS),
             "enqueue": ([], STAYS),
@@ -257,6 +274,8 @@ def test_a_field_moves_the_key_where_it_is_said_to(write_space, monkeypatch, kin
         base |= {"trial.method.weight": {"steps": [0, 100_000], "weights": [0.5, 0.1]}}
     if kind in (raysweep.space.Probe, raysweep.space.Sampling):
         base |= {"probe.sampler": "euler", "probe.detector": "inception"}
+    if where == "search.scheduler" and name != "kind":
+        base |= {"search.scheduler.kind": kind.model_fields["kind"].default}
     changes = {f"{where}.{name}" if where else name: value}
     if kind is raysweep.space.Row:
         changes = {"enqueue": [{"set": {}, name: value}]}

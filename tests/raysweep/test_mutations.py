@@ -30,7 +30,7 @@ trial:
     layers: {choice: [[8, 6], [8, 4]]}
     stop: {choice: [50000, 100000, never]}
     teacher: {method: {choice: [vae_align, none]}, iterations: 200000}
-search: {mode: explore, rungs: [100000, 200000], trials: 6, eta: 2}
+search: {mode: explore, rungs: [100000, 200000], trials: 6, scheduler: {kind: asha, eta: 2}}
 probe: {samples: 10000}
 launch: {workers: 2}
 enqueue:
@@ -203,7 +203,7 @@ SETS = st.tuples(
         [
             "trial.batch_size",
             "search.trials",
-            "search.eta",
+            "search.scheduler.eta",
             "launch.workers",
             "enqueue",
             "trial.method",

@@ -4,8 +4,9 @@ import pytest
 
 from raysweep import space
 from raysweep.configurations import configurations
+from raysweep.curves import Recorded, Synthetic
 from raysweep.plan import Plan
-from raysweep.simulation import Recorded, Synthetic, simulate, take_on_trust
+from raysweep.simulation import simulate, take_on_trust
 from raysweep.study import Study
 from trainables import catalog
 
@@ -17,7 +18,7 @@ trial:
     guidance_scale: {uniform: [1.0, 60.0], default: 30.0}
     stop: {choice: [50000, 100000, never], default: 100000}
     teacher: {method: {choice: [vae_align, none]}, iterations: {choice: [100000, 200000], default: 200000}}
-search: {rungs: [50000, 100000, 200000], trials: 40, eta: 3}
+search: {rungs: [50000, 100000, 200000], trials: 40, scheduler: {kind: asha, eta: 3}}
 """
 
 

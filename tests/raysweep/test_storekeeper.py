@@ -24,7 +24,7 @@ trial:
     guidance_scale: {choice: [1.0, 15.0, 30.0], default: 30.0}
     stop: {choice: [100000, 200000], default: 100000}
     teacher: {method: vae_align, iterations: {choice: [100000, 200000], default: 200000}}
-search: {rungs: [100000, 200000], trials: 5, eta: 2}
+search: {rungs: [100000, 200000], trials: 5, scheduler: {kind: asha, eta: 2}}
 """
 # (configuration, steps of the smoke profile that it came to, metric at each rung)
 PLAYED = [

@@ -22,7 +22,7 @@ trial:
     guidance_scale: {choice: [1.0, 15.0, 30.0], default: 30.0}
     weight: {choice: [0.1, 0.5], default: 0.5}
     teacher: {method: {choice: [vae_align, none, repa]}, iterations: 200000}
-search: {rungs: [100000, 200000], trials: 9, eta: 2, startup_trials: 3}
+search: {rungs: [100000, 200000], trials: 9, scheduler: {kind: asha, eta: 2}, startup_trials: 3}
 enqueue:
   - {set: {}, fid: 22.91, is: 70.37}
   - {set: {method.guidance_scale: 1.0}, fid: 29.3}

@@ -30,7 +30,7 @@ trial:
     guidance_scale: {choice: [1.0, 30.0], default: 30.0}
     stop: {choice: [100000, 200000], default: 100000}
     teacher: {method: {choice: [vae_align, repa]}, iterations: {choice: [100000, 200000], default: 200000}}
-search: {rungs: [100000, 200000], trials: 6, eta: 2}
+search: {rungs: [100000, 200000], trials: 6, scheduler: {kind: asha, eta: 2}}
 launch: {concurrent_trials: 2}
 enqueue:
   - {set: {}, fid: 22.91, is: 70.37}

@@ -3,13 +3,16 @@
 import random
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep import space
 from raysweep.proposals import Proposals
+from raysweep.schedulers import Difference, Doubt
 from raysweep.simulation import MemoryStore
 from raysweep.study import Study
+from raysweep.trials import TrialState
 from raysweep.turns import Leg, Turns
 
 TEXT = """\
@@ -21,7 +24,7 @@ trial:
     guidance_scale: {uniform: [1.0, 60.0], default: 30.0}
     weight: {choice: [0.1, 0.5], default: 0.5}
     teacher: {method: {choice: [vae_align, none]}, iterations: 200000}
-search: {mode: MODE, rungs: [100000, 200000], trials: 7, eta: 2, startup_trials: 3}
+search: {mode: MODE, rungs: [100000, 200000], trials: 7, scheduler: SCHEDULER, startup_trials: 3}
 enqueue:
   - {set: {}}
   - {set: {method.guidance_scale: 1.0}}
@@ -30,9 +33,21 @@ enqueue:
 """
 
 
-def loaded(tmp_path_factory, mode: str = "explore") -> space.Space:
+SCHEDULERS = ["asha", "{kind: asha, noise: paired}", "{kind: median, noise: paired, startup_trials: 2}"]
+SCHEDULERS += ["hyperband", "promotion", "never"]
+
+
+class Compared(Study):
+    """A study whose probes are compared by a rule: those of odd trials are noisy, until there are more samples."""
+
+    def difference(self, trial: TrialState, rival: TrialState, step: int, doubt: Doubt | None) -> Difference:
+        gap = trial.probes[step][self.metric] - rival.probes[step][self.metric]
+        return Difference(gap, 100.0 if trial.number % 2 and doubt is None else abs(gap) / (trial.number + 1))
+
+
+def loaded(tmp_path_factory, mode: str = "explore", scheduler: str = "asha") -> space.Space:
     path = tmp_path_factory.mktemp("turns") / "space.yaml"
-    path.write_text(TEXT.replace("MODE", mode))
+    path.write_text(TEXT.replace("MODE", mode).replace("SCHEDULER", scheduler))
     return space.load(path, "smoke")
 
 
@@ -47,7 +62,7 @@ def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_
     """A sweep in which `pick(n)` says which of n legs under way ends next, and whose driver dies after so many."""
     store = MemoryStore()
     while True:
-        study = Study(whole, store)
+        study = Compared(whole, store)
         turns, away, told = Turns(study, Proposals(study, None).next, places), [], 0
         while not turns.finished and (not dies_after or told < dies_after):
             while leg := turns.next():
@@ -65,16 +80,46 @@ def decided(study: Study) -> list:
     return [(t.point, t.state, t.reason, t.probes, t.decisions, t.at) for t in study.trials]
 
 
-@settings(max_examples=15)
-@given(seed=st.integers(0, 10**6), dies_after=st.integers(0, 14))
-def test_the_course_of_an_exploration_is_its_space_s(tmp_path_factory, seed, dies_after):
-    whole = loaded(tmp_path_factory)
+@settings(max_examples=40)
+@given(scheduler=st.sampled_from(SCHEDULERS), seed=st.integers(0, 10**6), dies_after=st.integers(0, 16))
+def test_the_course_of_an_exploration_is_its_space_s(tmp_path_factory, scheduler, seed, dies_after):
+    whole = loaded(tmp_path_factory, scheduler=scheduler)
     chance = random.Random(seed)
     one = sweep(whole, lambda count: 0)
     other = sweep(whole, chance.randrange, dies_after=dies_after)
     assert decided(other) == decided(one)
     assert [entry["kind"] for entry in other.journal.read()] == [entry["kind"] for entry in one.journal.read()]
-    assert {trial.state for trial in one.trials} == {"COMPLETE", "PRUNED", "FAILED"}
+    assert other.finished and one.best
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_schedulers_stop_whom_they_should(tmp_path_factory, scheduler):
+    study = sweep(loaded(tmp_path_factory, scheduler=scheduler), lambda count: 0)
+    states = [trial.state for trial in study.distinct]
+    assert states.count("FAILED") == (scheduler != "hyperband") and "COMPLETE" in states  # one bracket passes that rung
+    assert ("PRUNED" in states) == (scheduler != "never")
+    kinds = {entry["kind"] for entry in study.journal.read()}
+    assert ("doubted" in kinds) == ("paired" in scheduler) and ("promoted" in kinds) == (scheduler == "promotion")
+    for trial in study.distinct:
+        assert all(decision.go_on for step, decision in trial.decisions.items() if step < trial.step)
+        if trial.state == "PRUNED" and "paired" in scheduler:
+            decision = trial.decisions[trial.step]
+            assert decision.difference > 1.6 * decision.error and f"± {decision.error:.2g}" in trial.reason
+
+
+def test_a_doubt_asks_for_both_trials_with_more_samples(tmp_path_factory):
+    whole = loaded(tmp_path_factory, scheduler="{kind: asha, noise: paired, larger: 3}")
+    study = Compared(whole, MemoryStore())
+    turns, value = Turns(study, Proposals(study, None).next, 7), 1.0
+    while not (leg := turns.next()).doubt:
+        turns.probed(leg, dict.fromkeys(whole.probe.reported, value := value + 1))
+    trial = study.trials[leg.trial]
+    assert trial.number % 2 and leg.trials == [trial.number, leg.doubt.rival] and leg.step == trial.step
+    assert study.probe(trial, leg.doubt).samples == 3 * whole.probe.samples
+    again = Turns(Compared(whole, study.store), Proposals(study, None).next, 7)  # the next driver is in the same doubt
+    assert again.next() == leg
+    turns.probed(leg, {})
+    assert trial.state == "PRUNED" and trial.decisions[trial.step].samples == 3 * whole.probe.samples
 
 
 def test_a_reproduction_hears_of_whoever_comes_first(tmp_path_factory):
