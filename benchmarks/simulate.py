@@ -1,21 +1,27 @@
-"""What a sweep would take and find, before any money is spent: the same study, order and ASHA on a virtual clock.
+"""What a sweep would take and find, before any money is spent: the same study, order and scheduler on a virtual clock.
 
-    python benchmarks/simulate.py search_spaces/table5.yaml --trials 10000 --gpus 1000 --picture simulated.png
+    python benchmarks/simulate.py search_spaces/table5.yaml --noise 0.05 0.1 0.5 --seeds 100 --picture simulated.png
 
-Compared, over `--seeds` draws of the learning curves: ASHA with each `--eta` and, with `--grid`, every configuration to
-its end; each of them sharing stages, and as trial-based tuners do, where each trial trains its own teacher. The
-configurations are the space's rows, then random ones (TPE is not simulated). Curves are synthetic, or a study's own
-with `--curves STUDY --storage URI`; times are those that `raysweep.price` assumes. `regret` is how far the best trial
-that was finished is from the truly best configuration, without the noise of probes.
+Compared, over `--seeds` draws of the learning curves and of the order of proposal: `--schedulers` (`never` is a grid);
+with `--alone` each of them also as trial-based tuners do, where each trial trains its own teacher. The configurations
+are the space's rows, then random ones (samplers are not simulated). Curves are synthetic, or a study's own with
+`--curves STUDY --storage URI`; times are those that `raysweep.price` assumes. `regret` is how far the best trial that
+was finished is from the truly best configuration, without the noise of probes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
+import random
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,104 +33,150 @@ from rich.table import Table
 
 from raysweep import space
 from raysweep.configurations import Configuration, configurations
-from raysweep.curves import Recorded, Synthetic
+from raysweep.curves import Curve, Recorded, Synthetic
+from raysweep.errors import UserError
 from raysweep.simulation import Outcome, simulate, take_on_trust
 from raysweep.space import Space
 from raysweep.store import Store
 from raysweep.study import Study
 
-GRID = "all to their ends"
+SCHEDULERS = [
+    "never",
+    "asha",
+    "{kind: asha, eta: 4}",
+    "{kind: asha, noise: paired}",
+    "promotion",
+    "hyperband",
+    "median",
+]
 
 
-def loaded(options: argparse.Namespace, mode: str, eta: int) -> Space:
-    overrides = [f"search.trials={options.trials}", f"search.mode={mode}", f"search.eta={eta}", *options.set]
-    return space.load(options.space, options.profile, overrides)
+def loaded(options: argparse.Namespace, scheduler: str) -> Space:
+    overrides = (f"search.trials={options.trials}", "search.mode=explore", f"search.scheduler={scheduler}")
+    return _loaded(options.space, options.profile, (*overrides, *options.set))
 
 
-def strategies(options: argparse.Namespace) -> dict[str, tuple[str, int]]:
-    every = {GRID: ("reproduce", 2)} if options.grid else {}
-    return every | {f"ASHA, eta {eta}": ("explore", eta) for eta in options.eta}
+@lru_cache
+def _loaded(file: Path, profile: str, overrides: tuple[str, ...]) -> Space:
+    return space.load(file, profile, list(overrides))
 
 
-def curves(options: argparse.Namespace, chosen: list[Configuration], seed: int) -> tuple[Any, list[Configuration]]:
-    """The learning curves, and the configurations that have one."""
+def curves(
+    options: argparse.Namespace, chosen: list[Configuration], noise: float, seed: int
+) -> tuple[Curve, list[Configuration]]:
+    """The learning curves, and the configurations that have one, in an order of their own for each seed."""
     if options.curves:
         recorded = Recorded.of(Study.reopen(Store(options.storage), options.curves))
         return recorded, [each for each in chosen if recorded.known(each)]
     published = [each.published for each in chosen if each.published is not None]
-    return Synthetic(seed, noise=options.noise, **({"finals": published} if published else {})), chosen
+    shuffled = random.Random(seed).sample(chosen, len(chosen))
+    return Synthetic(seed, noise=noise, spread=options.spread, **({"finals": published} if published else {})), shuffled
 
 
-def facts(outcome: Outcome, truth: dict[str, float], wall_s: float) -> dict[str, Any]:
+@dataclass
+class Job:
+    """One simulated sweep."""
+
+    scheduler: str
+    sharing: bool
+    noise: float
+    seed: int
+
+
+def facts(outcome: Outcome, truth: list[float]) -> dict[str, Any]:
     best = outcome.study.best
-    ended = {trial.number: truth[str(trial.number)] for trial in outcome.complete}
+    regret = truth[best.number] - min(truth) if best else float("nan")
     return {
         "days": outcome.hours / 24,
         "gpu_hours": outcome.gpu_hours,
         "probe_gpu_hours": outcome.probe_gpu_hours,
         "steps": outcome.steps,
-        "complete": len(ended),
-        "regret": ended[best.number] - min(truth.values()) if best else float("nan"),
+        "complete": len(outcome.complete),
+        "regret": regret,
         "found": outcome.found,
-        "wall_s": wall_s,
     }
 
 
-def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+def carry_out(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     take_on_trust()
     lanes = max(1, options.gpus // options.gpus_per_lane)
-    explored = loaded(options, "explore", 2)
-    chosen = list(configurations(explored, []))
+    whole = loaded(options, job.scheduler)
+    curve, known = curves(options, list(configurations(whole, [])), job.noise, job.seed)
+    began = time.perf_counter()
+    outcome = simulate(whole, known, curve, lanes, options.gpus_per_lane, job.sharing)
+    told = facts(outcome, [curve.final(each) for each in known])
+    return vars(job) | {"trials": len(known), "wall_s": time.perf_counter() - began, **told}
+
+
+def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    for scheduler in options.schedulers:
+        loaded(options, scheduler)  # a mistake is told before anything is simulated
     jobs = [
-        (name, sharing, seed)
-        for name in strategies(options)
-        for sharing in (True, False)
-        for seed in range(options.seeds)
+        Job(*job)
+        for job in itertools.product(
+            options.schedulers, (True, False) if options.alone else (True,), options.noise, range(options.seeds)
+        )
     ]
-    rows = []
-    for name, sharing, seed in track(jobs, "Simulating", console=console, transient=True):
-        curve, known = curves(options, chosen, seed)
-        truth = {str(number): curve.final(each) for number, each in enumerate(known)}
-        mode, eta = strategies(options)[name]
-        began = time.perf_counter()
-        outcome = simulate(loaded(options, mode, eta), known, curve, lanes, options.gpus_per_lane, sharing)
-        told = facts(outcome, truth, time.perf_counter() - began)
-        rows.append({"strategy": name, "sharing": sharing, "seed": seed, "trials": len(known), **told})
-    return rows
+    with ProcessPoolExecutor(options.processes) as pool:
+        rows = pool.map(partial(carry_out, options), jobs)
+        return list(track(rows, "Simulating", len(jobs), console=console, transient=True))
 
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    table = Table(title=f"{options.space.stem}: {rows[0]['trials']} trials on {options.gpus} GPUs, simulated")
-    for name in ("strategy", "days", "GPU-h", "steps", "complete", "regret", "wall s"):
-        table.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
-    for name in dict.fromkeys(row["strategy"] for row in rows):
-        for sharing in (True, False):
-            mine = [row for row in rows if (row["strategy"], row["sharing"]) == (name, sharing)]
-            mean = {key: statistics.fmean(row[key] for row in mine) for key in ("days", "gpu_hours", "steps", "regret")}
-            cells = [f"{mean['days']:.2f}", f"{mean['gpu_hours']:,.0f}"]
-            cells.append(f"{mean['steps'] / 1e6:,.0f}M")
-            cells += [f"{statistics.fmean(row['complete'] for row in mine):,.0f}", f"{mean['regret']:.2f}"]
-            cells.append(f"{statistics.fmean(row['wall_s'] for row in mine):.1f}")
-            table.add_row(f"{name}, {'shared' if sharing else 'alone'}", *cells)
-    Console().print(table)
+    title = f"{options.space.stem}: {rows[0]['trials']} trials on {options.gpus} GPUs, {options.seeds} seeds, simulated"
+    table = Table(title=title)
+    for name in ("noise", "scheduler", "days", "GPU-h", "of it probes", "steps", "complete", "regret", "best found"):
+        table.add_column(name, justify="left" if name == "scheduler" else "right", no_wrap=True)
+    groups = itertools.groupby(
+        sorted(rows, key=lambda row: (row["noise"], options.schedulers.index(row["scheduler"]), not row["sharing"])),
+        key=lambda row: (row["noise"], row["scheduler"], row["sharing"]),
+    )
+    for (noise, scheduler, sharing), group in groups:
+        mine = list(group)
+        means = ("days", "gpu_hours", "probe_gpu_hours", "steps", "complete", "regret")
+        mean = {key: statistics.fmean(row[key] for row in mine) for key in means}
+        error = statistics.stdev([row["regret"] for row in mine]) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
+        table.add_row(
+            f"{noise:g}",
+            scheduler if sharing else f"{scheduler}, alone",
+            f"{mean['days']:.2f}",
+            f"{mean['gpu_hours']:,.0f}",
+            f"{mean['probe_gpu_hours']:,.0f}",
+            f"{mean['steps'] / 1e6:,.1f}M",
+            f"{mean['complete']:,.1f}",
+            f"{mean['regret']:.3f} ± {error:.3f}",
+            f"{statistics.fmean(row['regret'] == 0 for row in mine):.0%}",
+        )
+    Console(width=max(120, Console().width)).print(table)
 
 
-def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """The best metric found against the days since the start, one line a strategy."""
+def draw(rows: list[dict[str, Any]], options: argparse.Namespace, file: Path) -> None:
+    """Regret against steps, a point for each scheduler, a panel for each noise; and the best metric found against days,
+    of the first seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    noises = sorted({row["noise"] for row in rows})
+    figure, panels = pyplot.subplots(1, len(noises) + 1, figsize=(4.2 * (len(noises) + 1), 4), layout="constrained")
+    for axes, noise in zip(panels, noises, strict=False):
+        for scheduler in options.schedulers:
+            mine = [row for row in rows if (row["noise"], row["scheduler"], row["sharing"]) == (noise, scheduler, True)]
+            regrets = [row["regret"] for row in mine]
+            error = statistics.stdev(regrets) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
+            steps = statistics.fmean(row["steps"] for row in mine) / 1e6
+            axes.errorbar(steps, statistics.fmean(regrets), 1.96 * error, fmt="o", capsize=2, label=scheduler)
+        axes.set(
+            xlabel="million steps", ylabel="regret (bars: 95%)", title=f"noise of a probe: {noise:g}", ylim=(0, None)
+        )
     for row in rows:
-        if row["seed"] == 0 and row["found"]:
+        if row["seed"] == 0 and row["noise"] == noises[0] and row["found"]:
             days = [hours / 24 for hours, _ in row["found"]] + [row["days"]]
             values = [value for _, value in row["found"]] + [row["found"][-1][1]]
-            label = f"{row['strategy']}, {'shared' if row['sharing'] else 'alone'}"
-            axes.step(days, values, where="post", label=label, linestyle="-" if row["sharing"] else ":")
-    axes.set(xlabel="days", ylabel="best metric found")
-    axes.legend(fontsize=8)
+            panels[-1].step(days, values, where="post", linestyle="-" if row["sharing"] else ":")
+    panels[-1].set(xlabel="days", ylabel="best metric found", title="one seed")
+    panels[0].legend(fontsize=7)
     figure.savefig(file, dpi=150)
 
 
@@ -133,21 +185,26 @@ def main() -> int:
     parser.add_argument("space", type=Path)
     parser.add_argument("--profile", default="cluster")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--gpus", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--gpus", type=int, default=64)
     parser.add_argument("--gpus-per-lane", type=int, default=8)
-    parser.add_argument("--eta", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--grid", action="store_true", help="also every configuration to its end")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--noise", type=float, default=0.1, help="standard deviation of a probe")
+    parser.add_argument("--schedulers", nargs="+", default=SCHEDULERS, help="as in search.scheduler")
+    parser.add_argument("--alone", action="store_true", help="also without sharing")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1], help="standard deviation of a probe")
+    parser.add_argument("--spread", type=float, default=0.15, help="how differently curves fall, relative: they cross")
     parser.add_argument("--curves", metavar="STUDY", help="replay what a study has measured")
     parser.add_argument("--storage", default="runs")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = run(options, Console(stderr=True))
+    try:
+        rows = run(options, Console(stderr=True))
+    except UserError as error:
+        parser.error(str(error))
     if options.picture:
-        draw(rows, options.picture)
+        draw(rows, options, options.picture)
     print(json.dumps(rows)) if options.json else show(rows, options)
     return 0
 
