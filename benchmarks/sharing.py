@@ -125,7 +125,7 @@ def trial_based(config: dict[str, Any]) -> None:
         at = (here, rung)
         metrics = {}
         if config["probe"]:
-            metrics = bench.probe(run, ProbeSpec.model_validate_json(config["probe"]), here, None)
+            metrics = bench.probe(run, ProbeSpec.model_validate_json(config["probe"]), here).metrics
         tune.report({"step": rung, "steps": steps, "files": {f.name: sha256_of(f) for f in here.iterdir()}, **metrics})
 
 

@@ -65,7 +65,10 @@ def _behind(study: Study, trial: TrialState) -> Iterator[tuple[bool, str, dict[s
     ends = [(run, step), *((t.run, t.step) for t in runs.teachers(run))] if step else []
     for trained, end in ends:
         yield from ((False, manifest["key"], manifest) for manifest in study.store.way(trained, end))
-    for rung in trial.probes:
-        key = probe_key(run, rung, probe)
+    keys = [probe_key(run, rung, probe) for rung in trial.probes]
+    for doubt in trial.doubts.values():
+        both = (trial, study.trials[doubt.rival])
+        keys += [probe_key(study.run(one), doubt.step, study.probe(one, doubt)) for one in both]
+    for key in keys:
         if record := study.store.record("probes", key):
             yield True, key, record

@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     result = _judge(bench, probed, spec, data, autoencoder, console)
     seconds = time.perf_counter() - began
     if options.picture:
-        save_grid(result.grid, options.picture, probed.num_classes)
+        save_grid(result.grid, options.picture, result.columns)
     told = {
         "checkpoint": options.checkpoint,
         **describe(probed),

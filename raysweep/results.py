@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from raysweep import history, runs
@@ -27,6 +28,7 @@ def trial_row(study: Study, trial: TrialState) -> Row:
         "steps": trial.step,
         "metrics": trial.probes.get(trial.step, {}),
         "probes": [{"step": step, **metrics} for step, metrics in sorted(trial.probes.items())],
+        "decisions": [asdict(decision) for _, decision in sorted(trial.decisions.items())],
         "repeats": trial.repeats,
         "published": published,
         "history_key": None,

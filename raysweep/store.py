@@ -2,7 +2,8 @@
 
     checkpoints/<step>/<key>/<nonce>/<file>     what was published
     checkpoints/<step>/<key>/manifest.json      written last: names the files, their sizes and SHA-256
-    records/<kind>/<key>.json, .png             small facts, e.g. of a probe, sealed with a SHA-256
+    records/<kind>/<key>.json                   small facts, e.g. of a probe, sealed with a SHA-256
+    records/<kind>/<key>.<ending>               what belongs to them: a probe's picture (png), its influences (npy)
     aside/…                                     manifests of checkpoints that were found damaged, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
     leases/…, owners/…                          who is at work on what: leases.py
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import sys
 import tempfile
@@ -22,11 +24,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from raysweep import history
 from raysweep.files import CHUNK, Files, sha256_of
 from trainables.spec import Run
+
+Influence = npt.NDArray[np.float32]
 
 
 class Missing(KeyError):
@@ -199,20 +207,28 @@ class Store(Files):
     # --- records
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The record of that kind and key, if it is there and, with its picture, as it was written."""
+        """The record of that kind and key, if it is there and, with its files, as it was written."""
         sealed = self.sealed(f"records/{kind}/{key}.json")
         if sealed is None:
             return None
-        picture = sealed["picture"]
-        if picture and self.digest(f"records/{kind}/{key}.png") != picture:
-            return None
+        for ending, digest in sealed["files"].items():
+            if self.digest(f"records/{kind}/{key}.{ending}") != digest:
+                return None
         content: dict[str, Any] = sealed["content"]
         return content
 
-    def put_record(self, kind: str, key: str, record: Mapping[str, Any], picture: Path | None = None) -> None:
-        """Keep a record; its picture, if any, is there before it."""
-        digest = self.copy_in(picture, f"records/{kind}/{key}.png") if picture else None
-        self.seal(f"records/{kind}/{key}.json", {"content": dict(record), "picture": digest})
+    def put_record(
+        self, kind: str, key: str, record: Mapping[str, Any], files: Mapping[str, Path] = MappingProxyType({})
+    ) -> None:
+        """Keep a record; its files, by their endings, are there before it."""
+        digests = {ending: self.copy_in(file, f"records/{kind}/{key}.{ending}") for ending, file in files.items()}
+        self.seal(f"records/{kind}/{key}.json", {"content": dict(record), "files": digests})
+
+    def influence(self, key: str) -> Influence | None:
+        """What each sample of a probe weighs in the metric that decides, (N,) float32, or None where that is not
+        stored."""
+        content = self.read(f"records/probes/{key}.npy")
+        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
 
     @contextlib.contextmanager
     def open_picture(self, kind: str, key: str) -> Iterator[BinaryIO | None]:

@@ -64,6 +64,7 @@ class Mirror:
         self._runs: dict[str, str] = {}  # what a run stands for -> its id
         self._synced: dict[str, int] = {}  # run id -> the last step that was mirrored
         self._ended: set[str] = set()
+        self._decided: set[tuple[str, int]] = set()  # decisions that were told, by run and step
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what goes wrong is told by us, in a line
         try:
@@ -113,6 +114,11 @@ class Mirror:
                 self._grid(run_id, run, step, self.study.probe(trial))
             self._client.set_tag(run_id, "raysweep.history_key", history.key(run, trial.step))
             self._mark(run_id, trial.step)
+        if run_id not in self._ended:
+            for step, decision in trial.decisions.items():
+                if (run_id, step) not in self._decided:
+                    self._client.set_tag(run_id, f"raysweep.decision.{step}", decision.reason)
+                    self._decided.add((run_id, step))
         if trial.ended:
             self._end(run_id, trial)
 

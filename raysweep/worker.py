@@ -206,13 +206,13 @@ class _Worker:
         assert spec is not None
         self._show_progress(0)
         began = time.perf_counter()
-        picture = folder / "grid.png" if self.leads else None
         snapshot = self._together(lambda: self._folder(TeacherRef(run=run, step=step)))
-        metrics = self.bench.probe(run, spec, snapshot, picture)
+        probed = self.bench.probe(run, spec, snapshot)
         key = probe_key(run, step, spec)
         facts = {"key": key, "checkpoint": history.key(run, step), "step": step, "probe": spec.model_dump(mode="json")}
-        facts |= {"metrics": metrics, "seconds": time.perf_counter() - began, **self._made_by(assignment)}
-        self._together(lambda: self.store.put_record("probes", key, facts, picture) if self.leads else None)
+        facts |= {"metrics": probed.metrics, "seconds": time.perf_counter() - began, **self._made_by(assignment)}
+        files = probed.save(folder) if self.leads else {}
+        self._together(lambda: self.store.put_record("probes", key, facts, files) if self.leads else None)
 
     def _show_progress(self, begin: int) -> None:
         """From now on, tell the dispatcher now and then how far the work is, and hear whether it wants to stop. Nothing

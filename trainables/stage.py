@@ -6,7 +6,7 @@ A `Bench` outlives the pieces: what one piece loads (data, detector, teachers) i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trainables import cached, catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probe import Probed, probe, save_grid
+from trainables.evaluation.probe import Probed, probe
 from trainables.evaluation.reference import Reference
 from trainables.spec import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
 from trainables.train import Context, Outcome, load_backbone, train
@@ -51,10 +51,10 @@ class Bench:
             teacher=teacher,
         )
 
-    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, picture: Path | None) -> Mapping[str, float]:
-        """Metrics of the snapshot in `folder`; rank 0 also writes the sample grid to `picture`."""
+    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path) -> Probed:
+        """What a probe finds of the snapshot in `folder`."""
         data, context = self.data(recipe.data), self.context
-        probed: Probed = probe(
+        return probe(
             load_backbone(recipe, data, load_weights(folder), context.device),
             spec,
             autoencoder=self.autoencoder,
@@ -68,9 +68,6 @@ class Bench:
             world_size=context.world_size,
             progress=context.progress,
         )
-        if picture:
-            save_grid(probed.grid, picture, data.num_classes)
-        return probed.metrics
 
     def data(self, name: str, *, mirrored: bool = False, images: bool = False) -> LatentSet:
         """The training latents of a data set, encoded the first time that this machine needs them."""

@@ -59,7 +59,7 @@ def published(storage: Path) -> tuple[str, Path]:
 @pytest.fixture(scope="module")
 def recorded(storage: Path, published, cache: Path) -> dict[str, float]:
     """What a sweep records for the checkpoint at step 4."""
-    return dict(Bench(Context(), cache).probe(RUN, SPEC, published[1], None))
+    return Bench(Context(), cache).probe(RUN, SPEC, published[1]).metrics
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
     disk.store.put_record("probes", "one", {"metrics": {"fid": 1.0}})
     begin(disk)
     with pytest.raises(OSError):
-        disk.store.put_record("probes", "two", {"metrics": "x" * 9000}, files / "state.safetensors")
+        disk.store.put_record("probes", "two", {"metrics": "x" * 9000}, {"npy": files / "state.safetensors"})
     end(disk)
     assert disk.store.record("probes", "two") is None and disk.store.record("probes", "one")
 

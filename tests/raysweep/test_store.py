@@ -3,16 +3,21 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysweep import history
 from raysweep.errors import UserError
+from raysweep.evidence import difference
+from raysweep.schedulers import Difference
 from raysweep.store import Damaged, Missing, Store
-from trainables.spec import NoTerm, Phase, Run
+from trainables.spec import NoTerm, Phase, ProbeSpec, Run
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
+
+SPEC = ProbeSpec(samples=500)
 
 
 def publish(store: Store, folder: Path, step: int) -> str:
@@ -84,17 +89,44 @@ def test_a_copy_of_an_object_that_was_altered_on_this_machine_is_fetched_again(t
     assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
 
 
-def test_records_come_back_with_their_picture(tmp_path, storage):
+def test_records_come_back_with_their_files(tmp_path, storage):
     store = Store(storage)
-    picture = tmp_path / "grid.png"
+    picture, influence = tmp_path / "grid.png", tmp_path / "influence.npy"
     picture.write_bytes(b"png")
-    store.put_record("probes", "k", {"metrics": {"fd": 1.5}}, picture)
+    np.save(influence, np.arange(5, dtype=np.float32))
+    store.put_record("probes", "k", {"metrics": {"fd": 1.5}}, {"png": picture, "npy": influence})
+    assert store.influence("k").tolist() == [0, 1, 2, 3, 4] and store.influence("other") is None
     assert store.record("probes", "k") == {"metrics": {"fd": 1.5}}
     assert store.record("probes", "other") is None
     with store.open_picture("probes", "k") as stream:
         assert stream.read() == b"png"
     store.write("records/probes/k.png", b"another")
     assert store.record("probes", "k") is None
+
+
+def probed(store: Store, folder: Path, key: str, value: float, influence: list[float]) -> None:
+    np.save(folder / f"{key}.npy", np.array(influence, dtype=np.float32))
+    metrics = {SPEC.metric: value, f"{SPEC.metric}_se": float(np.std(influence, ddof=1)) / len(influence) ** 0.5}
+    store.put_record("probes", key, {"metrics": metrics}, {"npy": folder / f"{key}.npy"})
+
+
+def test_probes_that_drew_the_same_noise_differ_by_less_than_their_errors(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    common, own = np.random.default_rng(0).normal(size=(2, 500))
+    probed(store, tmp_path, "a", 20.0, common)
+    probed(store, tmp_path, "b", 20.5, common + 0.1 * own)
+    found = difference(store, "b", "a", SPEC)
+    assert found.value == 0.5 and found.error == pytest.approx(0.1 * own.std(ddof=1) / 500**0.5, rel=1e-4)
+    assert found.is_worse(0.95)
+    store.delete("records/probes/a.npy")  # and with it the record
+    assert not difference(store, "b", "a", SPEC).is_worse(0.95)
+
+
+def test_without_influences_the_errors_of_two_probes_count_as_independent(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    for key, value, error in (("a", 20.0, 0.3), ("b", 20.5, 0.4)):
+        store.put_record("probes", key, {"metrics": {SPEC.metric: value, f"{SPEC.metric}_se": error}})
+    assert difference(store, "b", "a", SPEC) == Difference(0.5, 0.5)
 
 
 def test_a_relative_storage_is_the_same_from_every_working_directory(tmp_path, monkeypatch):

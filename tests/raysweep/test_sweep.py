@@ -30,7 +30,7 @@ trial:
     guidance_scale: {choice: [1.0, 30.0], default: 30.0}
     stop: {choice: [100000, 200000], default: 100000}
     teacher: {method: {choice: [vae_align, repa]}, iterations: {choice: [100000, 200000], default: 200000}}
-search: {rungs: [100000, 200000], trials: 6, scheduler: {kind: asha, eta: 2}}
+search: {rungs: [100000, 200000], trials: 6, scheduler: {kind: asha, noise: paired, level: 0.6}}
 launch: {concurrent_trials: 2}
 enqueue:
   - {set: {}, fid: 22.91, is: 70.37}
@@ -118,6 +118,21 @@ def test_the_rows_are_all_there_with_reasons(first):
     assert first["metric"] == "fd_effnet_18"
     complete = [t for t in trials if t["state"] == "COMPLETE"]
     assert first["best"]["metrics"][first["metric"]] == min(t["metrics"][first["metric"]] for t in complete)
+
+
+def test_whoever_is_stopped_was_shown_to_be_worse(first, mlflow_runs):
+    client, runs = mlflow_runs
+    tags = {int(r.data.tags["raysweep.trial"]): r.data.tags for r in runs if r.data.tags["raysweep.kind"] == "trial"}
+    seen = set()
+    for trial in first["trials"]:
+        for decision in trial["decisions"] if trial["repeats"] is None else []:
+            judged = decision["difference"] is not None
+            seen.add((judged, decision["go_on"]))
+            assert judged or decision["go_on"]
+            assert not judged or decision["go_on"] == (decision["difference"] <= 0.2534 * decision["error"])
+            told = tags[trial["trial"]][f"raysweep.decision.{decision['step']}"]
+            assert told.startswith("goes on" if decision["go_on"] else "stopped") and ("±" in told) == judged
+    assert {(False, True), (True, False)} <= seen
 
 
 def test_two_stops_of_one_configuration_share_their_first_steps(first):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -30,11 +31,28 @@ GRID_ROWS, GRID_COLUMNS = 4, 10  # of the picture: samples of a class below each
 
 @dataclass
 class Probed:
-    """Metrics and their standard errors by name, and the first images of the first classes: uint8
-    (rows * columns, 3, H, W), row by row."""
+    """What a probe finds.
+
+    Args:
+        metrics: and their standard errors, by name.
+        influence: (N,) float32, what each sample weighs in the metric that decides (`Estimate`); None where it is NaN.
+        grid: the first images of the first classes, (rows * columns, 3, H, W) uint8, row by row.
+        columns: of the grid, one a class.
+    """
 
     metrics: dict[str, float]
+    influence: Tensor | None
     grid: Tensor
+    columns: int
+
+    def save(self, folder: File) -> dict[str, File]:
+        """Write the grid as a PNG and the influences as an .npy; returns the files by their endings."""
+        files = {"png": folder / "grid.png"}
+        save_grid(self.grid, files["png"], self.columns)
+        if self.influence is not None:
+            files["npy"] = folder / "influence.npy"
+            np.save(files["npy"], self.influence.numpy(), allow_pickle=False)
+        return files
 
 
 @dataclass(frozen=True)
@@ -121,17 +139,18 @@ def probe(
 
     gathered = _gather((views, pictures, finite), world_size)
     views, pictures = _in_order(gathered, 0, chunks), _in_order(gathered, 1, chunks)
-    metrics = dict.fromkeys(spec.reported, math.nan)
+    metrics, influence = dict.fromkeys(spec.reported, math.nan), None
     if all(shard[-1] for shard in gathered):
-        for judged, estimate in reference.judge(_joined(views), spec.metrics).items():
+        found = reference.judge(_joined(views), spec.metrics)
+        for judged, estimate in found.items():
             name = spec.name(judged)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
-    return Probed(metrics, torch.cat(pictures))
+        influence = found[spec.metrics[0]].influence.float().cpu()
+    return Probed(metrics, influence, torch.cat(pictures), min(num_classes, GRID_COLUMNS))
 
 
-def save_grid(grid: Tensor, path: File, num_classes: int, scale: int = 2) -> None:
+def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
     """Write a probe's pictures as one PNG: one class a column."""
-    columns = min(num_classes, GRID_COLUMNS)
     rows = len(grid) // columns
     tiles = grid[: rows * columns].reshape(rows, columns, *grid.shape[1:])  # (rows, columns, 3, H, W)
     sheet = tiles.permute(0, 3, 1, 4, 2).reshape(rows * grid.shape[2], columns * grid.shape[3], 3)
