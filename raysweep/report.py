@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raysweep import plots, tables
 from raysweep.command import guarded
-from raysweep.results import summary, text
+from raysweep.results import LEVEL, summary, text
 from raysweep.store import Store
 from raysweep.study import Study
 
@@ -47,6 +47,9 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
         console.print(
             f"Best: trial {best['trial']}, {study.metric} {tables.with_error(best['metrics'], study.metric)} ({point})"
         )
+    if others := result["not_clearly_worse"]:
+        told = f"Its last probe does not tell it from trial{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+        console.print(f"{told} (paired, {LEVEL:.0%})", highlight=False, soft_wrap=True)
     console.print(f"{steps['without_sharing']} steps if every trial trained its own teacher", end="")
     if "computed" in steps:
         console.print(f"; {steps['computed']} computed now, {steps['reused']} reused", end="")

@@ -14,6 +14,7 @@ from raysweep.trials import TrialState
 from raysweep.uris import public
 
 Row = dict[str, Any]
+LEVEL = 0.95
 
 
 def trial_row(study: Study, trial: TrialState) -> Row:
@@ -62,10 +63,20 @@ def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict
         "metric": study.metric,
         "trials": rows,
         "best": rows[best.number] if best else None,
+        "not_clearly_worse": not_clearly_worse(study),
         "steps": {"without_sharing": without_sharing(rows)},
         "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
         "storage": public(study.store.uri),
     }
+
+
+def not_clearly_worse(study: Study) -> list[int]:
+    """The complete trials beside the best whose last probes do not say, at `LEVEL`, that they are worse."""
+    best = study.best
+    if best is None:
+        return []
+    others = [t for t in study.distinct if t.state == "COMPLETE" and t.step == best.step and t is not best]
+    return [t.number for t in others if not study.difference(t, best, best.step, None).is_worse(LEVEL)]
 
 
 def searched(study: Study) -> list[str]:

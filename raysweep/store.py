@@ -211,7 +211,7 @@ class Store(Files):
         sealed = self.sealed(f"records/{kind}/{key}.json")
         if sealed is None:
             return None
-        for ending, digest in sealed["files"].items():
+        for ending, digest in sealed.get("files", {}).items():  # none in those of an earlier version
             if self.digest(f"records/{kind}/{key}.{ending}") != digest:
                 return None
         content: dict[str, Any] = sealed["content"]
