@@ -93,7 +93,7 @@ def survey(store: Store, keep_best: int = 3, budget_gib: float = math.inf, young
     sizes: Counter[str] = Counter()
     remains: dict[str, int] = {}
     now = time.time()
-    for place in ("checkpoints", "aside"):
+    for place in ("checkpoints", "aside", "shards"):
         for entry in store.entries(place, recursive=True):
             if not entry.is_file:
                 continue

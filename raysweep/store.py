@@ -4,6 +4,7 @@
     checkpoints/<step>/<key>/manifest.json      written last: names the files, their sizes and SHA-256
     records/<kind>/<key>.json                   small facts, e.g. of a probe, sealed with a SHA-256
     records/<kind>/<key>.<ending>               what belongs to them: a probe's picture (png), its influences (npy)
+    shards/<probe>/<number>                     parts of probes that are not finished
     aside/…                                     manifests of checkpoints that were found damaged, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
     leases/…, owners/…                          who is at work on what: leases.py

@@ -24,6 +24,7 @@ from raysweep import history
 from raysweep.files import sha256_of
 from raysweep.lane import LaneConfig
 from raysweep.ranks import Ranks
+from raysweep.shards import Shards
 from raysweep.store import Damaged, Missing, Store
 from raysweep.work import Assignment, probe_key
 from trainables import catalog
@@ -207,12 +208,15 @@ class _Worker:
         self._show_progress(0)
         began = time.perf_counter()
         snapshot = self._together(lambda: self._folder(TeacherRef(run=run, step=step)))
-        probed = self.bench.probe(run, spec, snapshot)
         key = probe_key(run, step, spec)
+        shards = Shards(self.store, f"{key}-{self.context.device.type}-{torch.__version__}")
+        probed = self.bench.probe(run, spec, snapshot, shards)
         facts = {"key": key, "checkpoint": history.key(run, step), "step": step, "probe": spec.model_dump(mode="json")}
         facts |= {"metrics": probed.metrics, "seconds": time.perf_counter() - began, **self._made_by(assignment)}
         files = probed.save(folder) if self.leads else {}
         self._together(lambda: self.store.put_record("probes", key, facts, files) if self.leads else None)
+        if self.leads:
+            shards.clear()
 
     def _show_progress(self, begin: int) -> None:
         """From now on, tell the dispatcher now and then how far the work is, and hear whether it wants to stop. Nothing

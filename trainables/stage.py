@@ -17,7 +17,7 @@ from trainables import cached, catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probe import Probed, probe
+from trainables.evaluation.probe import Probed, Shards, probe
 from trainables.evaluation.reference import Reference
 from trainables.spec import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
 from trainables.train import Context, Outcome, load_backbone, train
@@ -51,8 +51,8 @@ class Bench:
             teacher=teacher,
         )
 
-    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path) -> Probed:
-        """What a probe finds of the snapshot in `folder`."""
+    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, shards: Shards | None = None) -> Probed:
+        """What a probe finds of the snapshot in `folder`; `shards` are what an earlier attempt has left."""
         data, context = self.data(recipe.data), self.context
         return probe(
             load_backbone(recipe, data, load_weights(folder), context.device),
@@ -67,6 +67,7 @@ class Bench:
             rank=context.rank,
             world_size=context.world_size,
             progress=context.progress,
+            shards=shards,
         )
 
     def data(self, name: str, *, mirrored: bool = False, images: bool = False) -> LatentSet:

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -53,6 +54,13 @@ class Probed:
             files["npy"] = folder / "influence.npy"
             np.save(files["npy"], self.influence.numpy(), allow_pickle=False)
         return files
+
+
+class Shards(Protocol):
+    """Finished chunks of a probe, as safetensors: a dict, or something that outlives the process."""
+
+    def get(self, number: int, /) -> bytes | None: ...
+    def __setitem__(self, number: int, content: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def probe(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
+    shards: Shards | None = None,
 ) -> Probed:
     """Metrics of a frozen backbone, NaN where a sample was not finite. With several ranks each calls this and each gets
     the same answer.
@@ -122,31 +131,33 @@ def probe(
         reference: the real images through the same detector.
         path: on which the backbone was trained.
         progress: called with the number of samples drawn so far, this rank's share.
+        shards: what is known of its chunks, by their numbers: not drawn again; the others are put there.
     """
     chunks = -(-spec.samples // spec.batch_size)
-    views: list[Seen] = []
-    pictures, finite = [], True
+    shards = {} if shards is None else shards
+    mine: list[dict[str, Tensor]] = []
     for number in range(rank, chunks, world_size):
-        part = chunk(spec, number, latent_shape, num_classes)
-        latents = sample(backbone, spec, part, device, path)
-        finite &= bool(latents.isfinite().all())  # as pixels they would look like any other
-        images = decode(autoencoder, latents.nan_to_num())
-        views.append(detector(images).cpu())
-        number_of = part.first + torch.arange(len(images))
-        shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
-        pictures.append(images[shown.to(images.device)].cpu())
+        shard = _read(shards.get(number))
+        if shard is None:
+            part = chunk(spec, number, latent_shape, num_classes)
+            latents = sample(backbone, spec, part, device, path)
+            shard = _shard(latents, part, num_classes, autoencoder, detector)
+            shards[number] = safetensors.torch.save(shard)
+        mine.append(shard)
         progress((number + 1) * spec.batch_size)
 
-    gathered = _gather((views, pictures, finite), world_size)
-    views, pictures = _in_order(gathered, 0, chunks), _in_order(gathered, 1, chunks)
+    gathered = _gather(mine, world_size)
+    every = [gathered[number % world_size][number // world_size] for number in range(chunks)]
+    whole = {name: torch.cat([shard[name] for shard in every]) for name in every[0]}
     metrics, influence = dict.fromkeys(spec.reported, math.nan), None
-    if all(shard[-1] for shard in gathered):
-        found = reference.judge(_joined(views), spec.metrics)
+    if whole["finite"].all():
+        seen = Seen(whole["features"], whole["probs"], whole.get("spatial"))
+        found = reference.judge(seen, spec.metrics)
         for judged, estimate in found.items():
             name = spec.name(judged)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
         influence = found[spec.metrics[0]].influence.float().cpu()
-    return Probed(metrics, influence, torch.cat(pictures), min(num_classes, GRID_COLUMNS))
+    return Probed(metrics, influence, whole["pictures"], min(num_classes, GRID_COLUMNS))
 
 
 def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
@@ -166,12 +177,16 @@ def _gather(mine: Any, world_size: int) -> list[Any]:
     return everyone
 
 
-def _in_order(gathered: list[Any], which: int, chunks: int) -> list[Any]:
-    """The ranks' lists of what each chunk gave as one list in the order of the chunks."""
-    world_size = len(gathered)
-    return [gathered[number % world_size][which][number // world_size] for number in range(chunks)]
+def _shard(latents: Tensor, part: Chunk, num_classes: int, autoencoder: Any, detector: Detector) -> dict[str, Tensor]:
+    """All that is kept of a chunk: what the detector makes of it, the pictures that are shown, whether it is finite."""
+    images = decode(autoencoder, latents.nan_to_num())  # as pixels what is not finite would look like any other
+    seen = detector(images).cpu()
+    number_of = part.first + torch.arange(len(images))
+    shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
+    shard = {"features": seen.features, "probs": seen.probs, "pictures": images[shown.to(images.device)].cpu()}
+    shard["finite"] = latents.isfinite().all().cpu()[None]
+    return shard if seen.spatial is None else shard | {"spatial": seen.spatial}
 
 
-def _joined(views: list[Seen]) -> Seen:
-    features, probs, spatial = zip(*views, strict=True)
-    return Seen(torch.cat(features), torch.cat(probs), None if spatial[0] is None else torch.cat(spatial))
+def _read(content: bytes | None) -> dict[str, Tensor] | None:
+    return None if content is None else safetensors.torch.load(content)

@@ -1,0 +1,123 @@
+"""An interrupted probe goes on from its last shard, and ends in the same bits."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raysweep.shards import Shards
+from raysweep.store import Store
+from trainables.data import load_latents
+from trainables.evaluation.probe import Probed, chunk
+from trainables.spec import NoTerm, Phase, ProbeSpec, Run
+from trainables.stage import Bench
+from trainables.train import Context, train
+
+RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, ema_decay=0.5, phases=[Phase(until=2, term=NoTerm())])
+SPEC = ProbeSpec(detector="effnet_lite0", samples=40, sampler="euler", steps=2, batch_size=8)  # five chunks
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("snapshot")
+    train(RUN, 2, data=load_latents("emoji9", cache), context=Context()).checkpoint.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(snapshot: Path, cache: Path) -> Probed:
+    return Bench(Context(), cache).probe(RUN, SPEC, snapshot)
+
+
+class Counted(Shards):
+    """Shards that know which were put there."""
+
+    def __init__(self, store: Store, name: str):
+        super().__init__(store, name)
+        self.drawn: list[int] = []
+
+    def __setitem__(self, number: int, content: bytes, /) -> None:
+        self.drawn.append(number)
+        super().__setitem__(number, content)
+
+
+def _killed(_: int, cache: Path, snapshot: Path, root: Path) -> None:
+    """A worker that dies once it has drawn three chunks."""
+
+    def progress(done: int) -> None:
+        if done >= 3 * SPEC.batch_size:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Bench(Context(progress=progress), cache).probe(RUN, SPEC, snapshot, Shards(Store(str(root)), "probe"))
+
+
+def _rank(rank: int, world_size: int, cache: Path, snapshot: Path, root: Path) -> None:
+    torch.set_num_threads(1)
+    rendezvous = dist.FileStore(str(root / "rendezvous"), world_size)
+    dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=world_size)
+    shards = Counted(Store(str(root)), "probe")
+    probed = Bench(Context(rank=rank, world_size=world_size), cache).probe(RUN, SPEC, snapshot, shards)
+    torch.save((vars(probed), shards.drawn), root / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def same(one: Probed, other: Probed) -> bool:
+    return one.metrics == other.metrics and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("influence", "grid")
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, snapshot: Path, cache: Path) -> Path:
+    """A store with what a killed probe has left."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        mp.spawn(_killed, (cache, snapshot, folder))
+    assert sorted(Store(str(folder)).names("shards/probe")) == ["0", "1", "2"]
+    return folder
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+
+
+def test_a_killed_probe_goes_on(interrupted, undisturbed, snapshot, cache):
+    shards = Counted(Store(str(interrupted)), "probe")
+    assert same(Bench(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
+    assert shards.drawn == [3, 4]
+    shards.clear()
+    assert Store(str(interrupted)).names("shards/probe") == []
+
+
+def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
+    mp.spawn(_rank, (2, cache, snapshot, interrupted), nprocs=2)
+    ended = [torch.load(interrupted / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [drawn for _, drawn in ended] == [[4], [3]]
+    assert all(same(Probed(**found), undisturbed) for found, _ in ended)
+
+
+def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(interrupted, undisturbed, snapshot, cache):
+    store = Store(str(interrupted))
+    whole = store.read("shards/probe/1")
+    store.write("shards/probe/1", whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    store.write("shards/probe/2", whole[:9])
+    store.write("shards/probe/4", b"")
+    (interrupted / "shards/probe/3").mkdir()  # no file can take its place
+    shards = Counted(store, "probe")
+    assert same(Bench(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
+    assert shards.drawn == [1, 2, 3, 4]
+
+
+def test_a_larger_probe_begins_with_the_same_samples():
+    larger = SPEC.model_copy(update={"samples": 4 * SPEC.samples})
+    for number in range(5):
+        one, other = (chunk(spec, number, (4, 2, 2), 9) for spec in (SPEC, larger))
+        assert one.first == other.first and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.noise, other.noise)
