@@ -18,6 +18,13 @@ class FeatureStatistics:
         self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
+    @classmethod
+    def of(cls, features: Tensor) -> FeatureStatistics:
+        """Those of features (N, D), where they are."""
+        statistics = cls(features.shape[1], features.device)
+        statistics.update(features)
+        return statistics
+
     def update(self, features: Tensor) -> None:
         """Take in features (N, D), any float type, from any device.
 
