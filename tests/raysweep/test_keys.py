@@ -132,6 +132,7 @@ FIELDS = {
             "seed": (5, STAYS),
             "rungs": ([150_000], STAYS),
             "eta": (4, STAYS),
+            "sampler": ("qmc", STAYS),
             "startup_trials": (1, STAYS),
         },
     ),
