@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from raysweep import history, runs
 from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import label
+from raysweep.pareto import Direction, front
 from raysweep.study import Study, TrialState
 from raysweep.uris import public
 
@@ -59,10 +61,28 @@ def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict
         "metric": study.metric,
         "trials": rows,
         "best": rows[best.number] if best else None,
+        "pareto": {name: members for name, (members, _) in tradeoffs(study, rows).items()},
         "steps": {"without_sharing": without_sharing(rows)},
         "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
         "storage": public(study.store.uri),
     }
+
+
+def tradeoffs(study: Study, rows: list[Row]) -> dict[str, tuple[list[int], dict[int, float]]]:
+    """What the deciding metric is set against, by name: the trials that no other beats in both, and where each measured
+    trial is. `steps` are those of the trial and of its teachers; beside them IS, where it is measured."""
+    measured = [row for row in rows if row["repeats"] is None and study.metric in row["metrics"]]
+    places = {"steps": [float(row["steps"] + row["teacher_steps"]) for row in measured]}
+    if "is" in study.space.probe.metrics:
+        name = study.space.probe.name("is")
+        places[name] = [row["metrics"].get(name, math.nan) for row in measured]
+    found = {}
+    for name, values in places.items():
+        other: Direction = "falls" if name == "steps" else "rises"
+        points = [(row["metrics"][study.metric], value) for row, value in zip(measured, values, strict=True)]
+        members = [measured[place]["trial"] for place in front(points, ["falls", other])]
+        found[name] = members, {row["trial"]: value for row, value in zip(measured, values, strict=True)}
+    return found
 
 
 def searched(study: Study) -> list[str]:
