@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any, Literal
@@ -49,6 +49,11 @@ class Domain:
     options: tuple[Any, ...]  # choice: all of them; else (low, high)
     default: Any
     branches: tuple[Any, ...] = ()  # choice: the options again, parsed
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its values are numbers, so that some are nearer to each other than others."""
+        return all(isinstance(option, int | float) and not isinstance(option, bool) for option in self.options)
 
     def branch(self, value: Any) -> Any:
         """What stands in the tree once `value`, one of the options, is chosen."""
@@ -149,6 +154,15 @@ def domains(node: Any, path: str = "") -> dict[str, Domain]:
     return found
 
 
+def always_open(node: Any, path: str = "") -> dict[str, Domain]:
+    """The domains by path that are searched whatever is chosen elsewhere: those inside no option."""
+    if isinstance(node, Domain):
+        return {path: node}
+    if isinstance(node, Mapping):
+        return {key: each for k, value in node.items() for key, each in always_open(value, _below(path, k)).items()}
+    return {}
+
+
 def at(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
     """The concrete tree at `point`, defaults where it is silent, and the full point that this is.
 
@@ -205,7 +219,7 @@ def corners(tree: Any, most: int = 20_000) -> Iterator[Point]:
     """
     found = domains(tree)
     if math.prod(len(domain.options) for domain in found.values()) <= most:
-        yield from _combinations(tree, {})
+        yield from _combinations(tree, {}, lambda domain: domain.options)
         return
     for (first, a), (second, b) in combinations(found.items(), 2):
         for one, two in product(a.options, b.options):
@@ -215,7 +229,16 @@ def corners(tree: Any, most: int = 20_000) -> Iterator[Point]:
                 continue
 
 
-def _combinations(tree: Any, fixed: Point) -> Iterator[Point]:
+def grid(tree: Any) -> Iterator[Point]:
+    """Every point of a tree without continuous ranges, in the order of the file: what stands last changes first."""
+
+    def values(domain: Domain) -> Sequence[Any]:
+        return range(domain.options[0], domain.options[1] + 1) if domain.kind == "integers" else domain.options
+
+    return _combinations(tree, {}, values)
+
+
+def _combinations(tree: Any, fixed: Point, values: Callable[[Domain], Sequence[Any]]) -> Iterator[Point]:
     nodes: list[tuple[str, Domain]] = []
 
     def choose(path: str, domain: Domain) -> Any:
@@ -229,5 +252,7 @@ def _combinations(tree: Any, fixed: Point) -> Iterator[Point]:
         return
     # Domains that are open whatever the others say are combined at once; those inside branches in the next round.
     free = [(path, domain) for path, domain in nodes if not any(p != path and path.startswith(p) for p, _ in nodes)]
-    for values in product(*(domain.options for _, domain in free)):
-        yield from _combinations(tree, {**fixed, **{path: v for (path, _), v in zip(free, values, strict=True)}})
+    for chosen in product(*(values(domain) for _, domain in free)):
+        yield from _combinations(
+            tree, {**fixed, **{path: v for (path, _), v in zip(free, chosen, strict=True)}}, values
+        )

@@ -33,6 +33,29 @@ def save(study: Study, rows: list[Row], best: Row | None, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def save_fronts(study: Study, rows: list[Row], path: Path) -> None:
+    """Write a picture of the deciding metric against what it is traded for, with the trials that none beats in both."""
+    tradeoffs = results.tradeoffs(study, rows)
+    figure = Figure(figsize=(5.5 * len(tradeoffs), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, (members, places)) in zip(
+        figure.subplots(1, len(tradeoffs), squeeze=False)[0], tradeoffs.items(), strict=True
+    ):
+        for trial, x in places.items():
+            axes.plot(x, rows[trial]["metrics"][study.metric], "o", color=COLOURS[rows[trial]["state"]], markersize=5)
+        front = sorted((places[trial], rows[trial]["metrics"][study.metric], trial) for trial in members)
+        axes.plot([x for x, _, _ in front], [y for _, y, _ in front], "o--", color=BEST, linewidth=1, label="front")
+        for x, y, trial in front:
+            axes.annotate(f"{trial}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        better = "fewer" if name == "steps" else "higher"
+        axes.set_xlabel(f"{'steps, with the teachers’' if name == 'steps' else name} ({better} is better)")
+        axes.set_ylabel(f"{study.metric} (lower is better)")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9)
+    figure.suptitle(f"{study.space.id}: trials that no other beats in both, by number", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
 def _curves(axes: Axes, study: Study, rows: list[Row], best: Row | None) -> None:
     for row in sorted(rows, key=lambda row: row["trial"] == (best or {}).get("trial")):
         steps = [probe["step"] for probe in row["probes"]]

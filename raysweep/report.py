@@ -18,17 +18,18 @@ from raysweep.study import Study
 
 
 def write(study: Study, result: dict[str, Any]) -> list[Path]:
-    """Write space.yaml, table.md, table.csv and plot.png beside the study's journal; returns their paths."""
+    """Write table.md, table.csv, plot.png and pareto.png beside the study's journal; returns their paths."""
     folder = study.store.local("studies", study.space.id) or study.store.cache / study.space.id
     study.store.check_there()
     folder.mkdir(parents=True, exist_ok=True)
     rows = tables.ordered(result["trials"], study.metric)
-    files = [folder / name for name in ("table.md", "table.csv", "plot.png")]
+    files = [folder / name for name in ("table.md", "table.csv", "plot.png", "pareto.png")]
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # whoever looks sees a whole file
         made = [Path(aside) / file.name for file in files]
         made[0].write_text(tables.markdown(study, rows), encoding="utf-8")
         made[1].write_text(tables.as_csv(study, rows), encoding="utf-8")
         plots.save(study, result["trials"], result["best"], made[2])
+        plots.save_fronts(study, result["trials"], made[3])
         for new, file in zip(made, files, strict=True):
             new.replace(file)
     return files

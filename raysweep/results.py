@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from raysweep import history, runs
 from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import label
+from raysweep.pareto import Direction, front
 from raysweep.study import Study
 from raysweep.trials import TrialState
 from raysweep.uris import public
@@ -64,6 +66,7 @@ def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict
         "trials": rows,
         "best": rows[best.number] if best else None,
         "not_clearly_worse": not_clearly_worse(study),
+        "pareto": {name: members for name, (members, _) in tradeoffs(study, rows).items()},
         "steps": {"without_sharing": without_sharing(rows)},
         "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
         "storage": public(study.store.uri),
@@ -77,6 +80,23 @@ def not_clearly_worse(study: Study) -> list[int]:
         return []
     others = [t for t in study.distinct if t.state == "COMPLETE" and t.step == best.step and t is not best]
     return [t.number for t in others if not study.difference(t, best, best.step, None).is_worse(LEVEL)]
+
+
+def tradeoffs(study: Study, rows: list[Row]) -> dict[str, tuple[list[int], dict[int, float]]]:
+    """What the deciding metric is set against, by name: the trials that no other beats in both, and where each measured
+    trial is. `steps` are those of the trial and of its teachers; beside them IS, where it is measured."""
+    measured = [row for row in rows if row["repeats"] is None and study.metric in row["metrics"]]
+    places = {"steps": [float(row["steps"] + row["teacher_steps"]) for row in measured]}
+    if "is" in study.space.probe.metrics:
+        name = study.space.probe.name("is")
+        places[name] = [row["metrics"].get(name, math.nan) for row in measured]
+    found = {}
+    for name, values in places.items():
+        other: Direction = "falls" if name == "steps" else "rises"
+        points = [(row["metrics"][study.metric], value) for row, value in zip(measured, values, strict=True)]
+        members = [measured[place]["trial"] for place in front(points, ["falls", other])]
+        found[name] = members, {row["trial"]: value for row, value in zip(measured, values, strict=True)}
+    return found
 
 
 def searched(study: Study) -> list[str]:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from raysweep import domains, yamlfile
+from raysweep import domains, limits, yamlfile
 from raysweep.domains import Point, WrongDomain
 from raysweep.errors import UserError
 from raysweep.explain import WrongValue, explain
+from raysweep.limits import Sampler
 from raysweep.profile import PROFILES, merge
 from raysweep.schedulers import Asha, Scheduler
 from raysweep.yamlfile import Document
@@ -35,7 +36,8 @@ class Search(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
     scheduler: Scheduler = Asha()  # who goes on from a rung
-    startup_trials: Annotated[int, Field(ge=0)] = 10  # before TPE takes over from random proposals
+    sampler: Sampler = "tpe"  # who proposes what is not enqueued
+    startup_trials: Annotated[int, Field(ge=0)] = 10  # before the sampler takes over from random proposals
 
 
 class Launch(Spec):
@@ -244,6 +246,8 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
         try:
             space = Space(file, profile)
             _check_trials(space)
+            if space.search.mode == "explore":
+                limits.check(space.search.sampler, space.tree)
         except WrongDomain as error:
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:

@@ -141,6 +141,7 @@ FIELDS = {
             "seed": (5, STAYS),
             "rungs": ([150_000], STAYS),
             "scheduler": ("median", STAYS),
+            "sampler": ("qmc", STAYS),
             "startup_trials": (1, STAYS),
         },
     ),

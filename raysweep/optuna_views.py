@@ -1,0 +1,152 @@
+"""A study as Optuna sees it: in memory for its samplers, in a database for optuna-dashboard. Both are only told.
+
+PRUNED and FAIL are told as what they are, with the metric at the training steps.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState as OptunaState
+
+from raysweep import domains
+from raysweep.domains import Domain, Point, label
+from raysweep.patience import Tell, patiently
+from raysweep.study import Study
+from raysweep.trials import State, TrialState
+
+_STATES = {"COMPLETE": OptunaState.COMPLETE, "PRUNED": OptunaState.PRUNED, "FAILED": OptunaState.FAIL}
+
+
+class View:
+    """A study of ours in one of Optuna's storages. A trial is RUNNING in it from its proposal to its end.
+
+    Args:
+        tree: the domains that Optuna knows of.
+        ordered: choices of numbers are told as their places in ascending order, so that a sampler knows which are near
+            to each other.
+    """
+
+    def __init__(self, study: Study, tree: Any, storage: BaseStorage, ordered: bool = False):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.optuna = optuna.create_study(storage=storage, study_name=study.space.id, load_if_exists=True)
+        self.numbers: dict[int, int] = {}  # ours -> Optuna's
+        self._study, self._tree, self._storage, self._ordered = study, tree, storage, ordered
+
+    def begin(self, trial: TrialState) -> None:
+        """Tell that a trial is under way; once more, where it is tried again.
+
+        Raises:
+            WrongDomain: it lies outside what this view knows of.
+        """
+        params: dict[str, Any] = {}
+        distributions: dict[str, BaseDistribution] = {}
+
+        def choose(path: str, domain: Domain) -> Any:
+            value = domain.find(trial.point.get(path), path)
+            params[path], distributions[path] = self._told(domain, value), self.distribution(domain)
+            return value
+
+        domains.walk(self._tree, choose)
+        told = optuna.trial.create_trial(
+            state=OptunaState.RUNNING,
+            params=params,
+            distributions=distributions,
+            user_attrs={"trial": trial.number},
+        )
+        study_id = self._storage.get_study_id_from_name(self.optuna.study_name)
+        made = self._storage.create_new_trial(study_id, template_trial=told)
+        self.numbers[trial.number] = self._storage.get_trial_number_from_id(made)
+
+    def end(self, trial: TrialState, state: State) -> None:
+        """Tell what became of a trial that was begun. Stands being repeated."""
+        number, metric = self.numbers[trial.number], self._study.metric
+        study_id = self._storage.get_study_id_from_name(self.optuna.study_name)
+        known = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        if self._storage.get_trial(known).state.is_finished():
+            return
+        for step, metrics in trial.probes.items():
+            self._storage.set_trial_intermediate_value(known, step, metrics[metric])
+        self._storage.set_trial_user_attr(known, "reason", trial.reason)
+        value = trial.last(metric) if state == "COMPLETE" else None
+        self.optuna.tell(number, value, state=_STATES[state])
+
+    def distribution(self, domain: Domain) -> BaseDistribution:
+        """A domain as Optuna knows it."""
+        low, high = domain.options[0], domain.options[-1]
+        if domain.kind == "integers":
+            return IntDistribution(low, high)
+        if domain.kind != "choice":
+            return FloatDistribution(low, high, log=domain.kind == "log_uniform")
+        if self._by_place(domain):
+            return IntDistribution(0, len(domain.options) - 1)
+        return CategoricalDistribution([label(option) for option in domain.options])
+
+    def suggested(self, asked: optuna.Trial) -> Point:
+        """Where Optuna would have a trial."""
+        point: Point = {}
+
+        def choose(path: str, domain: Domain) -> Any:
+            known = self.distribution(domain)
+            if isinstance(known, CategoricalDistribution):
+                value = domain.find(asked.suggest_categorical(path, known.choices), path)
+            elif isinstance(known, IntDistribution):
+                number = asked.suggest_int(path, known.low, known.high)
+                value = sorted(domain.options)[number] if self._by_place(domain) else number
+            else:
+                low, high = domain.options
+                value = asked.suggest_float(path, low, high, log=domain.kind == "log_uniform")
+            point[path] = value
+            return value
+
+        domains.walk(self._tree, choose)
+        return point
+
+    def _by_place(self, domain: Domain) -> bool:
+        return self._ordered and domain.kind == "choice" and domain.ordered
+
+    def _told(self, domain: Domain, value: Any) -> Any:
+        return sorted(domain.options).index(value) if self._by_place(domain) else label(value)
+
+
+class Dashboard(View):
+    """The view that is kept, for optuna-dashboard. Made to agree with the journal at the start, told from then on.
+
+    Args:
+        storage: where, e.g. `sqlite:///…`.
+        tell: is told when that has to be waited for.
+    """
+
+    def __init__(self, study: Study, storage: str | None, tell: Tell):
+        super().__init__(study, study.space.tree, optuna.storages.get_storage(storage))
+        self._say = tell
+        self._adopt()
+        for trial in study.trials:
+            self._hear(trial)
+        study.watchers.append(self._hear)
+
+    def _hear(self, trial: TrialState) -> None:
+        if trial.state == "UNAVAILABLE":
+            return
+        if trial.number not in self.numbers:
+            patiently(partial(self.begin, trial), self._say, StorageInternalError)
+        if trial.ended:
+            patiently(partial(self.end, trial, trial.state), self._say, StorageInternalError)
+
+    def _adopt(self) -> None:
+        """Know the trials of an earlier driver again; what is there of none, or of one that is tried again, is over."""
+        trials = self._study.trials
+        for known in self.optuna.get_trials(deepcopy=False):
+            ours = known.user_attrs.get("trial", len(trials))
+            finished = known.state.is_finished()
+            if ours < len(trials) and (trials[ours].ended or not finished):
+                self.numbers[ours] = known.number
+            elif known.state == OptunaState.WAITING:
+                self.optuna.tell(self.optuna.ask().number, state=OptunaState.FAIL)
+            elif not finished:
+                self.optuna.tell(known.number, state=OptunaState.FAIL)

@@ -1,0 +1,182 @@
+"""Who proposes what is not enqueued, by name: Optuna's samplers, and a grid.
+
+Optuna's samplers learn from a study in memory that is a function of the journal. What they say twice costs no disk
+then, and a restarted study proposes what an undisturbed one would have: each question has a sampler of its own, seeded
+by the number of the trial and of the attempt. TPE, GP and chance know no more than the trials. CMA-ES and QMC also
+remember what they were asked, so this is asked again at the start, in the journal's order; which answer was accepted,
+the journal's next trial tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState as OptunaState
+
+from raysweep import domains
+from raysweep.domains import Point, WrongDomain, shape
+from raysweep.optuna_views import View
+from raysweep.study import Study
+from raysweep.trials import State, TrialState
+
+TRIES = 20  # proposals of a sampler in a row that are of no use, before chance takes over
+RANDOM_TRIES = 2000  # the same of chance, before the space counts as exhausted
+REMEMBER = ("cmaes", "qmc")  # their questions, not only the trials
+ORDERED = ("cmaes", "gp")  # they make use of an order among numbers that a choice lists
+
+Good = Callable[[Point], bool]
+Suggest = Callable[[Good], Point | None]
+
+
+def suggester(study: Study, tree: Any) -> Suggest:
+    """What gives a point of `tree` that is good, or None when there is none left, by `search.sampler`."""
+    return _Grid(tree) if study.space.search.sampler == "grid" else _Asked(study, tree)
+
+
+class _Grid:
+    """Every point, in the order of the file."""
+
+    def __init__(self, tree: Any):
+        self._points: Iterator[Point] = domains.grid(tree)
+
+    def __call__(self, good: Good) -> Point | None:
+        return next(filter(good, self._points), None)
+
+
+class _Asked:
+    """A point as one of Optuna's samplers sees fit, or at random where that only repeats itself."""
+
+    def __init__(self, study: Study, tree: Any):
+        self._study, self._tree, self._search = study, tree, study.space.search
+        self._view = View(study, tree, InMemoryStorage(), ordered=self._search.sampler in ORDERED)
+        self._question: optuna.Trial | None = None  # what was accepted and has no number of ours yet
+        self._replay()
+        study.watchers.append(self._hear)
+
+    def __call__(self, good: Good) -> Point | None:
+        number = len(self._study.trials)
+        if point := self._ask(number, good):
+            return point
+        chance = random.Random(self._seed(number, TRIES))
+        points = (domains.random_point(self._tree, chance) for _ in range(RANDOM_TRIES))
+        return next(filter(good, points), None)
+
+    def _ask(self, number: int, good: Good) -> Point | None:
+        """The first good point of the sampler's. What it said before is under way meanwhile, so that it looks
+        elsewhere."""
+        rejected: list[optuna.Trial] = []
+        found = None
+        for attempt in range(TRIES):
+            self._view.optuna.sampler = self._sampler(self._seed(number, attempt))
+            asked = self._view.optuna.ask()
+            point = self._view.suggested(asked)
+            if good(point):
+                found, self._question = point, asked
+                break
+            rejected.append(asked)
+        if self._question and self._search.sampler not in REMEMBER:
+            rejected.append(self._question)  # the trial is told as the journal has it, live and at a restart
+            self._question = None
+        for asked in rejected:
+            self._view.optuna.tell(asked.number, state=OptunaState.FAIL)
+        return found
+
+    def _seed(self, number: int, attempt: int) -> int:
+        return (self._search.seed * 1_000_003 + number * (TRIES + 1) + attempt) % 2**32
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        startup, chance = self._search.startup_trials, RandomSampler(seed=seed)
+        open_space = {path: self._view.distribution(each) for path, each in domains.always_open(self._tree).items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            match self._search.sampler:
+                case "tpe":
+                    return TPESampler(
+                        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+                    )
+                case "gp":
+                    return GPSampler(seed=seed, n_startup_trials=startup, independent_sampler=chance)
+                case "cmaes":
+                    return _CmaEs(open_space, seed, startup, chance)
+                case "qmc":
+                    return _Qmc(open_space, self._search.seed, chance)
+        return chance
+
+    # --- from the journal
+
+    def _replay(self) -> None:
+        inherited = {shape(point) for point in self._study.inherited}
+        for entry in self._study.journal.read():
+            if entry["kind"] not in ("proposed", "ended", "retried"):
+                continue
+            trial = self._study.trials[entry["trial"]]
+            if entry["kind"] == "ended":
+                self._end(trial, entry["state"])
+                continue
+            if entry["kind"] == "proposed" and trial.row is None and shape(trial.point) not in inherited:
+                self._ask_again(trial)
+            self._begin(trial)
+
+    def _ask_again(self, trial: TrialState) -> None:
+        """Ask what led to a trial."""
+        if self._search.sampler in REMEMBER:
+            wanted = shape(trial.point)
+            self._ask(trial.number, lambda point: shape(point) == wanted)
+
+    def _hear(self, trial: TrialState) -> None:
+        if trial.number not in self._view.numbers:
+            self._begin(trial)
+        if trial.ended:
+            self._end(trial, trial.state)
+
+    def _begin(self, trial: TrialState) -> None:
+        if trial.state == "UNAVAILABLE" or trial.repeats is not None:
+            return
+        if self._question:
+            self._view.numbers[trial.number] = self._question.number
+            self._question = None
+            return
+        with contextlib.suppress(WrongDomain):  # another machine could run it: nothing that can be searched here
+            self._view.begin(trial)
+
+    def _end(self, trial: TrialState, state: State) -> None:
+        if trial.number in self._view.numbers:
+            self._view.end(trial, state)
+
+
+class _CmaEs(CmaEsSampler):
+    """CMA-ES over the numbers that are always open. Optuna would take those that all trials happened to have."""
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int, startup: int, chance: BaseSampler):
+        super().__init__(seed=seed, n_startup_trials=startup, independent_sampler=chance, consider_pruned_trials=True)
+        categorical = optuna.distributions.CategoricalDistribution
+        self._space = {
+            path: each for path, each in space.items() if not each.single() and not isinstance(each, categorical)
+        }
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._space
+
+
+class _Qmc(QMCSampler):
+    """A scrambled Sobol sequence over all domains that are always open, from the first question on."""
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int, chance: BaseSampler):
+        super().__init__(seed=seed, scramble=True, independent_sampler=chance)
+        self._space = {path: each for path, each in space.items() if not each.single()}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._space

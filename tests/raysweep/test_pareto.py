@@ -1,0 +1,105 @@
+"""The front of a set of points, and of a study's trials."""
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysweep import report, space
+from raysweep.pareto import front
+from raysweep.results import summary
+from raysweep.store import Store
+from raysweep.study import Study
+
+NAN = float("nan")
+NUMBERS = st.integers(-3, 3).map(float) | st.sampled_from([math.inf, -math.inf, NAN]) | st.floats()  # ties are common
+DIRECTIONS = st.lists(st.sampled_from(["falls", "rises"]), min_size=1, max_size=3)
+
+
+@st.composite
+def clouds(draw):
+    directions = draw(DIRECTIONS)
+    return draw(st.lists(st.tuples(*(NUMBERS for _ in directions)), max_size=12)), directions
+
+
+def beats(one, other, directions) -> bool:
+    """Domination, said otherwise than in the code."""
+    better = [a < b if way == "falls" else a > b for a, b, way in zip(one, other, directions, strict=True)]
+    same = [a == b for a, b in zip(one, other, strict=True)]
+    return any(better) and all(b or s for b, s in zip(better, same, strict=True))
+
+
+def known(point) -> bool:
+    return not any(math.isnan(value) for value in point)
+
+
+@given(clouds())
+def test_no_member_is_dominated_and_every_other_point_is_dominated_by_a_member(cloud):
+    points, directions = cloud
+    members = front(points, directions)
+    assert members == sorted(set(members)) and all(known(points[member]) for member in members)
+    for place, point in enumerate(points):
+        if place in members:
+            assert not any(beats(other, point, directions) for other in points)
+        elif known(point):
+            assert any(beats(points[member], point, directions) for member in members)
+    assert bool(members) == any(map(known, points))
+
+
+def test_ties_stay_and_a_nan_goes():
+    points = [(1.0, 2.0), (1.0, 2.0), (1.0, 3.0), (NAN, 0.0), (2.0, 1.0), (0.0, NAN)]
+    assert front(points, ["falls", "falls"]) == [0, 1, 4]
+    assert front(points, ["falls", "rises"]) == [2]
+    assert front([], ["falls"]) == []
+
+
+TEXT = """\
+study: tradeoffs
+trial:
+  iterations: 400000
+  method:
+    kind: self_guided
+    guidance_scale: {choice: [1.0, 15.0, 30.0]}
+    teacher: {method: {choice: [vae_align, none]}, iterations: {choice: [50000, 100000, 400000]}}
+search: {mode: reproduce}
+enqueue:
+  - {set: {}}
+  - {set: {method.guidance_scale: 15.0}}
+  - {set: {method.teacher.iterations: 100000}}
+  - {set: {method.teacher.iterations: 400000}}
+  - {set: {}}
+"""
+
+
+def study_with(write_space, tmp_path, *overrides: str) -> Study:
+    """The second trial is cut short, the fourth has the oldest teacher and the best FID, the last repeats the first."""
+    study = Study(space.load(write_space(TEXT), "smoke", list(overrides)), Store(str(tmp_path / "store")))
+    values = [(50.0, 3.0), (90.0, 9.0), (55.0, 4.0), (40.0, 2.0)]
+    for number, row in enumerate(study.space.rows):
+        trial = study.propose(study.space.trial(row.set)[1], number)
+        if trial.repeats is None:
+            for step in study.rungs(trial)[: 1 if number == 1 else None]:
+                study.probed(number, step, dict(zip(study.space.probe.measured, values[number], strict=False)))
+    return study
+
+
+def test_a_study_s_fronts_are_told_and_drawn(write_space, tmp_path):
+    study = study_with(write_space, tmp_path)
+    result = summary(study)
+    assert result["pareto"] == {"steps": [0, 1, 3], study.space.probe.name("is"): [0, 1, 2, 3]}
+    assert json.loads(json.dumps(result))["pareto"] == result["pareto"]
+    written = {path.name: path for path in report.write(study, result)}
+    assert written["pareto.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_is_there_is_one_front(write_space, tmp_path):
+    study = study_with(write_space, tmp_path, "probe.metrics=[fid]")
+    assert list(summary(study)["pareto"]) == ["steps"]
+    assert "pareto.png" in {path.name for path in report.write(study, summary(study))}
+
+
+def test_a_study_without_a_probe_has_an_empty_front(write_space, tmp_path):
+    study = Study(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
+    assert summary(study)["pareto"]["steps"] == []
+    report.write(study, summary(study))

@@ -1,0 +1,207 @@
+"""Samplers by name: what each proposes, from the journal alone, never twice, and in which spaces it is refused."""
+
+import random
+from pathlib import Path
+from statistics import median
+from typing import get_args
+
+import optuna
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from raysweep import domains, space
+from raysweep.errors import UserError
+from raysweep.limits import Sampler
+from raysweep.proposals import Proposals
+from raysweep.run import main
+from raysweep.simulation import MemoryStore
+from raysweep.study import Study
+from raysweep.trials import TrialState
+from raysweep.turns import Turns
+
+SAMPLERS = get_args(Sampler)
+LEARNERS = ("tpe", "gp", "cmaes")
+
+RANGES = """\
+study: ranges
+trial:
+  iterations: 400000
+  method:
+    choice:
+      - kind: self_guided
+        guidance_scale: {log_uniform: [1.0, 60.0]}
+        weight: {choice: [0.5, 0.1, 0.3]}
+        teacher: {method: {choice: [vae_align, none]}, iterations: 200000}
+      - {kind: layersync, weight: {choice: [0.5, 0.1, 0.3]}}
+  optimizer: {lr: {log_uniform: [0.0001, 0.01]}, beta2: {choice: [0.999, 0.9, 0.95]}, grad_clip: {integers: [1, 4]}}
+search: {rungs: [100000, 200000], trials: 16, scheduler: {kind: asha, eta: 2}, startup_trials: 3}
+enqueue:
+  - {set: {}}
+  - {set: {optimizer.grad_clip: 4}}
+"""
+CHOICES = """\
+study: choices
+trial:
+  iterations: 400000
+  method:
+    choice:
+      - {kind: none}
+      - {kind: vae_align, weight: {choice: [0.5, 0.1]}, stop: {choice: [100000, never]}}
+  optimizer: {grad_clip: {integers: [1, 3]}}
+search: {rungs: [100000], trials: 100, startup_trials: 3}
+"""
+SIZE = (1 + 2 * 2) * 3
+NUMBERS = """\
+study: numbers
+trial:
+  iterations: 400000
+  ema_decay: {choice: [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5]}
+  label_dropout: {choice: [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5]}
+  optimizer: {lr: {log_uniform: [0.0001, 0.01]}}
+search: {rungs: [], trials: 40, startup_trials: 5}
+"""
+
+
+@pytest.fixture
+def study_of(write_space):
+    """A study of a text, in a store that later drivers may be given too."""
+
+    def make(text: str, sampler: str, *overrides: str, store: MemoryStore | None = None) -> Study:
+        loaded = space.load(write_space(text), "smoke", [f"search.sampler={sampler}", *overrides])
+        return Study(loaded, store or MemoryStore())
+
+    return make
+
+
+def fits(text: str, sampler: str) -> str:
+    """The text, with a grid of its own where the sampler is one."""
+    numbers = {"log_uniform: [1.0, 60.0]": "choice: [1.0, 9.0, 60.0]", "log_uniform: [0.0001, 0.01]": "choice: [0.01]"}
+    for old, new in numbers.items():
+        text = text.replace(old, new) if sampler == "grid" else text
+    return text
+
+
+def measure(study: Study, trial: TrialState, value: float) -> dict[str, float]:
+    """A probe's metrics; every fifth trial is not finite."""
+    return dict.fromkeys(study.space.probe.measured, float("nan") if trial.number % 5 == 3 else value)
+
+
+def chance(trial: TrialState) -> float:
+    return random.Random(str(sorted(trial.point.items(), key=str))).uniform(0, 100)
+
+
+def drive(study: Study, events: int | None = None) -> bool:
+    """Carry on a study with four trials under way until it has ended, or until so many probes; whether it has."""
+    turns, told = Turns(study, Proposals(study, None).next, 4), 0
+    while not turns.finished:
+        away = []
+        while leg := turns.next():
+            away.append(leg)
+        for leg in reversed(away):  # who is asked last answers first
+            trial = study.trials[leg.trial]
+            turns.probed(leg, measure(study, trial, chance(trial) / leg.step))
+            told += 1
+            if told == events:
+                return turns.finished
+    return True
+
+
+def course(study: Study) -> list[tuple[object, ...]]:
+    return [(trial.point, trial.state, trial.reason, trial.probes, trial.at) for trial in study.trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("text", [RANGES, CHOICES], ids=["ranges", "choices"])
+def test_a_study_whose_driver_dies_again_and_again_proposes_what_an_undisturbed_one_would(study_of, text, sampler):
+    text = fits(text, sampler)
+    whole = study_of(text, sampler)
+    assert drive(whole)
+    store = MemoryStore()
+    while not drive(study_of(text, sampler, store=store), events=5):
+        pass
+    assert course(study_of(text, sampler, store=store)) == course(whole)
+    assert {"COMPLETE", "PRUNED", "FAILED"} <= {trial.state for trial in whole.trials}
+
+
+def test_each_sampler_has_proposals_of_its_own(study_of):
+    proposed = {}
+    for sampler in SAMPLERS:
+        study = study_of(fits(RANGES, sampler), sampler)
+        drive(study)
+        proposed[sampler] = str([trial.point for trial in study.trials])
+    assert len(set(proposed.values())) == len(SAMPLERS)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_space_is_exhausted_and_nothing_in_it_comes_twice(study_of, sampler):
+    study = study_of(CHOICES, sampler)
+    drive(study)
+    assert len(study.trials) == SIZE == len({domains.shape(trial.point) for trial in study.trials})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_database_holds_what_was_proposed_and_nothing_else(study_of, sampler, tmp_path):
+    study, storage = study_of(CHOICES, sampler), f"sqlite:///{tmp_path / 'optuna.db'}"
+    proposals = Proposals(study, storage)
+    while (trial := proposals.next()) and trial.number < SIZE - 1:
+        study.fail(trial.number, "of no use")
+    told = optuna.load_study(study_name=study.space.id, storage=storage).trials
+    assert [each.state for each in told] == (SIZE - 1) * [OptunaState.FAIL] + [OptunaState.RUNNING]
+    labels = [{path: domains.label(value) for path, value in trial.point.items()} for trial in study.trials]
+    assert [each.params for each in told] == labels
+
+
+def test_a_grid_goes_through_the_file_in_its_order(study_of):
+    study = study_of(CHOICES, "grid")
+    drive(study)
+    clips = [trial.point["optimizer.grad_clip"] for trial in study.trials]
+    kinds = [trial.point["method"]["kind"] for trial in study.trials]
+    assert kinds == ["none"] * 3 + ["vae_align"] * 12
+    assert clips[:3] == [1, 2, 3]
+    assert [list(trial.point.values())[1:] for trial in study.trials[3:8]] == [
+        [1, 0.5, 100000], [1, 0.5, "never"], [1, 0.1, 100000], [1, 0.1, "never"], [2, 0.5, 100000],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", LEARNERS)
+def test_what_learns_comes_nearer_than_chance(study_of, sampler):
+    def late(name: str) -> float:
+        study = study_of(NUMBERS, name)
+        proposals, values = Proposals(study, None), []
+        while trial := proposals.next():
+            point = trial.point
+            values.append(1 + abs(point["ema_decay"] - 0.7) + abs(point["label_dropout"] - 0.3))
+            study.probed(trial.number, study.next_rung(trial), dict.fromkeys(study.space.probe.measured, values[-1]))
+        return median(values[-15:])
+
+    assert late(sampler) < late("random")
+
+
+@pytest.mark.parametrize(
+    ("text", "sampler", "said"),
+    [
+        (RANGES, "grid", "trial.method.guidance_scale: a grid cannot hold every number of a log_uniform; "),
+        (NUMBERS, "grid", "trial.optimizer.lr: a grid cannot"),
+        (CHOICES.replace("{integers: [1, 3]}", "1.0"), "cmaes", "--set search.sampler: cmaes moves along numbers"),
+        (CHOICES, "annealing", "--set search.sampler: input should be 'tpe', 'gp', 'cmaes', 'qmc', 'random' or 'grid'"),
+    ],
+)
+def test_a_sampler_that_cannot_is_refused_before_anything_is_written(write_space, tmp_path, text, sampler, said):
+    path = write_space(text)
+    with pytest.raises(UserError) as refused:
+        space.load(path, "smoke", [f"search.sampler={sampler}"])
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    command = [
+        str(path),
+        "--profile",
+        "smoke",
+        "--set",
+        f"search.sampler={sampler}",
+        "--storage",
+        str(tmp_path / "runs"),
+    ]
+    assert main(command) == 2 and not Path(tmp_path / "runs").exists()
+
+
+def test_a_reproduction_asks_no_sampler_and_none_is_refused(write_space):
+    space.load(write_space(RANGES), "smoke", ["search.sampler=grid", "search.mode=reproduce"])
