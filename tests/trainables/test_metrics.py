@@ -3,17 +3,20 @@ against what many samples show."""
 
 import math
 
+import golden_metrics
 import numpy as np
 import pytest
 import torch
+from golden_metrics import features
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
 from trainables.evaluation import frechet_distance, inception_score, precision_recall
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.frechet import Target
-from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, Inception, prepare
+from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, prepare
 from trainables.evaluation.inception_score import inception_score_estimate
 from trainables.evaluation.kernel_distance import kernel_distance, kernel_estimate
 from trainables.evaluation.precision_recall import precision_recall_estimates
@@ -22,46 +25,38 @@ from trainables.evaluation.statistics import FeatureStatistics
 clean_fid = pytest.importorskip("cleanfid.fid")
 
 
-def features(count: int, dim: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
-    chance = torch.Generator().manual_seed(seed)
-    spectrum = torch.linspace(1, 0.05, dim, dtype=torch.float64)
-    return scale * torch.randn(count, dim, generator=chance, dtype=torch.float64) * spectrum + shift
-
-
 # --- the same numbers as torch-fidelity's and clean-fid's
 
 
-@pytest.mark.parametrize("seed, count, others", [(0, 300, 200), (1, 217, 333)])
-def test_kid_equals_torch_fidelity_s_and_clean_fid_s(seed, count, others):
-    kid = pytest.importorskip("torch_fidelity.metric_kid")
-    fake, real = features(count, 48, seed, 1.2, 0.1), features(others, 48, seed + 7)
-    options = {"kid_subsets": 20, "kid_subset_size": 100, "rng_seed": 2020, "verbose": False}
-    theirs = kid.kid_features_to_metric(fake, real, **options)
-    ours = kernel_distance(fake, real, subsets=20, subset_size=100)
-    assert ours[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
-    assert ours[1] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+THEIRS = load_file(golden_metrics.FILE)  # torch-fidelity's
+
+
+@pytest.mark.parametrize("seed, count, others", golden_metrics.PAIRS)
+def test_fid_and_kid_equal_torch_fidelity_s_and_clean_fid_s(seed, count, others):
+    fake, real = golden_metrics.for_kid(seed, count, others)
+    one, other = (FeatureStatistics.of(each) for each in (fake, real))
+    fid = frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
+    assert fid == pytest.approx(THEIRS[f"fid {seed}"].item(), rel=1e-6)
+    assert kernel_distance(fake, real, subsets=20, subset_size=100) == pytest.approx(
+        THEIRS[f"kid {seed}"].tolist(), rel=1e-6
+    )
     np.random.seed(5)
     cleanly = clean_fid.kernel_distance(real.numpy(), fake.numpy(), num_subsets=20, max_subset_size=100)
     assert kernel_distance(fake, real, subsets=20, subset_size=100, seed=5)[0] == pytest.approx(cleanly, rel=1e-6)
 
 
-@pytest.mark.parametrize("seed, count, others", [(0, 300, 200), (1, 217, 333)])
+@pytest.mark.parametrize("seed, count, others", golden_metrics.PAIRS)
 def test_precision_and_recall_equal_torch_fidelity_s(seed, count, others):
-    prc = pytest.importorskip("torch_fidelity.metric_prc")
-    fake, real = features(count, 6, seed, 0.8, 0.4), features(others, 6, seed + 7)
-    precision, recall = prc.calculate_precision_recall_full(fake, real)
-    assert 0 < recall < 1
+    fake, real = golden_metrics.for_recall(seed, count, others)
+    precision, recall = THEIRS[f"recall {seed}"].tolist()
+    assert 0 < recall < 1 and 0 < precision < 1
     assert precision_recall(real, fake) == pytest.approx((precision, recall), rel=1e-6)
 
 
-@pytest.mark.parametrize("count, splits", [(200, 10), (217, 10), (33, 4)])
+@pytest.mark.parametrize("count, splits", golden_metrics.LOGITS)
 def test_inception_score_equals_torch_fidelity_s(count, splits):
-    isc = pytest.importorskip("torch_fidelity.metric_isc")
-    logits = 3 * features(count, 40)
-    theirs = isc.isc_features_to_metric(logits, splits=splits, shuffle=False)
-    ours = inception_score(logits.softmax(dim=1), splits)
-    assert ours[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert ours[1] == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    ours = inception_score(golden_metrics.for_score(count).softmax(dim=1), splits)
+    assert ours == pytest.approx(THEIRS[f"is {count}"].tolist(), rel=1e-6)
 
 
 # --- the Inception
@@ -69,31 +64,20 @@ def test_inception_score_equals_torch_fidelity_s(count, splits):
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
-    """An Inception of random weights, and its file: what is computed does not depend on what was learned."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = Inception().eval()
-        for name, buffer in network.named_buffers():
-            if "running" in name:
-                buffer.uniform_(0.5, 1.5)
+    """The stand-in, and its file."""
+    network = golden_metrics.standin()
     file = tmp_path_factory.mktemp("weights") / "standin.pth"
     torch.save(network.state_dict(), file)
     return network, file
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (256, 256), (299, 299), (400, 310)])
+@pytest.mark.parametrize("height, width", golden_metrics.SIZES)
 @torch.no_grad()
 def test_the_network_is_torch_fidelity_s(standin, height, width):
-    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    network, file = standin
-    theirs = extractor.FeatureExtractorInceptionV3(
-        "standin", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
-    )
-    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    pool, logits = theirs(images)
-    seen = network(prepare(images, "tensorflow"))
-    for ours, expected in ((seen.pool, pool), (seen.logits, logits)):
-        assert (ours - expected).norm() <= 1e-6 * expected.norm()
+    network, _ = standin
+    seen = network(prepare(golden_metrics.pictures(height, width), "tensorflow"))
+    for ours, expected in ((seen.pool, THEIRS[f"pool {height}"]), (seen.logits, THEIRS[f"logits {height}"])):
+        assert ours.std(dim=0).max() > 0.01 and (ours - expected).norm() <= 1e-6 * expected.norm()
     assert [tuple(part.shape) for part in seen] == [(2, FEATURES), (2, SPATIAL), (2, CLASSES)]
 
 
@@ -208,10 +192,8 @@ def test_the_influence_is_what_a_sample_s_weight_does():
 @pytest.mark.parametrize("rows, columns", [(60, 20), (20, 60)])
 def test_estimates_are_the_metrics(rows, columns):
     sample, reference = features(rows, columns, 1, 1.2, 0.1), features(90, columns, 2)
-    statistics = FeatureStatistics(columns)
-    statistics.update(sample)
     target = Target(reference.mean(dim=0), torch.cov(reference.T))
-    assert target.estimate(sample).value == pytest.approx(target.distance(statistics), rel=1e-12)
+    assert target.estimate(sample).value == pytest.approx(target.distance(FeatureStatistics.of(sample)), rel=1e-7)
     estimate = target.estimate(sample)
     assert float(estimate.influence.mean()) == pytest.approx(0, abs=1e-9)
     drawn = estimate.bootstrap(4000)
