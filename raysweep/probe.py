@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     told = {
         "checkpoint": options.checkpoint,
         **describe(probed),
-        "reference": spec.reference or data.name,
+        "reference": spec.reference or f"training images of {data.name}",
         "probe": spec.model_dump(mode="json"),
         "metrics": result.metrics,
         "seconds": round(seconds, 1),
@@ -80,7 +80,10 @@ def _judge(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("statistics of the real images", total=None)
-        reference = bench.reference(data.name, spec)
+        try:
+            reference = bench.reference(data.name, spec)
+        except (LookupError, ValueError) as error:  # a file that is the one that was named, and holds something else
+            raise UserError(str(error.args[0])) from None
         bar.reset(task, description="samples", total=spec.samples)
         return probe(
             probed.backbone,
@@ -157,7 +160,7 @@ def _show(told: dict[str, Any], console: Console) -> None:
     for name, what in {
         "checkpoint": told["checkpoint"],
         "weights": f"{told['weights']}, {told['parameters']:,} parameters, source {told['source']}",
-        "reference": f"training images of {told['reference']} through {spec['detector']}",
+        "reference": f"{told['reference']} through {spec['detector']}",
         "probe": f"{how}, seed {spec['seed']}, {told['seconds']} s",
         **({"picture": told["picture"]} if told["picture"] else {}),
     }.items():

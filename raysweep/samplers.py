@@ -30,6 +30,7 @@ from raysweep.trials import State, TrialState
 
 TRIES = 20  # proposals of a sampler in a row that are of no use, before chance takes over
 RANDOM_TRIES = 2000  # the same of chance, before the space counts as exhausted
+CANDIDATES = 24  # of which TPE proposes the best; Optuna's own number
 REMEMBER = ("cmaes", "qmc")  # their questions, not only the trials
 ORDERED = ("cmaes", "gp")  # they make use of an order among numbers that a choice lists
 
@@ -76,7 +77,7 @@ class _Asked:
         rejected: list[optuna.Trial] = []
         found = None
         for attempt in range(TRIES):
-            self._view.optuna.sampler = self._sampler(self._seed(number, attempt))
+            self._view.optuna.sampler = self._sampler(number, attempt)
             asked = self._view.optuna.ask()
             point = self._view.suggested(asked)
             if good(point):
@@ -93,15 +94,22 @@ class _Asked:
     def _seed(self, number: int, attempt: int) -> int:
         return (self._search.seed * 1_000_003 + number * (TRIES + 1) + attempt) % 2**32
 
-    def _sampler(self, seed: int) -> BaseSampler:
-        startup, chance = self._search.startup_trials, RandomSampler(seed=seed)
+    def _sampler(self, number: int, attempt: int) -> BaseSampler:
+        seed, startup = self._seed(number, attempt), self._search.startup_trials
+        chance = RandomSampler(seed=seed)
+        candidates = max(1, CANDIDATES >> attempt)  # the best of many is the same again and again: take it of fewer
         open_space = {path: self._view.distribution(each) for path, each in domains.always_open(self._tree).items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             match self._search.sampler:
                 case "tpe":
                     return TPESampler(
-                        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+                        seed=seed,
+                        n_startup_trials=startup,
+                        n_ei_candidates=candidates,
+                        multivariate=True,
+                        group=True,
+                        constant_liar=True,
                     )
                 case "gp":
                     return GPSampler(seed=seed, n_startup_trials=startup, independent_sampler=chance)

@@ -56,12 +56,15 @@ def test_how_it_is_launched_and_how_many_trials_may_change(load, tmp_path, overr
     store = Store(str(tmp_path / "store"))
     Study(load(), store)
     refuse_changed(load(None, override), store)
+    assert changed_from(load(None, override), store) == []
 
 
 def test_another_name_and_another_profile_are_other_studies(load, tmp_path):
     store = Store(str(tmp_path / "store"))
     Study(load(), store)
-    refuse_changed(load({"study": "another", "search.rungs": [100000]}), store)
+    another = load({"study": "another", "search.rungs": [100000]})
+    refuse_changed(another, store)
+    assert changed_from(another, store) == []
 
 
 def test_the_same_space_differs_in_nothing(load):

@@ -277,6 +277,8 @@ def test_a_field_moves_the_key_where_it_is_said_to(write_space, monkeypatch, kin
         base |= {"probe.sampler": "euler", "probe.detector": "inception"}
     if where == "search.scheduler" and name != "kind":
         base |= {"search.scheduler.kind": kind.model_fields["kind"].default}
+    if name == "reference_sha256":
+        base |= {"probe.reference": "elsewhere"}
     changes = {f"{where}.{name}" if where else name: value}
     if kind is raysweep.space.Row:
         changes = {"enqueue": [{"set": {}, name: value}]}

@@ -96,7 +96,7 @@ def test_a_key_gives_the_numbers_of_the_sweep(call, published, recorded, tmp_pat
         "is_effnet_40_se",
     }
     assert (result["backbone"], result["source"], result["step"]) == ("SiT-T/2", "raysweep", 4)
-    assert (result["data"], result["reference"], result["weights"]) == ("emoji9", "emoji9", "ema")
+    assert (result["data"], result["reference"], result["weights"]) == ("emoji9", "training images of emoji9", "ema")
     assert result["probe"] == SPEC.model_dump(mode="json")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -113,7 +113,12 @@ def test_a_reference_copy_gives_the_same_numbers(call, published, recorded, tmp_
     code, result, _ = call(path, "--source", "repa", *QUICK)
     assert code == 0
     assert result["metrics"] == recorded
-    assert (result["source"], result["step"], result["data"], result["reference"]) == ("repa", 4, None, "emoji9")
+    assert (result["source"], result["step"], result["data"], result["reference"]) == (
+        "repa",
+        4,
+        None,
+        "training images of emoji9",
+    )
     code, result, _ = call(path, "--source", "repa", "--weights", "raw", *QUICK)
     assert code == 0 and result["weights"] == "raw" and result["metrics"] != recorded
 
@@ -132,13 +137,17 @@ def test_guidance_and_seed_change_the_samples(call, published, recorded):
 
 
 def test_metrics_are_chosen_by_name(call, published, recorded):
-    code, result, _ = call(published[0], *QUICK, "--metrics", "fid", "kid", "precision", "recall")
+    code, result, _ = call(
+        published[0], *QUICK, "--metrics", "fid", "kid", "precision", "recall", "fid_infinity", "fid_floor"
+    )
     assert code == 0 and result["metrics"]["fd_effnet_40"] == recorded["fd_effnet_40"]
     assert set(result["metrics"]) == {
-        name + end
-        for name in ("fd_effnet_40", "kid_effnet_40", "precision_effnet_40", "recall_effnet_40")
+        f"{name}_effnet_40{end}"
+        for name in ("fd", "kid", "precision", "recall", "fd_infinity", "fd_floor")
         for end in ("", "_se")
     }
+    floor, limit = (result["metrics"][f"fd_{which}_effnet_40"] for which in ("floor", "infinity"))
+    assert 0 < floor < recorded["fd_effnet_40"] and limit < recorded["fd_effnet_40"]
     assert 0 <= result["metrics"]["recall_effnet_40"] <= result["metrics"]["precision_effnet_40"] <= 1
     for wrong in (["is", "fid"], ["fid", "fid"], ["lpips"]):
         code, _, said = call(published[0], *QUICK, "--metrics", *wrong)

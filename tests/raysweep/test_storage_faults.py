@@ -10,14 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.trial import TrialState as OptunaState
 
-from raysweep import patience
+from raysweep import patience, space
 from raysweep.errors import SweepError
 from raysweep.files import Gone
 from raysweep.journal import Journal, Pen
 from raysweep.leases import Leases
+from raysweep.proposals import Proposals
 from raysweep.store import Store
+from raysweep.study import Study
 from trainables.spec import NoTerm, Phase, Run
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
@@ -125,6 +129,32 @@ def test_a_journal_waits_and_loses_nothing(disk, fault):
     assert not writing.is_alive() and len(told) == 2 and "again" in told[1]
     journal.append("ended", trial=0)
     assert [entry["kind"] for entry in Journal(disk.store, "study").read()] == ["opened", "proposed", "ended"]
+
+
+def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_space, tmp_path):
+    text = "study: full\ntrial: {seed: {integers: [0, 99]}}\nsearch: {trials: 40, rungs: []}\n"
+    study = Study(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
+    told: list[str] = []
+    storage = f"sqlite:///{disk.place / 'optuna.db'}"
+    proposals = Proposals(study, storage, told.append)
+    disk.fill()
+
+    def work() -> None:
+        while trial := proposals.next():
+            study.fail(trial.number, "x" * 9000)
+
+    working = threading.Thread(target=work, daemon=True)
+    working.start()
+    until = time.monotonic() + 30
+    while not told and time.monotonic() < until:
+        time.sleep(0.1)
+    assert working.is_alive() and len(told) == 1 and "waiting for it" in told[0]
+    disk.empty()
+    working.join(timeout=60)
+    assert not working.is_alive()
+    known = optuna.load_study(study_name=study.space.id, storage=storage).trials
+    assert [trial.user_attrs["trial"] for trial in known] == list(range(40))
+    assert all(trial.state == OptunaState.FAIL for trial in known)
 
 
 def test_nobody_waits_for_ever(disk, monkeypatch):

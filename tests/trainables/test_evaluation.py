@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import trainables.torchvision_guard  # noqa: F401  clean-fid imports torchvision
+from trainables import catalog
 from trainables.data import load_images
 from trainables.evaluation import detectors, frechet_distance, inception_score, precision_recall
 from trainables.evaluation.statistics import FeatureStatistics
@@ -32,12 +33,6 @@ def gaussian(count: int, dim: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 # --- statistics ---------------------------------------------------------------------------------------------------
 
 
-def statistics_of(features: torch.Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics
-
-
 @settings(deadline=None, max_examples=50)
 @given(
     cuts=st.lists(st.integers(0, 60), max_size=6),
@@ -48,8 +43,8 @@ def test_shards_merge_to_one_pass(cuts, offset, seed):
     features = normal(60, 5, seed=seed) + offset
     merged = FeatureStatistics(5)
     for shard in features.tensor_split(sorted(cuts)):
-        merged = merged.merge(statistics_of(shard))
-    whole = statistics_of(features)
+        merged = merged.merge(FeatureStatistics.of(shard))
+    whole = FeatureStatistics.of(features)
     assert merged.count == whole.count == 60
     torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
@@ -65,14 +60,14 @@ def test_batches_of_far_features_cancel_nothing():
 
 
 def test_merging_leaves_both_parts_alone():
-    one, other = statistics_of(normal(5, 3)), statistics_of(normal(4, 3, seed=1))
+    one, other = FeatureStatistics.of(normal(5, 3)), FeatureStatistics.of(normal(4, 3, seed=1))
     before = one.mean.clone()
     one.merge(other).update(normal(2, 3))
     assert (one.count, other.count) == (5, 4) and torch.equal(one.mean, before)
 
 
 def test_statistics_survive_a_file(tmp_path):
-    statistics = statistics_of(normal(20, 4).float())
+    statistics = FeatureStatistics.of(normal(20, 4).float())
     save_file(statistics.state_dict(), tmp_path / "s.safetensors")
     again = FeatureStatistics.from_state_dict(load_file(tmp_path / "s.safetensors"))
     assert again.count == 20 and again.mean.dtype == torch.float64
@@ -237,11 +232,11 @@ def test_the_distance_grows_with_the_damage(detector, images):
     def distance(noise: float) -> float:
         damaged = images[1::2].float() + noise * torch.randn(images[1::2].shape, generator=generator)
         features = detector(damaged.clamp(0, 255).to(torch.uint8))[0]
-        statistics = statistics_of(features)
+        statistics = FeatureStatistics.of(features)
         return frechet_distance(real.mean, real.covariance, statistics.mean, statistics.covariance)
 
     generator = torch.Generator().manual_seed(0)
-    real = statistics_of(detector(images[::2])[0])
+    real = FeatureStatistics.of(detector(images[::2])[0])
     floor, little, much = distance(0), distance(15), distance(60)
     assert floor < little < much
 
@@ -250,8 +245,11 @@ def test_weights_of_something_else_are_refused(tmp_path):
     file = tmp_path / "other.pth"
     for content in ({"fc.bias": torch.zeros(1008)}, {"fc.bias": torch.zeros(10)}, [1, 2]):
         torch.save(content, file)
+        spec = ProbeSpec(detector_weights=str(file), detector_sha256=catalog.file_identity(file))
         with pytest.raises(ValueError, match="does not hold the weights of the FID Inception"):
-            detectors.create(ProbeSpec(detector="inception", detector_weights=str(file)))
+            detectors.create(spec)
+        with pytest.raises(LookupError, match="SHA-256"):
+            detectors.create(ProbeSpec(detector_weights=str(file)))
 
 
 def test_a_missing_package_names_the_remedy():

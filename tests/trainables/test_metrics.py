@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
 from trainables.evaluation import frechet_distance, inception_score, precision_recall
+from trainables.evaluation.detectors import Seen
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, prepare
 from trainables.evaluation.inception_score import inception_score_estimate
 from trainables.evaluation.kernel_distance import kernel_distance, kernel_estimate
 from trainables.evaluation.precision_recall import precision_recall_estimates
+from trainables.evaluation.reference import Reference
 from trainables.evaluation.statistics import FeatureStatistics
 
 clean_fid = pytest.importorskip("cleanfid.fid")
@@ -214,3 +216,20 @@ def test_pairs_have_a_smaller_error_than_their_two():
     assert difference.se < 0.3 * math.hypot(one.se, other.se)
     with pytest.raises(ValueError, match="do not pair"):
         one - target.estimate(sample[:100])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_floor_is_what_as_many_real_images_have(kept):
+    real = features(4000, 16, 3)
+    whole = FeatureStatistics.of(real)
+    state = {"mean": whole.mean, "covariance": whole.covariance} | ({"features": real} if kept else {})
+    reference = Reference(state)
+    fresh = [
+        Target(whole.mean, whole.covariance).distance(FeatureStatistics.of(features(200, 16, s))) for s in range(50)
+    ]
+    floor = reference.floor(200)
+    assert floor.value == pytest.approx(np.mean(fresh), abs=4 * floor.se + 4 * np.std(fresh) / 50**0.5)
+    assert reference.floor(2000).value < 0.2 * floor.value and reference.floor(200) == floor
+    seen = Seen(features(200, 16, 99), torch.full((200, 4), 0.25))
+    judged = reference.judge(seen, ("fid", "fid_infinity", "fid_floor"))
+    assert judged["fid_floor"] == floor and judged["fid_infinity"].value < judged["fid"].value

@@ -16,6 +16,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Plain:
+    """A number, and its standard error."""
+
+    value: float
+    se: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Where it lies, at this level."""
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.se
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A metric's value, and the influence of each sample on it: (N,) float64 with mean 0."""
 
@@ -29,9 +42,8 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Where the metric of such samples lies, at this level. A Frechet distance falls as samples grow, and its limit
-        lies lower: `frechet.extrapolated`."""
-        half = NormalDist().inv_cdf((1 + level) / 2) * self.se
-        return self.value - half, self.value + half
+        lies lower: `frechet.Target.limit`."""
+        return Plain(self.value, self.se).interval(level)
 
     def __sub__(self, other: Estimate) -> Estimate:
         """The difference of two metrics of samples that were drawn in pairs.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.estimate import Estimate, Plain
 from trainables.evaluation.statistics import FeatureStatistics
 
 Array = Tensor | np.ndarray
@@ -46,24 +44,11 @@ def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
     apart = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum()
     product = root1.T @ root2 if root1.shape[1] <= root2.shape[1] else root2.T @ root1
     squares = torch.linalg.eigvalsh(product @ product.T)
-    rounding = len(squares) ** 0.5 * torch.finfo(squares.dtype).eps * squares.abs().amax()
+    rounding = len(squares) ** 0.5 * torch.finfo(squares.dtype).eps * squares.norm()
     low, near, high = ((squares + error).clamp(min=0).sqrt().sum() for error in (-rounding, 0, rounding))
     if high - low > 1e-7 * (apart - 2 * near):
         near = torch.linalg.svdvals(product).sum()
     return max(float(apart - 2 * near), 0.0)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a Frechet distance tends to as samples grow (FID-infinity; Chong, Forsyth 2020), and its standard error."""
-
-    value: float
-    se: float
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Where the distance of the distributions themselves lies, at this level."""
-        half = NormalDist().inv_cdf((1 + level) / 2) * self.se
-        return self.value - half, self.value + half
 
 
 class Target:
@@ -94,9 +79,10 @@ class Target:
         influence = 2 * centred @ (mean - self.mean) + centred.square().sum(dim=1) - _carried(centred @ self.root)
         return Estimate(self._of(features), influence - influence.mean())
 
-    def limit(self, features: Tensor) -> Limit:
-        """The distance that endless samples would have, from features (N, D) whose classes are spread evenly over the
-        rows: halves of a sample have twice its bias, and as all its rows are in them, the same first-order error.
+    def limit(self, features: Tensor) -> Plain:
+        """The distance that endless samples would have (FID-infinity; Chong, Forsyth 2020), from features (N, D) whose
+        classes are spread evenly over the rows: halves of a sample have twice its bias, and as all its rows are in
+        them, the same first-order error.
 
         How far quarters say otherwise is added to the error: the bias falls as 1 / N only once N is well over D.
 
@@ -110,7 +96,7 @@ class Target:
         half, quarter = (sum(map(self._of, features.tensor_split(parts))) / parts for parts in (2, 4))
         linear = 2 * whole.value - half
         quadratic = (8 * whole.value - 6 * half + quarter) / 3
-        return Limit(linear, math.hypot(whole.se, quadratic - linear))
+        return Plain(linear, math.hypot(whole.se, quadratic - linear))
 
     def _of(self, features: Tensor) -> float:
         """The distance of features (N, D) float64."""

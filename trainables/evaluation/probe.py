@@ -23,6 +23,7 @@ from trainables import sampling
 from trainables.draws import generator
 from trainables.encode import decode
 from trainables.evaluation.detectors import Detector, Seen
+from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
 from trainables.spec import ProbeSpec, error_name
@@ -156,7 +157,9 @@ def probe(
         for judged, estimate in found.items():
             name = spec.name(judged)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
-        influence = found[spec.metrics[0]].influence.float().cpu()
+        decides = found[spec.metrics[0]]
+        assert isinstance(decides, Estimate), "fid and kid have influences, and nothing else decides"
+        influence = decides.influence.float().cpu()
     return Probed(metrics, influence, whole["pictures"], min(num_classes, GRID_COLUMNS))
 
 

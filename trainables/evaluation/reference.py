@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainables.evaluation.detectors import Detector, Seen
-from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.estimate import Estimate, Plain
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception_score import inception_score_estimate
 from trainables.evaluation.kernel_distance import kernel_estimate
@@ -17,6 +18,7 @@ from trainables.evaluation.precision_recall import precision_recall_estimates
 from trainables.evaluation.statistics import FeatureStatistics
 from trainables.spec import Judged
 
+DRAWS = 4  # of real images, for the floor
 KEPT = 10_000  # features, spread evenly over the images, for what compares samples one by one; ADM keeps as many
 
 
@@ -32,19 +34,20 @@ class Reference:
         self.state = state
         self._target = Target(state["mean"], state["covariance"])
         self._spatial: Target | None = None  # its root takes seconds: made when it is asked for
+        self._floors: dict[int, Plain] = {}  # by the number of samples
 
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256) -> Reference:
         """Of real images (N, 3, H, W) uint8 through a detector."""
-        statistics, spatial, kept = FeatureStatistics(detector.feature_dim), FeatureStatistics(detector.spatial_dim), []
-        stride = -(-len(images) // KEPT)
+        pooled, spatial, kept = FeatureStatistics(detector.feature_dim), FeatureStatistics(detector.spatial_dim), []
+        chosen = set(_spread(len(images)))
         for number, batch in enumerate(images.split(batch_size)):
-            seen = detector(batch)
-            statistics.update(seen.features.cpu())
+            seen, first = detector(batch), number * batch_size
+            pooled.update(seen.features.cpu())
             if seen.spatial is not None:
                 spatial.update(seen.spatial.cpu())
-            kept.append(seen.features[-number * batch_size % stride :: stride].cpu())
-        state = {"mean": statistics.mean, "covariance": statistics.covariance, "features": torch.cat(kept)}
+            kept.append(seen.features[[place for place in range(len(batch)) if first + place in chosen]].cpu())
+        state = {"mean": pooled.mean, "covariance": pooled.covariance, "features": torch.cat(kept)}
         if detector.spatial_dim:
             state |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
         return cls(state)
@@ -68,19 +71,23 @@ class Reference:
         if shapes != [(dim,), (dim, dim)]:
             raise ValueError(f"{file} has no mu ({dim},) and sigma ({dim}, {dim})")
         if images is not None:
-            batches = images[: KEPT * (len(images) // KEPT or 1) : len(images) // KEPT or 1].permute(0, 3, 1, 2)
-            state["features"] = torch.cat([detector(batch).features.cpu() for batch in batches.split(256)])
+            chosen = images[list(_spread(len(images)))].permute(0, 3, 1, 2)
+            state["features"] = torch.cat([detector(batch).features.cpu() for batch in chosen.split(256)])
         return cls(state)
 
-    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate]:
+    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate | Plain]:
         """Metrics of samples, the classes spread evenly over them.
 
         Raises:
             ValueError: the reference lacks what a metric compares with.
         """
-        found: dict[Judged, Estimate] = {}
+        found: dict[Judged, Estimate | Plain] = {}
         if "fid" in metrics:
             found["fid"] = self._target.estimate(seen.features)
+        if "fid_infinity" in metrics:
+            found["fid_infinity"] = self._target.limit(seen.features)
+        if "fid_floor" in metrics:
+            found["fid_floor"] = self.floor(len(seen.features))
         if "sfid" in metrics:
             assert seen.spatial is not None, "a probe without the Inception asks for no sfid"
             found["sfid"] = self._spatial_target().estimate(seen.spatial)
@@ -91,6 +98,22 @@ class Reference:
         if "precision" in metrics or "recall" in metrics:
             found["precision"], found["recall"] = precision_recall_estimates(self._features(), seen.features)
         return {metric: found[metric] for metric in metrics}
+
+    def floor(self, samples: int) -> Plain:
+        """The Frechet distance of so many real images, drawn with replacement from those whose features are kept; where
+        none are, of features drawn from the reference's own Gaussian."""
+        if samples not in self._floors:
+            chance, kept = torch.Generator().manual_seed(0), self.state.get("features")
+            distances = []
+            for _ in range(DRAWS):
+                if kept is None:
+                    noise = torch.randn(samples, self._target.root.shape[1], generator=chance, dtype=torch.float64)
+                    drawn = noise @ self._target.root.T + self._target.mean
+                else:
+                    drawn = kept[torch.randint(len(kept), (samples,), generator=chance)]
+                distances.append(self._target.distance(FeatureStatistics.of(drawn)))
+            self._floors[samples] = Plain(statistics.fmean(distances), statistics.stdev(distances) / DRAWS**0.5)
+        return self._floors[samples]
 
     def _features(self) -> Tensor:
         if "features" not in self.state:
@@ -103,3 +126,8 @@ class Reference:
         if self._spatial is None:
             self._spatial = Target(self.state["spatial_mean"], self.state["spatial_covariance"])
         return self._spatial
+
+
+def _spread(count: int) -> range:
+    """The places of at most `KEPT` of so many images, spread evenly."""
+    return range(0, count, -(-count // KEPT))

@@ -13,16 +13,19 @@ from trainables.spec.base import Spec, WrongKey, effnet_missing
 
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
 _ADM += "VIRTUAL_imagenet256_labeled.npz"
+EXTRAPOLATED = 8  # samples at least
 _SAMPLES = ("arr_0",)  # images
 _COMPARED_WITH = {  # what a reference file must have
     "fid": ("mu", "sigma"),
+    "fid_infinity": ("mu", "sigma"),
+    "fid_floor": ("mu", "sigma"),
     "sfid": ("mu_s", "sigma_s"),
     "kid": _SAMPLES,
     "precision": _SAMPLES,
     "recall": _SAMPLES,
 }
 Time = Annotated[float, Field(ge=0, le=1)]
-Judged = Literal["fid", "sfid", "is", "kid", "precision", "recall"]
+Judged = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # how a SHA-256 begins
 
 
@@ -60,6 +63,8 @@ class ProbeSpec(Spec):
                 raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
         if self.reference_sha256 and not self.reference:
             raise WrongKey("reference_sha256", "this is of a file: give it as reference, or leave this out")
+        if "fid_infinity" in self.metrics and self.samples < EXTRAPOLATED:
+            raise WrongKey("samples", f"fid_infinity extrapolates from {EXTRAPOLATED} or more")
         if len(set(self.metrics)) < len(self.metrics):
             raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
@@ -77,7 +82,7 @@ class ProbeSpec(Spec):
                 "" if self.detector_sha256.startswith(catalog.INCEPTION_SHA256) else f"_{self.detector_sha256[:8]}"
             )
             return f"{judged}{''.join(marks)}_{count_name(self.samples)}"
-        return f"{'fd' if judged == 'fid' else judged}_effnet_{count_name(self.samples)}"
+        return f"{judged.replace('fid', 'fd')}_effnet_{count_name(self.samples)}"
 
     @property
     def metric(self) -> str:
