@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from raysweep.domains import always_open, domains
 from raysweep.explain import WrongValue
+from trainables.spec import ProbeSpec
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"]
 
@@ -24,3 +25,16 @@ def check(sampler: Sampler, tree: Any) -> None:
     if sampler == "cmaes" and not any(each.ordered and len(each.options) > 1 for each in always_open(tree).values()):
         told = "cmaes moves along numbers, and outside the options of choices none is searched here; use tpe"
         raise WrongValue(("search", "sampler"), told)
+
+
+def check_second(objective: str | None, sampler: Sampler, probe: ProbeSpec) -> None:
+    """Refuse a second objective that is not measured, or that `sampler` cannot weigh.
+
+    Raises:
+        WrongValue: what is in its way, and what would help.
+    """
+    path = ("search", "second_objective")
+    if objective and sampler == "cmaes":
+        raise WrongValue(path, "cmaes follows one objective; use tpe or gp, or leave this out")
+    if objective == "is" and "is" not in probe.metrics:
+        raise WrongValue(path, "IS is not among probe.metrics; add it there, or leave this out")

@@ -5,6 +5,7 @@ PRUNED and FAIL are told as what they are, with the metric at the training steps
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,20 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import domains
+from raysweep import domains, runs
 from raysweep.domains import Domain, Point, label
 from raysweep.patience import Tell, patiently
 from raysweep.study import Study
 from raysweep.trials import State, TrialState
 
+DIRECTIONS = {
+    None: (StudyDirection.MINIMIZE,),
+    "steps": (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE),
+    "is": (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE),
+}
 _STATES = {"COMPLETE": OptunaState.COMPLETE, "PRUNED": OptunaState.PRUNED, "FAILED": OptunaState.FAIL}
 
 
@@ -34,7 +41,12 @@ class View:
 
     def __init__(self, study: Study, tree: Any, storage: BaseStorage, ordered: bool = False):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.optuna = optuna.create_study(storage=storage, study_name=study.space.id, load_if_exists=True)
+        self.optuna = optuna.create_study(
+            storage=storage,
+            study_name=study.space.id,
+            load_if_exists=True,
+            directions=DIRECTIONS[study.space.search.second_objective],
+        )
         self.numbers: dict[int, int] = {}  # ours -> Optuna's
         self._study, self._tree, self._storage, self._ordered = study, tree, storage, ordered
 
@@ -73,8 +85,20 @@ class View:
         for step, metrics in trial.probes.items():
             self._storage.set_trial_intermediate_value(known, step, metrics[metric])
         self._storage.set_trial_user_attr(known, "reason", trial.reason)
-        value = trial.last(metric) if state == "COMPLETE" else None
-        self.optuna.tell(number, value, state=_STATES[state])
+        told = _STATES[state]
+        second = self._study.space.search.second_objective
+        if second and told == OptunaState.PRUNED:  # Optuna knows no pruning by two objectives
+            told = OptunaState.COMPLETE if second == "steps" else OptunaState.FAIL
+        self.optuna.tell(number, self._values(trial) if told == OptunaState.COMPLETE else None, state=told)
+
+    def _values(self, trial: TrialState) -> list[float]:
+        last = trial.probes[trial.step]
+        found = {
+            "steps": float(trial.step + runs.teacher_steps(self._study.run(trial))),
+            "is": last.get(self._study.space.probe.name("is"), math.nan),
+        }
+        second = self._study.space.search.second_objective
+        return [last[self._study.metric], *([found[second]] if second else [])]
 
     def distribution(self, domain: Domain) -> BaseDistribution:
         """A domain as Optuna knows it."""

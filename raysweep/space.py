@@ -37,6 +37,7 @@ class Search(Spec):
     rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
     scheduler: Scheduler = Asha()  # who goes on from a rung
     sampler: Sampler = "tpe"  # who proposes what is not enqueued
+    second_objective: Literal["steps", "is"] | None = None  # that the sampler weighs beside the metric that decides
     startup_trials: Annotated[int, Field(ge=0)] = 10  # before the sampler takes over from random proposals
 
 
@@ -248,6 +249,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
             _check_trials(space)
             if space.search.mode == "explore":
                 limits.check(space.search.sampler, space.tree)
+                limits.check_second(space.search.second_objective, space.search.sampler, space.probe)
         except WrongDomain as error:
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:

@@ -142,6 +142,7 @@ FIELDS = {
             "rungs": ([150_000], STAYS),
             "scheduler": ("median", STAYS),
             "sampler": ("qmc", STAYS),
+            "second_objective": ("steps", STAYS),
             "startup_trials": (1, STAYS),
         },
     ),

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import domains, space
+from raysweep import domains, results, space
 from raysweep.errors import UserError
 from raysweep.limits import Sampler
 from raysweep.proposals import Proposals
@@ -129,6 +129,29 @@ def test_a_study_whose_driver_dies_again_and_again_proposes_what_an_undisturbed_
     assert {"COMPLETE", "PRUNED", "FAILED"} <= {trial.state for trial in whole.trials}
 
 
+@pytest.mark.parametrize("second", ["steps", "is"])
+def test_two_objectives_are_weighed_and_their_front_is_optuna_s(study_of, tmp_path, second):
+    def made(storage: str | None = None, **more) -> Study:
+        return study_of(RANGES.replace("trials: 16", "trials: 24"), "tpe", f"search.second_objective={second}", **more)
+
+    whole, store = made(), MemoryStore()
+    assert drive(whole)
+    while not drive(made(store=store), events=7):
+        pass
+    assert course(made(store=store)) == course(whole)
+    alone = study_of(RANGES.replace("trials: 16", "trials: 24"), "tpe")
+    drive(alone)
+    assert [trial.point for trial in alone.trials] != [trial.point for trial in whole.trials]
+
+    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    Proposals(whole, storage)
+    told = optuna.load_study(study_name=whole.space.id, storage=storage)
+    if second == "steps":  # of `is`, Optuna hears from complete trials alone
+        front, _ = results.tradeoffs(whole, [results.trial_row(whole, trial) for trial in whole.trials])["steps"]
+        assert sorted({each.user_attrs["trial"] for each in told.best_trials}) == front
+    assert {each.state for each in told.trials} == {OptunaState.COMPLETE, OptunaState.FAIL}
+
+
 def test_each_sampler_has_proposals_of_its_own(study_of):
     proposed = {}
     for sampler in SAMPLERS:
@@ -207,6 +230,16 @@ def test_a_sampler_that_cannot_is_refused_before_anything_is_written(write_space
         str(tmp_path / "runs"),
     ]
     assert main(command) == 2 and not Path(tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("sampler=cmaes", "cmaes follows one objective"), ("second_objective=is", "IS is not among probe.metrics")],
+)
+def test_a_second_objective_that_cannot_be_weighed_is_refused(write_space, override, said):
+    overrides = ["search.second_objective=steps", f"search.{override}", "probe.metrics=[fid]"]
+    with pytest.raises(UserError, match=said):
+        space.load(write_space(RANGES), "smoke", overrides)
 
 
 def test_a_reproduction_asks_no_sampler_and_none_is_refused(write_space):
