@@ -1,0 +1,212 @@
+"""How cheap a probe may be before it ranks checkpoints otherwise than the full one.
+
+    python benchmarks/probe_fidelity.py STUDY --storage runs [--picture fidelity.png]
+
+Takes a study's checkpoints at one rung (the first one, unless `--step` names another), which are those that a scheduler
+decides among, and probes each with the full 250-step SDE and with cheaper samplers. All probes draw the same noise.
+Printed for each: the rank correlation (Spearman) with the full one and its 95% interval over resampled checkpoints, the
+mean difference in the metric, the standard error of one probe and of the difference of two (paired), seconds, and what
+it costs of the full one. Below it, what the study's own probes cost beside its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from raysweep.attribution import charges
+from raysweep.errors import UserError
+from raysweep.store import Store
+from raysweep.study import Study
+from raysweep.trials import TrialState
+from trainables.evaluation.probe import Probed
+from trainables.spec import ProbeSpec
+from trainables.stage import Bench
+from trainables.train import Context
+
+FULL = {"sampler": "euler_maruyama", "steps": 250}
+CHEAPER = [("euler_maruyama", 50), ("euler_maruyama", 25), ("heun", 10), ("heun", 5), ("euler", 25), ("euler", 10)]
+CHEAPER += [("euler", 5), ("euler", 3)]
+RESAMPLED = 1000
+
+
+@dataclass
+class Measured:
+    """One kind of probe over all checkpoints."""
+
+    spec: ProbeSpec
+    found: list[Probed]
+    seconds: float
+
+    @property
+    def values(self) -> list[float]:
+        return [each.metrics[self.spec.metric] for each in self.found]
+
+    def facts(self, full: Measured) -> dict[str, Any]:
+        mine, theirs = np.array(self.values), np.array(full.values)
+        chance = np.random.default_rng(0)
+        draws = [chance.integers(len(mine), size=len(mine)) for _ in range(RESAMPLED)]
+        ranks = [spearmanr(mine[drawn], theirs[drawn]).statistic for drawn in draws if len(set(drawn)) > 2]
+        low, high = np.nanquantile(ranks, [0.025, 0.975])
+        influences = [each.influence.double() for each in self.found if each.influence is not None]
+        error = statistics.fmean(float(each.std()) / len(each) ** 0.5 for each in influences)
+        pairs = [float((one - other).std()) / len(one) ** 0.5 for one, other in combinations(influences, 2)]
+        return {
+            "sampler": self.spec.sampler,
+            "steps": self.spec.steps,
+            "samples": self.spec.samples,
+            "rank_correlation": float(spearmanr(mine, theirs).statistic),
+            "interval": [float(low), float(high)],
+            "best_is_the_same": int(mine.argmin()) == int(theirs.argmin()),
+            "bias": float((mine - theirs).mean()) if self.spec.samples == full.spec.samples else None,
+            "spread": float(mine.std(ddof=1)),
+            "standard_error": error,
+            "paired_standard_error": statistics.fmean(pairs),
+            "seconds": self.seconds / len(self.found),
+            "cost": self.seconds / full.seconds,
+        }
+
+
+def chosen(study: Study, step: int | None, most: int) -> tuple[int, list[TrialState]]:
+    """The rung, and the trials that have come to it and whose checkpoints there are kept and differ."""
+    reached = [trial for trial in study.distinct if trial.probes]
+    step = step or min((min(trial.probes) for trial in reached), default=0)
+    found: dict[str, TrialState] = {}
+    for trial in reached:
+        if checkpoint := study.store.find(study.run(trial), step):
+            found.setdefault(checkpoint.key, trial)
+    if len(found) < 4:
+        raise UserError(f"{len(found)} checkpoints of {study.space.id} at step {step}; ranks need four or more")
+    return step, list(found.values())[:most]
+
+
+def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    torch.set_num_threads(options.threads)
+    study = Study.reopen(Store(options.storage), options.study)
+    step, trials = chosen(study, options.step, options.most)
+    bench = Bench(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
+    own = study.space.probe_of(study.space.trial({})[0])
+    full = own.model_copy(update=FULL)
+    specs = [full, *(full.model_copy(update={"samples": full.samples // part}) for part in (2, 4))]
+    specs += [full.model_copy(update={"sampler": sampler, "steps": steps}) for sampler, steps in CHEAPER]
+    bench.reference(study.run(trials[0]).data, own)  # made once: no part of any probe's time
+    jobs = [(spec, trial) for spec in specs for trial in trials]
+    measured = {spec: Measured(spec, [], 0.0) for spec in specs}
+    for spec, trial in track(jobs, "Probing", console=console, transient=True):
+        checkpoint = study.store.find(study.run(trial), step)
+        assert checkpoint is not None, "it was there a moment ago"
+        folder = study.store.open(checkpoint.key)
+        began = time.perf_counter()
+        measured[spec].found.append(bench.probe(study.run(trial), spec, folder))
+        measured[spec].seconds += time.perf_counter() - began
+    charged = list(charges([study]).values())
+    return {
+        "study": study.space.id,
+        "step": step,
+        "checkpoints": len(trials),
+        "metric": full.metric,
+        "probes": [measured[spec].facts(measured[full]) for spec in specs],
+        "values": {f"{s.sampler} {s.steps} {s.samples}": measured[s].values for s in specs},
+        "study_s": sum(each.own + each.shared for each in charged),
+        "study_probes_s": sum(each.probes for each in charged),
+    }
+
+
+def show(told: dict[str, Any]) -> None:
+    table = Table(title=f"{told['study']}: {told['checkpoints']} checkpoints at step {told['step']}, {told['metric']}")
+    columns = (
+        "sampler",
+        "steps",
+        "samples",
+        "rank correlation",
+        "same best",
+        "bias",
+        "error",
+        "paired",
+        "seconds",
+        "cost",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
+    for each in told["probes"]:
+        low, high = each["interval"]
+        table.add_row(
+            each["sampler"],
+            str(each["steps"]),
+            str(each["samples"]),
+            f"{each['rank_correlation']:.3f} ({low:.2f} to {high:.2f})",
+            "yes" if each["best_is_the_same"] else "no",
+            "" if each["bias"] is None else f"{each['bias']:+.1f}",
+            f"{each['standard_error']:.1f}",
+            f"{each['paired_standard_error']:.1f}",
+            f"{each['seconds']:.1f}",
+            f"{each['cost']:.3f}",
+        )
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    console.print(f"Spread of the checkpoints: {told['probes'][0]['spread']:.1f}.", end=" ")
+    share = told["study_probes_s"] / told["study_s"]
+    console.print(f"The study's own probes took {share:.0%} of its {told['study_s'] / 60:.0f} device-minutes.")
+
+
+def draw(told: dict[str, Any], file: Path) -> None:
+    """Rank correlation against cost, and each probe's values against the full one's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    full = next(iter(told["values"].values()))
+    for each, (name, values) in zip(told["probes"], told["values"].items(), strict=True):
+        low, high = each["interval"]
+        rank = each["rank_correlation"]
+        left.errorbar(each["cost"], rank, [[max(0, rank - low)], [max(0, high - rank)]], fmt="o", capsize=2)
+        left.annotate(name, (each["cost"], rank), textcoords="offset points", xytext=(5, -9), fontsize=7)
+        if each["samples"] == told["probes"][0]["samples"]:
+            right.plot(full, values, "o", markersize=4, label=name)
+    left.set(xscale="log", xlabel="cost of the full probe", ylabel="rank correlation with the full probe")
+    right.plot(full, full, color="grey", linewidth=0.8)
+    right.set(xlabel=f"{told['metric']}, full probe", ylabel="the cheaper probe's")
+    right.legend(fontsize=7)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="its name, or how that begins")
+    parser.add_argument("--storage", default="runs")
+    parser.add_argument("--step", type=int, help="of the checkpoints (default: the first rung)")
+    parser.add_argument("--most", type=int, default=20, help="checkpoints")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    try:
+        told = measure(options, Console(stderr=True))
+    except UserError as error:
+        parser.error(str(error))
+    if options.picture:
+        draw(told, options.picture)
+    print(json.dumps(told)) if options.json else show(told)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
