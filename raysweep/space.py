@@ -132,8 +132,11 @@ class Space:
 
     @classmethod
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
-        """The space that `resolved` describes."""
-        return cls(_File.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"])
+        """The space that `resolved` describes, under the name that it had when that was written, perhaps by an earlier
+        version that knew fewer keys."""
+        space = cls(_File.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"])
+        space.resolved = dict(resolved)
+        return space
 
     def trial(self, point: Mapping[str, Any]) -> tuple[Trial, Point]:
         """The trial at `point`, with the point made full.

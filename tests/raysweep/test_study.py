@@ -195,3 +195,21 @@ def test_a_study_is_found_by_the_beginning_of_its_name(sweep):
     run.finish(2)
     assert Study.reopen(run.study.store, "small").space.id == run.study.space.id
     assert [t.state for t in Study.reopen(run.study.store, "small").trials] == [t.state for t in run.study.trials]
+
+
+def test_a_study_of_an_earlier_version_keeps_its_name(sweep, tmp_path):
+    run = sweep()
+    run.finish()
+    written = dict(run.study.space.resolved)
+    written["search"] = {key: value for key, value in written["search"].items() if key != "second_objective"}
+    earlier = space.Space.reopen(written)
+    assert earlier.search == run.study.space.search and earlier.id != run.study.space.id
+    store = Store(str(tmp_path / "earlier"))
+    for entry in run.study.journal.read():
+        facts = {name: value for name, value in entry.items() if name != "kind"}
+        if entry["kind"] == "opened":
+            facts["space"] = written
+        Journal(store, earlier.id).append(entry["kind"], **facts)
+    again = Study.reopen(store, "small")
+    assert again.space.id == earlier.id and again.trials == run.study.trials
+    assert store.names("studies") == [earlier.id]
