@@ -16,7 +16,7 @@ from trainables.spec import ProbeSpec, error_name
 
 def difference(store: Store, mine: str, theirs: str, spec: ProbeSpec) -> Difference:
     """By how much the first of two probes, named by their keys, is worse. Where a store does not have the influences of
-    both, their errors count as independent; where it does not have both probes, nothing is known."""
+    both, their errors count as independent; where it does not have those or the probes, nothing is known."""
     records = [store.record("probes", key) for key in (mine, theirs)]
     if None in records:
         return Difference(math.nan, math.nan)
@@ -24,6 +24,6 @@ def difference(store: Store, mine: str, theirs: str, spec: ProbeSpec) -> Differe
     value, error = one[spec.metric] - other[spec.metric], error_name(spec.metric)
     influences = [store.influence(key) for key in (mine, theirs)]
     if influences[0] is None or influences[1] is None:
-        return Difference(value, math.hypot(one[error], other[error]))
+        return Difference(value, math.hypot(one.get(error, math.nan), other.get(error, math.nan)))
     influence = influences[0] - influences[1]
     return Difference(value, float(influence.std(ddof=1) / len(influence) ** 0.5))

@@ -1,4 +1,4 @@
-"""What torch-fidelity makes of the same features, images and stand-in Inception: tests/data/golden/metrics.safetensors.
+"""What torch-fidelity makes of the same features, images and stand-in Inception: tests/data/metrics.safetensors.
 
     pip install --no-deps --target /tmp/fidelity torch-fidelity==0.4.0
     python -m tests.golden_metrics /tmp/fidelity
@@ -19,7 +19,7 @@ from torch import Tensor
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity imports torchvision
 from trainables.evaluation.inception import Inception
 
-FILE = Path(__file__).parent / "data" / "golden" / "metrics.safetensors"
+FILE = Path(__file__).parent / "data" / "metrics.safetensors"
 PAIRS = [(0, 300, 200), (1, 217, 333)]  # seed, fakes, reals
 LOGITS = [(200, 10), (217, 10), (33, 4)]  # samples, splits
 SIZES = [(32, 32), (256, 256), (299, 299), (400, 310)]
