@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     step, trials = chosen(study, options.step, options.most)
     bench = Bench(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
     own = study.space.probe_of(study.space.trial({})[0])
-    full = own.model_copy(update=FULL)
+    full = own.model_copy(update=FULL | {"samples": options.samples or own.samples})
     specs = [full, *(full.model_copy(update={"samples": full.samples // part}) for part in (2, 4))]
     specs += [full.model_copy(update={"sampler": sampler, "steps": steps}) for sampler, steps in CHEAPER]
     bench.reference(study.run(trials[0]).data, own)  # made once: no part of any probe's time
@@ -194,6 +194,7 @@ def main() -> int:
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--step", type=int, help="of the checkpoints (default: the first rung)")
     parser.add_argument("--most", type=int, default=20, help="checkpoints")
+    parser.add_argument("--samples", type=int, help="of the full probe (default: the study's own)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", action="store_true")
