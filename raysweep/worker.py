@@ -96,6 +96,8 @@ class _Worker:
         except Exception as error:
             if out_of_memory(error):  # perhaps here alone: the others wait for this rank until their group ends
                 self._tell("out_of_memory")
+            elif not isinstance(error, RuntimeError):  # as which also the death of another worker shows
+                self._tell("note", f"{assignment}: {type(error).__name__}: {error}")
             raise
         else:
             self._answer("done", result)

@@ -18,7 +18,7 @@ from trainables import catalog, effnet
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
 from trainables.spec import ProbeSpec
 
-BATCH = 64  # images at once: activations of more leave a CPU's caches
+BATCH = 32  # images at once: activations of more leave a CPU's caches
 
 
 class Seen(NamedTuple):

@@ -36,7 +36,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Mean and standard deviation over random subsets of both, as torch-fidelity and clean-fid print it.
 
-    torch-fidelity draws as here; clean-fid draws from the reference first, and by NumPy's global generator.
+    Both draw as here: torch-fidelity by this seed, clean-fid by NumPy's global generator.
 
     Raises:
         ValueError: fewer rows than a subset has, or dimensions that differ.

@@ -143,7 +143,7 @@ def probe(
             part = chunk(spec, number, latent_shape, num_classes)
             latents = sample(backbone, spec, part, device, path)
             shard = _shard(latents, part, num_classes, autoencoder, detector)
-            shards[number] = safetensors.torch.save(shard)
+            shards[number] = safetensors.torch.save({name: tensor.contiguous() for name, tensor in shard.items()})
         mine.append(shard)
         progress((number + 1) * spec.batch_size)
 
