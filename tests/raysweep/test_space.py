@@ -128,7 +128,7 @@ def test_a_profile_changes_sizes_and_never_what_is_searched():
     assert domains.domains(paper.tree) == domains.domains(laptop.tree)
     trial, _ = laptop.trial({})
     assert (trial.backbone, trial.data) == ("SiT-T/2", "emoji9")
-    assert runs.milestones(laptop) == [step // 2000 for step in runs.milestones(paper)]
+    assert runs.milestones(laptop) == [step // 1000 for step in runs.milestones(paper)]
 
 
 def test_a_domain_in_the_file_survives_the_profile(write_space):
