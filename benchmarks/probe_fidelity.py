@@ -102,7 +102,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     step, trials = chosen(study, options.step, options.most)
     bench = Bench(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
     own = study.space.probe_of(study.space.trial({})[0])
-    full = own.model_copy(update=FULL | {"samples": options.samples or own.samples})
+    wanted = {"samples": options.samples or own.samples, "metrics": own.metrics[:1]}
+    full = own.model_copy(update=FULL | wanted)
     specs = [full, *(full.model_copy(update={"samples": full.samples // part}) for part in (2, 4))]
     specs += [full.model_copy(update={"sampler": sampler, "steps": steps}) for sampler, steps in CHEAPER]
     bench.reference(study.run(trials[0]).data, own)  # made once: no part of any probe's time

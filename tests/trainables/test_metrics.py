@@ -10,6 +10,7 @@ import torch
 from golden_metrics import features
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
@@ -23,6 +24,7 @@ from trainables.evaluation.kernel_distance import kernel_distance, kernel_estima
 from trainables.evaluation.precision_recall import precision_recall_estimates
 from trainables.evaluation.reference import Reference
 from trainables.evaluation.statistics import FeatureStatistics
+from trainables.spec import ProbeSpec
 
 clean_fid = pytest.importorskip("cleanfid.fid")
 
@@ -233,3 +235,11 @@ def test_the_floor_is_what_as_many_real_images_have(kept):
     seen = Seen(features(200, 16, 99), torch.full((200, 4), 0.25))
     judged = reference.judge(seen, ("fid", "fid_infinity", "fid_floor"))
     assert judged["fid_floor"] == floor and judged["fid_infinity"].value < judged["fid"].value
+
+
+@pytest.mark.parametrize("metric, least", [("is", 10), ("precision", 4), ("recall", 4), ("fid_infinity", 8)])
+def test_a_probe_of_too_few_samples_for_a_metric_is_refused(metric, least):
+    options = {"detector": "effnet_lite0", "metrics": ("fid", metric)}
+    ProbeSpec(samples=least, **options)
+    with pytest.raises(ValidationError, match=f"{metric} needs {least} or more"):
+        ProbeSpec(samples=least - 1, **options)

@@ -13,7 +13,8 @@ from trainables.spec.base import Spec, WrongKey, effnet_missing
 
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
 _ADM += "VIRTUAL_imagenet256_labeled.npz"
-EXTRAPOLATED = 8  # samples at least
+# Samples at least: IS is a mean over ten parts, neighbours are the third ones, and quarters must be samples too.
+LEAST: dict[Judged, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
 _SAMPLES = ("arr_0",)  # images
 _COMPARED_WITH = {  # what a reference file must have
     "fid": ("mu", "sigma"),
@@ -63,8 +64,9 @@ class ProbeSpec(Spec):
                 raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
         if self.reference_sha256 and not self.reference:
             raise WrongKey("reference_sha256", "this is of a file: give it as reference, or leave this out")
-        if "fid_infinity" in self.metrics and self.samples < EXTRAPOLATED:
-            raise WrongKey("samples", f"fid_infinity extrapolates from {EXTRAPOLATED} or more")
+        for metric, least in LEAST.items():
+            if metric in self.metrics and self.samples < least:
+                raise WrongKey("samples", f"{metric} needs {least} or more")
         if len(set(self.metrics)) < len(self.metrics):
             raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
