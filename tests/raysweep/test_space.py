@@ -99,7 +99,7 @@ def test_a_scheduled_weight_scales_with_the_steps(write_space):
     text = "study: a\ntrial:\n  method: {kind: sra, weight: {steps: [0, 200000], weights: [1.0, 0.5]}}\n"
     loaded = space.load(write_space(text), "laptop")
     term = runs.student(loaded, loaded.trial({})[0]).phases[0].term
-    assert [term.weight_at(step) for step in (0, 50, 100, 150)] == [1.0, 0.75, 0.5, 0.5]
+    assert [term.weight_at(step) for step in (0, 100, 200, 300)] == [1.0, 0.75, 0.5, 0.5]
 
 
 def test_sra_s_own_weight_is_its_train_py_s():
