@@ -243,4 +243,5 @@ def test_a_second_objective_that_cannot_be_weighed_is_refused(write_space, overr
 
 
 def test_a_reproduction_asks_no_sampler_and_none_is_refused(write_space):
-    space.load(write_space(RANGES), "smoke", ["search.sampler=grid", "search.mode=reproduce"])
+    loaded = space.load(write_space(RANGES), "smoke", ["search.sampler=grid", "search.mode=reproduce"])
+    assert (loaded.search.sampler, loaded.search.mode) == ("grid", "reproduce")
