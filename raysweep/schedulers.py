@@ -12,7 +12,7 @@ from abc import abstractmethod
 from bisect import bisect_left, insort
 from collections import defaultdict
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappush
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
@@ -224,9 +224,10 @@ class Rungs:
         self.record(step, trial, value)
         heappush(self._waiting[step], (value, trial))
 
-    def leave(self, step: int) -> None:
-        """The best of those that wait at a rung waits no longer."""
-        heappop(self._waiting[step])
+    def leave(self, step: int, trial: int) -> None:
+        """A trial waits at a rung no longer: it goes on, or has ended."""
+        self._waiting[step].remove((self._values[self._bracket(trial), step][trial], trial))
+        heapify(self._waiting[step])
 
     def promising(self, last: bool = False) -> tuple[int, Decision] | None:
         """The trial that goes on next of those that wait, deepest rung first, and why; None where none does for now.

@@ -284,7 +284,7 @@ class Study:
             tell = self._rungs.wait if kind == "waits" else self._rungs.record
             tell(step, trial.number, trial.probes[step][self.metric])
         elif waited and not trial.waits:
-            self._rungs.leave(step)
+            self._rungs.leave(step, trial.number)
         elif kind == "ended" and trial.repeats is not None:
             trial.probes = dict(self.trials[trial.repeats].probes)
         elif kind == "retried":

@@ -71,8 +71,21 @@ def test_promotion_goes_on_with_the_same_trials_whatever_their_order_once_all_ha
     while found := rungs.promising():
         promoted.append(found[0])
         assert found[1].go_on and found[1].peers == 24
-        rungs.leave(10)
+        rungs.leave(10, found[0])
     assert promoted == list(range(24 // eta))
+
+
+@given(st.permutations(range(8)), st.integers(0, 7))
+def test_whoever_leaves_is_not_promoted_and_the_others_are(order, gone):
+    rungs = Rungs(Promotion(eta=2), 3)
+    for trial in order:
+        rungs.wait(10, trial, float(trial))
+    rungs.leave(10, gone)
+    promoted = []
+    while found := rungs.promising():
+        promoted.append(found[0])
+        rungs.leave(10, found[0])
+    assert promoted == [trial for trial in range(4) if trial != gone]
 
 
 @given(st.permutations(range(12)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Plain:
+class Measured:
     """A number, and its standard error."""
 
     value: float
@@ -43,7 +43,7 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Where the metric of such samples lies, at this level. A Frechet distance falls as samples grow, and its limit
         lies lower: `frechet.Target.limit`."""
-        return Plain(self.value, self.se).interval(level)
+        return Measured(self.value, self.se).interval(level)
 
     def __sub__(self, other: Estimate) -> Estimate:
         """The difference of two metrics of samples that were drawn in pairs.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.evaluation.estimate import Estimate, Plain
+from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.statistics import FeatureStatistics
 
 Array = Tensor | np.ndarray
@@ -79,7 +79,7 @@ class Target:
         influence = 2 * centred @ (mean - self.mean) + centred.square().sum(dim=1) - _carried(centred @ self.root)
         return Estimate(self._of(features), influence - influence.mean())
 
-    def limit(self, features: Tensor) -> Plain:
+    def limit(self, features: Tensor) -> Measured:
         """The distance that endless samples would have (FID-infinity; Chong, Forsyth 2020), from features (N, D) whose
         classes are spread evenly over the rows: halves of a sample have twice its bias, and as all its rows are in
         them, the same first-order error.
@@ -96,7 +96,7 @@ class Target:
         half, quarter = (sum(map(self._of, features.tensor_split(parts))) / parts for parts in (2, 4))
         linear = 2 * whole.value - half
         quadratic = (8 * whole.value - 6 * half + quarter) / 3
-        return Plain(linear, math.hypot(whole.se, quadratic - linear))
+        return Measured(linear, math.hypot(whole.se, quadratic - linear))
 
     def _of(self, features: Tensor) -> float:
         """The distance of features (N, D) float64."""
@@ -120,9 +120,8 @@ def _carried(rows: Tensor) -> Tensor:
 
 def root(sigma: Tensor) -> Tensor:
     """R (D, rank) with R R' = sigma, for a symmetric sigma (D, D) without negative eigenvalues."""
-    noise = (
-        len(sigma) * torch.finfo(sigma.dtype).eps
-    )  # relative: at or below this an eigenvalue is the rounding of zero
+    # Relative to the largest: at or below this an eigenvalue is the rounding of zero.
+    noise = len(sigma) * torch.finfo(sigma.dtype).eps
     triangle, failed = torch.linalg.cholesky_ex(sigma)
     pivots = triangle.diagonal().square()
     if not failed and pivots.amin() > 10 * noise * pivots.amax():  # ten times as fast, where the rank is full

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainables.evaluation.detectors import Detector, Seen
-from trainables.evaluation.estimate import Estimate, Plain
+from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception_score import inception_score_estimate
 from trainables.evaluation.kernel_distance import kernel_estimate
@@ -34,7 +34,7 @@ class Reference:
         self.state = state
         self._target = Target(state["mean"], state["covariance"])
         self._spatial: Target | None = None  # its root takes seconds: made when it is asked for
-        self._floors: dict[int, Plain] = {}  # by the number of samples
+        self._floors: dict[int, Measured] = {}  # by the number of samples
 
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256) -> Reference:
@@ -75,13 +75,13 @@ class Reference:
             state["features"] = torch.cat([detector(batch).features.cpu() for batch in chosen.split(256)])
         return cls(state)
 
-    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate | Plain]:
+    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate | Measured]:
         """Metrics of samples, the classes spread evenly over them.
 
         Raises:
             ValueError: the reference lacks what a metric compares with.
         """
-        found: dict[Judged, Estimate | Plain] = {}
+        found: dict[Judged, Estimate | Measured] = {}
         if "fid" in metrics:
             found["fid"] = self._target.estimate(seen.features)
         if "fid_infinity" in metrics:
@@ -99,7 +99,7 @@ class Reference:
             found["precision"], found["recall"] = precision_recall_estimates(self._features(), seen.features)
         return {metric: found[metric] for metric in metrics}
 
-    def floor(self, samples: int) -> Plain:
+    def floor(self, samples: int) -> Measured:
         """The Frechet distance of so many real images, drawn with replacement from those whose features are kept; where
         none are, of features drawn from the reference's own Gaussian."""
         if samples not in self._floors:
@@ -112,7 +112,7 @@ class Reference:
                 else:
                     drawn = kept[torch.randint(len(kept), (samples,), generator=chance)]
                 distances.append(self._target.distance(FeatureStatistics.of(drawn)))
-            self._floors[samples] = Plain(statistics.fmean(distances), statistics.stdev(distances) / DRAWS**0.5)
+            self._floors[samples] = Measured(statistics.fmean(distances), statistics.stdev(distances) / DRAWS**0.5)
         return self._floors[samples]
 
     def _features(self) -> Tensor:

@@ -13,8 +13,6 @@ from trainables.spec.base import Spec, WrongKey, effnet_missing
 
 _ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
 _ADM += "VIRTUAL_imagenet256_labeled.npz"
-# Samples at least: IS is a mean over ten parts, neighbours are the third ones, and quarters must be samples too.
-LEAST: dict[Judged, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
 _SAMPLES = ("arr_0",)  # images
 _COMPARED_WITH = {  # what a reference file must have
     "fid": ("mu", "sigma"),
@@ -27,6 +25,8 @@ _COMPARED_WITH = {  # what a reference file must have
 }
 Time = Annotated[float, Field(ge=0, le=1)]
 Judged = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
+# Samples at least: IS is a mean over ten parts, neighbours are the third ones, and quarters must be samples too.
+LEAST: dict[Judged, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # how a SHA-256 begins
 
 
