@@ -14,7 +14,8 @@ import ray.train
 import ray.train.torch
 from ray.train.v2.api.config import FailureConfig
 
-from raysweep.space import Launch
+from raysweep.cluster import worker_resources
+from raysweep.launch_spec import Launch
 from trainables.spec import ProbeSpec
 
 RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
@@ -44,14 +45,16 @@ def fit(config: LaneConfig) -> None:
         ray.train.TrainingFailedError: the group could not be started, or died too often.
     """
     launch = config.launch
-    resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
     with tempfile.TemporaryDirectory() as scratch:  # Train keeps nothing of ours: checkpoints live in the store
         ray.train.torch.TorchTrainer(
             work,
             train_loop_config={"config": config},
             torch_config=ray.train.torch.TorchConfig(timeout_s=int(launch.timeout_s)),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
+                num_workers=launch.workers,
+                use_gpu=bool(launch.gpus_per_worker),
+                resources_per_worker=worker_resources(launch),
+                placement_strategy=launch.placement_strategy,
             ),
             run_config=ray.train.RunConfig(
                 name=f"raysweep-{config.session}-lane{config.lane}",

@@ -1,17 +1,12 @@
-"""Ray around a sweep: the cluster, the dispatcher's actor and the lanes. Knows neither search nor science."""
+"""The dispatcher's actor and the lanes, started again when they end before their time. Knows no search, no science."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
-import signal
-import textwrap
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -21,28 +16,19 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.cluster import Room, gist, shortage, worker_resources
 from raysweep.dispatch import Dispatcher
-from raysweep.errors import SweepError
+from raysweep.launch_spec import Launch
 from raysweep.leases import Leases
-from raysweep.space import Launch
 from raysweep.store import Store
 from trainables.spec import ProbeSpec
 
 HEARD_S = 30.0  # how long a look at the lanes may take
 ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 REST_S = 3.0  # before a lane starts again: until then what was left of it may still ask for a placement group
-STARTS = 5  # of a lane that finishes nothing in between
+STARTS = 5  # of each lane that finishes nothing in between; more while another lane works
+TOLD_S = 5.0  # before it is said that a lane waits for room: it mostly need not
 Reference = tuple[str, ProbeSpec]  # a data set, and a probe of it
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output obeys verbose=0
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what ours do not ask for
-    "RAY_worker_maximum_startup_concurrency": "16",  # trials are processes that only wait: no reason to warn of many
-}
 
 
 class Lanes:
@@ -51,13 +37,9 @@ class Lanes:
     Args:
         reference: the data set and the probe that will compare with it.
         alone: whether the cluster is this driver's own.
-
-    Raises:
-        SweepError: the cluster lacks the resources that one lane needs.
     """
 
     def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: Reference, alone: bool):
-        _check_resources(launch)
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
         # What controls the lanes stays where the driver is: it is of no use without it.
@@ -67,15 +49,16 @@ class Lanes:
         )
         self.dispatcher = actor.remote(store.uri, store.mark, milestones, launch, self._session)
         self._tasks: dict[Any, int] = {}
-        self._starts: Counter[int] = Counter()  # of a lane, since it last finished something
+        self._starts = Counter(dict.fromkeys(range(launch.lanes), 0))  # of a lane, since it last finished something
         self._began: dict[int, float] = {}
         self._served: dict[int, int] = {}
         self._groups: dict[int, str] = {}  # of the lanes whose workers have come up
         self._cleared: set[str] = set()
-        self._resting: dict[int, float] = {}  # lanes that have ended -> when
+        self._resting = dict.fromkeys(range(launch.lanes), -math.inf)  # lanes that do not run -> since when
+        self._rooms: dict[int, Room] = {}  # asked for, of lanes that may start
+        self._asked: dict[int, float] = {}  # when
         self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
-        for lane in range(launch.lanes):
-            self._start(lane)
+        self._wake()
 
     def snapshot(self, patience_s: float = HEARD_S) -> dict[str, Any]:
         """What the lanes are doing, or were when last heard of; sees to those that have ended or fallen silent."""
@@ -102,6 +85,8 @@ class Lanes:
 
     def close(self, patience_s: float = 20.0) -> None:
         """Let the lanes stop at their next question and wait for them, within bounds."""
+        for room in self._rooms.values():
+            room.close()
         with contextlib.suppress(GetTimeoutError, RayActorError):
             ray.get(self.dispatcher.close.remote(), timeout=patience_s)
         if self._tasks:
@@ -125,19 +110,20 @@ class Lanes:
                 ray.get(task)
                 message = "its workers stopped"
             except Exception as error:  # whatever ended it, those who wait must be told
-                message = _gist(error)
+                message = gist(error)
             if lane in self._groups:
                 self._remove(self._groups.pop(lane))
-            if self._starts[lane] < STARTS:
+            if min(self._starts.values()) < STARTS:  # somebody works, or may yet
                 self._tell("note", lane, f"ended and starts again: {message}")
                 self._resting[lane] = time.monotonic()
             else:
+                del self._starts[lane]
                 self._tell("lane_lost", lane, message)
         now, silent_s = time.monotonic(), self._latest.get("silent_s", {})
         for task in going:
             lane = self._tasks[task]
             silent = min(silent_s.get(lane, math.inf), now - self._began[lane])
-            if silent > 2 * self._launch.timeout_s:  # it has died in a way of its own, or waits for resources
+            if silent > 2 * self._launch.timeout_s:  # it has died in a way of its own
                 self._tell("note", lane, f"said nothing for {silent:.0f} s and is ended")
                 ray.cancel(task, force=True)
         self._wake()
@@ -152,16 +138,37 @@ class Lanes:
         the dashboard, which is not there on one machine.)"""
         now = time.monotonic()
         settled = len(self._groups) == len(self._tasks)  # nobody is on his way to a group
-        rested = [lane for lane, since in self._resting.items() if now - since > REST_S * (1 if settled else 10)]
+        rest_s = REST_S * (1 if settled else 10)
+        rested = [lane for lane, since in self._resting.items() if now - since > rest_s * min(self._starts[lane], 20)]
         if rested and self._alone and settled:
-            shape = {name: amount for name, amount in _worker_resources(self._launch).items() if amount}
+            shape = worker_resources(self._launch)
+            possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
             for key, told in placement_group_table().items():
-                mine = list(told["bundles"].values()) == [shape] * self._launch.workers
+                mine = list(told["bundles"].values()) in possible
                 if mine and told["state"] != "REMOVED" and key not in self._groups.values():
                     self._remove(key)
         for lane in rested:
-            del self._resting[lane]
-            self._start(lane)
+            if self._alone or self._has_room(lane, now):
+                del self._resting[lane]
+                self._start(lane)
+
+    def _has_room(self, lane: int, now: float) -> bool:
+        """Whether the cluster has what the lane needs, which may be long in coming: nodes start, or were lost. Where no
+        other lane works it is given up after a while."""
+        room = self._rooms.get(lane)
+        if room is None:
+            room = self._rooms[lane] = Room(self._launch)
+            self._asked[lane] = now
+        if room.found():
+            del self._rooms[lane]
+            return True
+        if now - self._asked[lane] > TOLD_S:
+            self._tell("note", lane, f"waits for room: it {shortage(self._launch)}")
+        if now - self._asked[lane] > self._launch.start_timeout_s and not self._tasks:
+            room.close()
+            del self._rooms[lane], self._resting[lane], self._starts[lane]
+            self._tell("lane_lost", lane, f"it {shortage(self._launch)}")
+        return False
 
     def _remove(self, key: str) -> None:
         if key in self._cleared:
@@ -189,54 +196,16 @@ def ask(dispatcher: Any, method: str, *arguments: Any) -> Any:
     raise AssertionError("unreachable")
 
 
-@contextlib.contextmanager
-def cluster(launch: Launch, address: str) -> Iterator[None]:
-    """Ray, connected to `address`, or started on this machine for `local`, and shut down in the end.
-
-    Raises:
-        SweepError: there is no cluster at that address.
-    """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address == "local":
-        needed = math.ceil(launch.lanes * launch.workers * launch.cpus_per_worker)
-        # One more than the lanes take, for the trials' own processes: fewer cores than workers is slow, not stuck.
-        options |= {"num_cpus": max(os.cpu_count() or 1, needed) + 1, "include_dashboard": False}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SweepError(f"no Ray cluster at '{address}': {_gist(error)}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which prints a stack
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 class _Shared(Dispatcher):
     """A dispatcher that shares its store with those of other drivers."""
 
     def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
         store = Store(storage, mark)
-        super().__init__(store, milestones, launch.lanes, Leases(store), launch.workers, launch.micro_batch)
+        super().__init__(store, milestones, launch.lanes, Leases(store), launch.fewest, launch.micro_batch)
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._note("the dispatcher died and has started anew")
             mine = (found for found in store.published() if found.manifest.get("session") == session)
             self.computed_steps = sum(found.step - found.manifest["from_step"] for found in mine)
-
-
-def _worker_resources(launch: Launch) -> dict[str, float]:
-    return {"CPU": float(launch.cpus_per_worker), "GPU": float(launch.gpus_per_worker)}
-
-
-def _check_resources(launch: Launch) -> None:
-    have = ray.cluster_resources()
-    for name, amount in _worker_resources(launch).items():
-        if amount * launch.workers > have.get(name, 0):
-            raise SweepError(
-                f"one lane needs {amount * launch.workers:g} {name}s and the cluster has {have.get(name, 0):g}; "
-                "use a smaller --profile or --set launch.workers=N"
-            )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -245,8 +214,3 @@ def _host(lane: int, place: tuple[str, str | None, str], launch: Launch, dispatc
 
     storage, mark, session = place
     lanes.fit(lanes.LaneConfig(lane, storage, mark, session, launch, dispatcher, reference))
-
-
-def _gist(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return textwrap.shorten(lines[-1], 160) if lines else type(error).__name__

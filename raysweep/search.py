@@ -25,7 +25,9 @@ from raysweep.work import Halted, WorkFailed, WorkLost
 from trainables.spec import ProbeSpec, Run
 
 RESTARTS = 30  # of a leg's own small process
-SHARE = {"CPU": 0.001}  # of such a process: it only waits, but Tune wants to reserve something
+# Of such a process: it only waits, but Tune wants to reserve something. The head survives the nodes that come and go,
+# and takes no CPU from workers: a lane could wait for the last of it for ever.
+SHARE = {"CPU": 0, "node:__internal_head__": 0.001}
 
 
 def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:

@@ -17,6 +17,7 @@ from raysweep import domains, limits, yamlfile
 from raysweep.domains import Point, WrongDomain
 from raysweep.errors import UserError
 from raysweep.explain import WrongValue, explain
+from raysweep.launch_spec import Count, Launch
 from raysweep.limits import Sampler
 from raysweep.profile import PROFILES, merge
 from raysweep.schedulers import Asha, Scheduler
@@ -24,7 +25,6 @@ from raysweep.yamlfile import Document
 from trainables.spec import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 
 PLACES = ("detector_weights", "reference")  # of a probe's files: their SHA-256 is what counts
-Count = Annotated[int, Field(gt=0)]
 Wrong = Callable[[tuple[str, ...], str], UserError]
 
 
@@ -39,21 +39,6 @@ class Search(Spec):
     sampler: Sampler = "tpe"  # who proposes what is not enqueued
     second_objective: Literal["steps", "is"] | None = None  # that the sampler weighs beside the metric that decides
     startup_trials: Annotated[int, Field(ge=0)] = 10  # before the sampler takes over from random proposals
-
-
-class Launch(Spec):
-    """Where trials run. A lane is a group of workers that trains one stretch after another by DDP."""
-
-    workers: Count = 2
-    lanes: Count = 1
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
-    micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
-    checkpoint_blocks: bool = False  # compute activations again instead of keeping them
-    checkpoint_every_s: Annotated[float, Field(gt=0)] = 600  # of training, beside the checkpoints at rungs and ends
-    timeout_s: Annotated[float, Field(ge=1)] = 600  # how long workers wait for each other before they start anew
-    grace_s: Annotated[float, Field(ge=0)] = 30  # how long an interrupted sweep waits for lanes to publish
 
 
 class Row(Spec):
@@ -277,17 +262,26 @@ def _check_trials(space: Space) -> None:
         except ValidationError as error:
             wrong = explain(error, concrete, Trial)
             raise WrongValue(("trial", *wrong.path), str(wrong)) from None
-        if trial.batch_size % space.launch.workers:
-            raise WrongValue(
-                ("trial", "batch_size"),
-                f"a batch of {trial.batch_size} cannot be shared evenly by {space.launch.workers} workers; "
-                "make launch.workers a divisor of it",
-            )
+        _check_workers(trial, space.launch)
         if space.launch.micro_batch and isinstance(trial.method, Dispersive):
             raise WrongValue(
                 ("launch", "micro_batch"),
                 "dispersive compares the images of a whole batch and cannot run in micro-batches; leave this out",
             )
+
+
+def _check_workers(trial: Trial, launch: Launch) -> None:
+    if launch.most > trial.batch_size:
+        raise WrongValue(
+            ("trial", "batch_size"), f"a batch of {trial.batch_size} is too small for {launch.most} workers of a lane"
+        )
+    uneven = next((n for n in range(launch.fewest, launch.most + 1) if trial.batch_size % n), None)
+    if uneven and isinstance(trial.method, Dispersive):
+        raise WrongValue(
+            ("trial", "batch_size"),
+            f"dispersive compares the images of a whole batch, and {trial.batch_size} cannot be shared evenly by "
+            f"{uneven} workers; make launch.workers a divisor of it",
+        )
 
 
 def dump(space: Space) -> str:

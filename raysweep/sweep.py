@@ -16,11 +16,13 @@ from typing import Any
 
 from rich.console import Console
 
-from raysweep import launch, report, runs
+from raysweep import report, runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
+from raysweep.cluster import connected
 from raysweep.extension import changed_from, refuse_changed
 from raysweep.journal import Pen
+from raysweep.launch import Lanes
 from raysweep.leases import Leases
 from raysweep.mirroring import Mirroring
 from raysweep.patience import Tell, patiently
@@ -143,10 +145,10 @@ def _run(studies: list[Study], options: argparse.Namespace, console: Console, te
     if all(study.finished for study in studies) and not options.verify_sharing:
         _proposals(studies, console, tell)
         return 0, certificates
-    with launch.cluster(spaces[0].launch, options.address):
+    with connected(spaces[0].launch, options.address):
         reference = (spaces[0].trial({})[0].data, spaces[0].probe)
         alone = options.address == "local"
-        lanes = launch.Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
+        lanes = Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
         try:
             proposals = _proposals(studies, console, tell)  # while the lanes come up
             with Progress(studies, console).shown(lanes.snapshot):

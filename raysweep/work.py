@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ class Memory:
     Told apart by what decides the need, so that every stretch of a kind is trained alike.
 
     Args:
-        workers: among whom a batch is shared.
+        workers: among whom a batch is shared, the fewest that there may be.
         micro_batch: the user's limit; None: a worker's whole share.
     """
 
@@ -116,7 +117,7 @@ class Memory:
         """Memory has run out there; returns why nothing can be done about it, or None."""
         if assignment.kind == "probe":
             return f"out of memory in {assignment}: make probe.batch_size smaller"
-        run, share = assignment.run, assignment.run.batch_size // self._workers
+        run, share = assignment.run, math.ceil(assignment.run.batch_size / self._workers)
         now = min(self.micro_batch(assignment) or share, share)
         if isinstance(run.phase_after(assignment.begin).term, DispersiveTerm):
             return (

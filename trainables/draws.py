@@ -51,6 +51,17 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Ten
     return indices
 
 
+def share_of(batch_size: int, rank: int, world_size: int) -> slice:
+    """Which images of a batch are a rank's: consecutive ones, as many as every other rank's, or one more or less.
+
+    Raises:
+        ValueError: there are more ranks than images in a batch.
+    """
+    if world_size > batch_size:
+        raise ValueError(f"a batch of {batch_size} is too small for {world_size} ranks")
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 def draw(
     seed: int,
     step: int,
@@ -62,15 +73,12 @@ def draw(
     rank: int = 0,
     world_size: int = 1,
 ) -> Draws:
-    """The draws of the step that leads from `step` to `step + 1`; rank r takes the r-th of `world_size` equal slices.
+    """The draws of the step that leads from `step` to `step + 1`, of them this rank's slice: `share_of`.
 
     Raises:
-        ValueError: the batch does not divide evenly among the ranks.
+        ValueError: there are more ranks than images in a batch.
     """
-    if batch_size % world_size:
-        raise ValueError(f"batch_size {batch_size} does not divide among {world_size} ranks")
-    share = batch_size // world_size
-    mine = slice(rank * share, (rank + 1) * share)
+    mine = share_of(batch_size, rank, world_size)
 
     def normal(purpose: str, *shape: int) -> Tensor:
         return torch.randn(batch_size, *shape, generator=generator(seed, purpose, step))[mine]

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables import backbones, ema, encoders, methods
 from trainables.checkpoint import Checkpoint, Tensors
 from trainables.data import LatentSet
-from trainables.draws import draw, generator
+from trainables.draws import draw, generator, share_of
 from trainables.methods import Batch, Method, View
 from trainables.spec import (
     PROJECTED,
@@ -201,10 +201,13 @@ class _Stretch:
         self.replica: Any = self.module
         if context.world_size > 1:
             self.replica = DistributedDataParallel(self.module, broadcast_buffers=False)
-        self.share = run.batch_size // context.world_size
-        self.piece = min(context.micro_batch or self.share, self.share)
-        if method.whole_batch and self.piece < self.share:
+        mine = share_of(run.batch_size, context.rank, context.world_size)
+        share = mine.stop - mine.start
+        self.piece = min(context.micro_batch or share, share)
+        if method.whole_batch and self.piece < share:
             raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
+        if method.whole_batch and run.batch_size % context.world_size:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: ranks need equal shares of it")
 
     def go(self, first: int, last: int, before: Outcome) -> Outcome:
         """Train from step `first` to `last`, or as far as may be; what `before` measured stays in front of what this
@@ -256,8 +259,12 @@ class _Stretch:
         return torch.cat([losses.sum(dim=0), norm[None]])
 
     def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
-        """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last."""
-        part = len(piece.t) / self.share
+        """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last.
+
+        Every image counts alike, also where ranks have unequal shares: DDP takes the mean over ranks, of what is
+        weighted here by the images that a rank has more than the mean of them.
+        """
+        part = len(piece.t) * self.context.world_size / self.run.batch_size
         apart = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
         with apart:
             with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):

@@ -168,6 +168,8 @@ FIELDS = {
             "checkpoint_every_s": (60, STAYS),
             "timeout_s": (60, STAYS),
             "grace_s": (5, STAYS),
+            "start_timeout_s": (60, STAYS),
+            "placement_strategy": ("SPREAD", STAYS),
         },
     ),
     raysweep.space.Probe: (

@@ -205,6 +205,7 @@ SETS = st.tuples(
             "search.trials",
             "search.scheduler.eta",
             "launch.workers",
+            "launch.placement_strategy",
             "enqueue",
             "trial.method",
             "x",

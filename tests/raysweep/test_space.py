@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line_with_file_line_and_key(write_space, old, new, lin
         ("nonsense=1", "unknown key"),
         ("search.trials", "key=value"),
         ("search.trials=many", "valid integer"),
-        ("trial.batch_size=7", "workers"),
+        ("trial.batch_size=1", "workers"),
     ],
 )
 def test_a_wrong_override_names_itself(write_space, override, says):

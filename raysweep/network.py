@@ -1,0 +1,38 @@
+"""Which network interface workers meet over.
+
+Gloo takes the one that the host's own name resolves to, which on many hosts is loopback, and NCCL the first that it
+finds. Ray knows which address the other nodes reach this one at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+
+from ray.util import get_node_ip_address
+
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
+NAMED = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}  # NCCL takes a prefix unless told otherwise
+
+
+def choose_interface() -> None:
+    """Set what says so to gloo and NCCL, unless somebody has. Runs in every new process of a job on a cluster."""
+    name = interface_of(get_node_ip_address())
+    if name and name != "lo":
+        for variable, form in NAMED.items():
+            os.environ.setdefault(variable, form.format(name))
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface that has an IPv4 address, if any has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asked, SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has none
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
