@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from raysweep.command import add_storage
 from raysweep.errors import SweepError, UserError
 from raysweep.store import Damaged, Missing, Store
 from trainables import backbones, catalog, snapshot
@@ -16,7 +17,7 @@ from trainables.snapshot import Snapshot
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which checkpoint, and what a file does not say of itself."""
-    parser.add_argument("--storage", default="runs", metavar="URI", help="where keys are looked up (default: runs)")
+    add_storage(parser, "where keys are looked up")
     parser.add_argument("--source", choices=list(backbones.REFERENCES), help="whose model a file holds")
     parser.add_argument("--weights", choices=get_args(snapshot.Weights), default="ema", help="which (default: ema)")
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads, of a shape that has no name")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 
 from rich.console import Console
 
 from raysweep.errors import SweepError, UserError
 from raysweep.uris import public
+
+
+def add_storage(parser: argparse.ArgumentParser, told: str) -> None:
+    """`--storage`, of which a cluster's nodes know the default by RAYSWEEP_STORAGE."""
+    default = os.environ.get("RAYSWEEP_STORAGE") or "runs"
+    parser.add_argument(
+        "--storage", default=default, metavar="URI", help=f"{told} (default: $RAYSWEEP_STORAGE, or else runs)"
+    )
 
 
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from raysweep import plots, tables
-from raysweep.command import guarded
+from raysweep.command import add_storage, guarded
 from raysweep.results import LEVEL, summary, text
 from raysweep.store import Store
 from raysweep.study import Study
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write and show the report of a study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)
     parser.add_argument("study", help="its name, or how that begins")
-    parser.add_argument("--storage", default="runs", metavar="URI", help="where it is (default: runs)")
+    add_storage(parser, "where it is")
     return guarded(again, parser.parse_args(arguments))
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from raysweep import drawing
-from raysweep.command import guarded
+from raysweep.command import add_storage, guarded
 from raysweep.errors import UserError
 from raysweep.plan import Plan
 from raysweep.profile import PROFILES
@@ -109,11 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share work")
     parser.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
+    add_storage(parser, "folder or URI for checkpoints")
     parser.add_argument(
-        "--storage", default="runs", metavar="URI", help="folder or URI for checkpoints (default: runs)"
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        metavar="URI",
+        help="MLflow (default: $MLFLOW_TRACKING_URI, or else a SQLite file in the storage)",
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the storage)")
-    parser.add_argument("--address", default="local", help="a Ray cluster, `auto` for this machine's (default: local)")
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS") or "local",
+        help="a Ray cluster, `auto` for this machine's, `local` for none (default: $RAY_ADDRESS, or else local)",
+    )
     parser.add_argument(
         "--verify-sharing",
         type=_share,

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from raysweep import lineage, retention
 from raysweep.checkpoints import find_key
-from raysweep.command import guarded
+from raysweep.command import add_storage, guarded
 from raysweep.errors import UserError
 from raysweep.store import Store
 
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in {"ls": ls, "verify": verify, "lineage": trace, "gc": gc}.items():
         one = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         one.set_defaults(command=command, keep_best=3, budget=math.inf, young_hours=1.0)
-        one.add_argument("--storage", default="runs", metavar="URI", help="the store (default: runs)")
+        add_storage(one, "the store")
         one.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "lineage":
             one.add_argument("key", help="a checkpoint's key, or how that begins")
