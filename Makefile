@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # processes compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: laptop test chaos clean help
+.PHONY: laptop test chaos cluster clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -23,6 +23,9 @@ test: .venv/dev  ## install, then everything that CI checks
 
 chaos: .venv/dev  ## an hour: every kind of process is killed at every kind of moment
 	.venv/bin/pytest -m chaos
+
+cluster: .venv/dev  ## ten minutes, as root: `ray up` on three hosts of this machine, their links cut, their head lost
+	.venv/bin/pytest -m cluster
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

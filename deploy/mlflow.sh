@@ -1,11 +1,25 @@
 #!/usr/bin/env bash
-# deploy/mlflow.sh: MLflow on the head's loopback, unless it runs. Artifacts go into the store. Runs are kept in SQLite;
-# for PostgreSQL set MLFLOW_BACKEND_STORE_URI=postgresql://…, and install psycopg2-binary.
+# deploy/mlflow.sh: MLflow on the head's loopback for as long as Ray is up there. Artifacts go into the store. Runs are
+# kept in SQLite; for PostgreSQL set MLFLOW_BACKEND_STORE_URI=postgresql://… in deploy/node.sh, with psycopg2-binary.
 set -euo pipefail
 . ~/.raysweep_env
-if (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null; then exit 0; fi
 mkdir -p ~/mlflow
+if [ "${1:-}" != serve ]; then
+  setsid nohup "$0" serve >~/mlflow/server.log 2>&1 </dev/null &
+  exit
+fi
+exec 9>~/mlflow/lock
+flock --nonblock 9 || exit 0 # it runs
 cd ~/mlflow
-setsid nohup mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
-  --backend-store-uri "${MLFLOW_BACKEND_STORE_URI:-sqlite:///$PWD/mlflow.db}" \
-  --artifacts-destination "${RAYSWEEP_STORAGE%/}/mlflow-artifacts" >server.log 2>&1 </dev/null &
+server=
+while pgrep -x gcs_server >/dev/null; do
+  if ! kill -0 "$server" 2>/dev/null; then
+    mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
+      --backend-store-uri "${MLFLOW_BACKEND_STORE_URI:-sqlite:///$PWD/mlflow.db}" \
+      --artifacts-destination "${RAYSWEEP_STORAGE%/}/mlflow-artifacts" 9>&- &
+    server=$!
+  fi
+  sleep 3
+done
+kill "$server"
+wait "$server" || true

@@ -49,7 +49,8 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SweepError(f"no Ray cluster at '{address}': {gist(error)}") from None
+        told = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
+        raise SweepError(f"no Ray cluster at '{address}': {gist(error)}{told}") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which prints a stack
     try:
         if address == "local":

@@ -1,89 +1,56 @@
-"""`python -m raysweep.doctor --model NAME`: what a backbone costs, counted without building it."""
+"""`python -m raysweep.doctor`: what is wrong with the cluster that runs, and how to put it right.
+
+With `--cluster FILE`: what is missing in a file that brings one up. With `--model NAME`: what a backbone costs."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from raysweep.command import guarded
+from raysweep import checkup, model_cost
+from raysweep.clusterfile import faults
+from raysweep.command import add_storage, guarded
 from raysweep.errors import UserError
-from trainables.backbones.cost import Cost, Latent, cost
-from trainables.spec import BACKBONES
-
-LATENTS: dict[str, Latent] = {"SiT": (4, 32, 32), "LightningDiT": (32, 16, 16)}  # of each family's autoencoder, 256 px
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Show a backbone's cost; returns the exit code: 0 done, 2 the user's mistake."""
-    return guarded(show, _parser().parse_args(arguments))
+    """Examine; returns the exit code: 0 all is well, 1 something is wrong, 2 the user's mistake."""
+    return guarded(_examine, _parser().parse_args(arguments))
 
 
-def show(options: argparse.Namespace, console: Console) -> None:
-    """Count, then print."""
-    latent, counted = count(options)
+def _examine(options: argparse.Namespace, console: Console) -> int:
+    if options.model:
+        model_cost.show(options)
+        return 0
+    if options.cluster:
+        if found := faults(options.cluster):
+            raise UserError("\n".join(found))
+        Console().print(f"{options.cluster}: nothing is missing", highlight=False, soft_wrap=True)
+        return 0
+    checks = checkup.examine(options.address, options.storage)
     if options.json:
-        asked = {"model": options.model, "latent": latent, "classes": options.classes}
-        print(json.dumps(asked | counted._asdict() | {"gflops": counted.multiply_adds / 1e9}))
+        print(json.dumps([check._asdict() for check in checks]))
     else:
-        Console().print(table(options.model, latent, options.classes, counted))
-
-
-def count(options: argparse.Namespace) -> tuple[Latent, Cost]:
-    """The latents' shape and the cost.
-
-    Raises:
-        UserError: no such backbone, or latents that it cannot read.
-    """
-    if options.model not in BACKBONES:
-        raise UserError(f"--model: no backbone '{options.model}'; known: {', '.join(BACKBONES)}")
-    if options.classes < 1:
-        raise UserError(f"--classes: {options.classes} is no number of classes, which is 1 or more")
-    latent = parse_latent(options.latent) if options.latent else LATENTS[BACKBONES[options.model].family]
-    try:
-        return latent, cost(options.model, latent, options.classes)
-    except ValueError as error:
-        raise UserError(f"--latent: {error}") from None
-
-
-def parse_latent(text: str) -> Latent:
-    """A shape written 4x32x32.
-
-    Raises:
-        UserError: anything else.
-    """
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise UserError(f"--latent: '{text}' is no shape; write CHANNELSxHEIGHTxWIDTH, e.g. 4x32x32")
-    channels, height, width = map(int, match.groups())
-    return channels, height, width
-
-
-def table(model: str, latent: Latent, classes: int, counted: Cost) -> Table:
-    """One row without and one with the further outputs of learn_sigma."""
-    shown = Table(title=f"{model}, latents {'x'.join(map(str, latent))}, {classes} classes")
-    for column in ("", "parameters", "fixed", "GFLOPs*", "tokens"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
-    rows = [
-        ("as trained here", counted.parameters, counted.multiply_adds),
-        ("with learn_sigma", counted.parameters_with_sigma, counted.multiply_adds_with_sigma),
-    ]
-    for label, parameters, multiply_adds in rows:
-        shown.add_row(label, f"{parameters:,}", f"{counted.fixed:,}", f"{multiply_adds / 1e9:.2f}", f"{counted.tokens}")
-    shown.caption = "* 10⁹ multiply-adds of one image's forward pass, as published"
-    return shown
+        Console().print(checkup.table(checks))
+    return int(any(check.state == "wrong" for check in checks))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysweep.doctor", description=__doc__)
-    parser.add_argument("--model", required=True, metavar="NAME", help="a backbone, e.g. SiT-XL/2")
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--cluster", type=Path, metavar="FILE", help="a file that brings up a cluster")
+    subject.add_argument("--model", metavar="NAME", help="a backbone, e.g. SiT-XL/2")
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    parser.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")
+    add_storage(parser, "the store that its nodes are to share")
     parser.add_argument("--latent", metavar="CxHxW", help="latents (default: 4x32x32, LightningDiT's 32x16x16)")
     parser.add_argument("--classes", type=int, default=1000, metavar="N", help="how many classes (default: 1000)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
 
 

@@ -43,7 +43,7 @@ class Lanes:
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
         # What controls the lanes stays where the driver is: it is of no use without it.
-        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(_Shared).options(
             num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
         )

@@ -15,6 +15,7 @@ FUNCTION_LINES = 60
 IMPORTS_INSIDE = {
     ("raysweep/launch.py", "_host"): "keeps torch out of the driver",
     ("raysweep/run.py", "_run"): "a plan needs no Ray",
+    ("raysweep/checkup.py", "_actor"): "keeps torch out of the driver",
     ("raysweep/lane.py", "work"): "keeps the science out of Ray Train's controller",
 }
 LIGHT = ["trainables.spec", "trainables.catalog", "raysweep.space", "raysweep.history", "raysweep.store"]

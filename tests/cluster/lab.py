@@ -188,6 +188,7 @@ class Lab:
             for pid in _run("ip", "netns", "pids", name, check=False).split():
                 if pid.isdigit():
                     _kill(int(pid))
+            subprocess.run(["ip", "link", "del", f"{BRIDGE}v{host}"], capture_output=True)  # it outlives its namespace
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
