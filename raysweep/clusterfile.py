@@ -17,7 +17,6 @@ from raysweep.errors import UserError
 logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
 UNSET = re.compile(r"SET_[A-Z_]+")
 KUBERAY = ("RayCluster", "RayJob")
-ALL = ("0.0.0.0/0", "::/0")
 
 
 def faults(file: Path) -> list[str]:
@@ -66,12 +65,12 @@ def _ray(tree: dict[str, Any]) -> Iterator[str]:
         told = str(getattr(error, "message", error)).strip() or type(error).__name__
         yield (f"{where}: " if where else "") + told.splitlines()[0]
         return
-    provider = tree["provider"]
-    rules = provider.get("security_group", {}).get("IpPermissions", [])
-    if any(each.get("CidrIp") in ALL for rule in rules for each in rule.get("IpRanges", [])):
-        yield "provider.security_group: open to the whole internet; give your own address, e.g. 203.0.113.7/32"
-    if provider.get("type") == "aws" and "security_group" not in provider:
-        yield "provider.security_group: absent, and Ray's own opens ssh to the whole internet; give your own address"
+    if tree["provider"].get("type") == "aws":
+        for name, kind in (tree.get("available_node_types") or {"": {}}).items():
+            node = kind.get("node_config") or {}
+            if not (node.get("SecurityGroupIds") or node.get("NetworkInterfaces")):
+                where = f"available_node_types.{name}.node_config.SecurityGroupIds"
+                yield f"{where}: absent, and Ray's own group opens ssh to the whole internet; give one of yours"
     for part in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [line for line in tree.get(part, []) if "ray start" in line]
         if not starts or any("RAY_AUTH_MODE=token" not in line for line in starts):

@@ -61,6 +61,34 @@ def test_a_sweep_runs_over_two_hosts_and_a_shared_store(cluster, undisturbed):
     assert undisturbed["tracking_uri"] == "http://127.0.0.1:5000"
 
 
+def test_the_doctor_finds_nothing_wrong_and_then_what_is(cluster):
+    def look(more: str) -> dict:
+        told = exec_(cluster, f"cd raysweep && python -m raysweep.doctor --json {more} || true")
+        return {check["name"]: check for check in json.loads(told[told.index("[{") : told.rindex("}]") + 2])}
+
+    checks = look(f"--storage {cluster.store / 'undisturbed'}")
+    assert {name for name, check in checks.items() if check["state"] == "wrong"} == set(), checks
+    assert checks["token"]["found"] == "on" and "GB/s between 3 nodes, by gloo" in checks["all-reduce"]["found"]
+    cluster.on(1, "echo '# changed' >>~/raysweep/raysweep/errors.py; touch /tmp/ray/own")
+    own = look("--storage ~/only-here")  # a home folder is the host's own
+    assert own["storage"]["state"] == "wrong" and own["storage"]["remedy"]
+
+
+@pytest.mark.parametrize(("ranks", "spread"), [(1, "PACK"), (2, "STRICT_PACK"), (4, "SPREAD")])
+def test_ranks_and_hosts_give_the_same_losses_to_rounding(cluster, undisturbed, ranks, spread):
+    """Against two ranks on two hosts. Four ranks take two hosts too: each has two CPUs."""
+    storage = cluster.store / f"ranks{ranks}"
+    options = f" --set search.trials=1 --set launch.workers={ranks} --set launch.placement_strategy={spread}"
+    exec_(cluster, f"cd raysweep && {SWEEP}{LONG}{options} --storage {storage}")
+    expected = {found.key: found.manifest["curve"] for found in Store(str(cluster.store / "undisturbed")).published()}
+    found = {found.key: found.manifest for found in Store(str(storage)).published()}
+    assert found and set(found) <= set(expected)
+    for key, manifest in found.items():
+        assert manifest["workers"] == ranks
+        for mine, theirs in zip(manifest["curve"], expected[key], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3), (key, mine, theirs)
+
+
 def test_a_link_is_cut_and_the_head_is_lost_and_the_table_is_the_same(cluster, undisturbed, tmp_path):
     storage = cluster.store / "disturbed"
     told = shlex.quote(command(storage, LONG))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,6 @@ FILES += ["deploy/slurm.sh"]
 VALUES = {
     "SET_REGION": "us-west-2",
     "SET_ZONE": "us-west-2a",
-    "SET_MY_ADDRESS": "203.0.113.7/32",
     "SET_HEAD_IP": "192.0.2.1",
     "SET_WORKER_IP": "192.0.2.2, 192.0.2.3",
     "SET_KEY": "~/.ssh/key",
@@ -68,7 +66,7 @@ def test_what_is_not_set_is_said_with_its_line_and_nothing_else(name, tmp_path, 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("SET_MY_ADDRESS", "0.0.0.0/0", "open to the whole internet"),
+        ("SecurityGroupIds", "SecurityGroups", "ssh to the whole internet"),
         ("RAY_AUTH_MODE=token ray start --address", "ray start --address", "worker_start_ray_commands"),
         ("  ~/.ray/auth_token: ~/.ray/auth_token", "", "lacks ~/.ray/auth_token"),
         ("head_node_type: head", "head_node_type: nobody", "head_node_type"),
@@ -114,29 +112,17 @@ def test_ray_accepts_them(name, tmp_path):
     assert all("RAY_AUTH_MODE=token" in line for line in config["head_start_ray_commands"] if "ray start" in line)
 
 
-@pytest.mark.parametrize("efa", [False, True])
-def test_aws_takes_the_nodes(efa, tmp_path, monkeypatch):
+def test_aws_takes_the_nodes_and_ray_opens_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
-
-    def change(text: str) -> str:
-        uncommented = text.replace("      # Network", "      Network").replace("      #   - {Dev", "        - {Dev")
-        return uncommented if efa else text
-
     with mock_aws():
         ec2, iam = boto3.client("ec2"), boto3.client("iam")
         subnet = next(s for s in ec2.describe_subnets()["Subnets"] if s["AvailabilityZone"] == "us-west-2a")
-        group = ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]
+        group = ec2.create_security_group(GroupName="mine", Description="mine", VpcId=subnet["VpcId"])["GroupId"]
         iam.create_instance_profile(InstanceProfileName="something")
-        values = {"SET_SUBNET": subnet["SubnetId"], "SET_SECURITY_GROUP": group}
-        monkeypatch.setattr(f"{__name__}.VALUES", VALUES | values)
-        tree = yaml.safe_load(filled("cluster.yaml", tmp_path, change).read_text())
-        config = prepare_config(tree)
-        if efa:  # Ray wants all of a cluster's groups from one place
-            config["available_node_types"]["head"]["node_config"] |= {
-                "SubnetIds": [subnet["SubnetId"]],
-                "SecurityGroupIds": [group],
-            }
-        config = aws.bootstrap_aws(copy.deepcopy(config))
+        values = VALUES | {"SET_SUBNET": subnet["SubnetId"], "SET_SECURITY_GROUP": group}
+        monkeypatch.setattr(f"{__name__}.VALUES", values)
+        tree = yaml.safe_load(filled("cluster.yaml", tmp_path).read_text())
+        config = aws.bootstrap_aws(prepare_config(tree))
         image = ec2.describe_images()["Images"][0]["ImageId"]
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         for kind, node in config["available_node_types"].items():
@@ -145,10 +131,10 @@ def test_aws_takes_the_nodes(efa, tmp_path, monkeypatch):
         made = [i for reservation in ec2.describe_instances()["Reservations"] for i in reservation["Instances"]]
         kinds = sorted((i["InstanceType"], i.get("InstanceLifecycle", "on-demand")) for i in made)
         assert kinds == [("m7i.2xlarge", "on-demand"), ("p5.48xlarge", "on-demand"), ("p5.48xlarge", "spot")]
-        if not efa:
-            (own,) = (g for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] == "raysweep")
-            opened = [to["CidrIp"] for rule in own["IpPermissions"] for to in rule["IpRanges"]]
-            assert opened == ["203.0.113.7/32"]
+        for node in made:
+            assert {g["GroupId"] for card in node["NetworkInterfaces"] for g in card["Groups"]} == {group}
+        groups = {g["GroupName"]: g for g in ec2.describe_security_groups()["SecurityGroups"]}
+        assert set(groups) == {"default", "mine"} and not groups["mine"]["IpPermissions"]
 
 
 KUBERAY = {  # ray.io/v1 of KubeRay 1.6, what is used of it: key -> type, or the keys below
