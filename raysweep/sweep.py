@@ -87,7 +87,8 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
             out.print(report.shared(steps))
         if options.verify_sharing:
             out.print(str(certificates))
-        ui = f".venv/bin/mlflow ui --backend-store-uri {public(tracking_uri)}"
+        served = tracking_uri.startswith("http")
+        ui = public(tracking_uri) if served else f".venv/bin/mlflow ui --backend-store-uri {public(tracking_uri)}"
         out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
     return 0 if all(study.best for study in studies) and not certificates.differ else 1
 

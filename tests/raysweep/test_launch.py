@@ -1,0 +1,109 @@
+"""Lanes on a cluster: room is waited for, a process group that does not form is tried again, and not for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from raysweep.cluster import Room, shortage
+from raysweep.launch_spec import Launch
+from raysweep.network import NAMED, choose_interface, interface_of
+
+ROOT = Path(__file__).parents[2]
+# In a worker that `RAYSWEEP_TEST_BROKEN` allows to, gloo is told an interface that is not there.
+BROKEN = """
+import os, sys
+folder = os.environ.get("RAYSWEEP_TEST_BROKEN")
+if folder and "default_worker.py" in " ".join(getattr(sys, "orig_argv", [])):
+    if not os.path.exists(os.path.join(folder, "mended")):
+        os.environ["GLOO_SOCKET_IFNAME"] = "none0"
+"""
+
+
+@pytest.fixture
+def small_cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=50)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.ray
+def test_room_is_found_when_a_node_comes_up_and_not_before(small_cluster):
+    launch = Launch(workers=(2, 4), placement_strategy="STRICT_SPREAD")
+    room = Room(launch)
+    time.sleep(1)
+    assert not room.found()
+    assert shortage(launch) == (
+        "needs 2 workers with 1 CPU each, placed STRICT_SPREAD; the cluster has 1 CPU on 1 node, others' included"
+    )
+    small_cluster.add_node(num_cpus=1)
+    until = time.monotonic() + 30
+    while not room.found():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    until = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2:  # it keeps nothing
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_the_interface_is_that_of_the_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+    assert all(interface_of("127.0.0.1") in dict(map(reversed, socket.if_nameindex())) for _ in NAMED)
+
+
+def test_what_the_user_has_said_about_interfaces_stands(monkeypatch):
+    for name in NAMED:
+        monkeypatch.setenv(name, "mine")
+    choose_interface()
+    assert all(os.environ[name] == "mine" for name in NAMED)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("mends", [True, False])
+def test_a_group_that_does_not_form_is_tried_again_and_not_for_ever(mends, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    code = f"""
+import sys
+from raysweep import launch, run
+launch.STARTS = {5 if mends else 2}
+sys.exit(run.main(sys.argv[1:]))
+"""
+    arguments = ["search_spaces/table5.yaml", "--profile", "smoke", "--set", "search.trials=1", "--address", "local"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "RAYSWEEP_TEST_BROKEN": str(tmp_path)}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, "--storage", str(tmp_path / "runs")],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            if mends:
+                until = time.monotonic() + 120
+                while b"starts again" not in (tmp_path / "log").read_bytes():
+                    assert time.monotonic() < until and process.poll() is None
+                    time.sleep(0.5)
+                (tmp_path / "mended").touch()
+            ended = process.wait(timeout=240)
+        finally:
+            process.kill()
+    told = (tmp_path / "log").read_text()
+    assert "Traceback" not in told
+    if mends:
+        assert ended == 0 and "Best: trial 0" in told
+    else:
+        assert ended == 1 and "no lane is left" in told and "the same command carries on" in told
