@@ -74,8 +74,8 @@ def sweep(trials: int, storage: Path, address: str) -> tuple[float, float, float
         - found.manifest["seconds"]
         for found in stretches
     ]
-    probes = (storage / "probes").rglob("*.json")
-    busy += sum(json.loads(file.read_text()).get("seconds", 0.0) for file in probes)
+    probes = [store.record("probes", file.stem) for file in (storage / "records" / "probes").glob("*.json")]
+    busy += sum(record["seconds"] for record in probes if record)
     return wall, busy, min(starts) - began
 
 
