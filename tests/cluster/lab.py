@@ -74,7 +74,8 @@ class Lab:
         own = self.folder / f"host{host}"
         for part in ("upper", "work", "ray"):
             (own / part).mkdir(parents=True, exist_ok=True)
-        if not (own / "sshd_config").exists():
+        new = not (own / "sshd_config").exists()
+        if new:
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", own / "host_key")
             shutil.copy(self.key.with_suffix(".pub"), own / "authorized_keys")
             settings = {
@@ -97,7 +98,7 @@ class Lab:
             mount -t tmpfs -o size=3g tmpfs /dev/shm
             mount -t overlay overlay -o lowerdir={home},upperdir={own}/upper,workdir={own}/work {home}
             mount --bind {own}/ray /tmp/ray
-            rm -rf {home}/.ray
+            {f"rm -rf {home}/.ray" if new else ""}
             exec /usr/sbin/sshd -D -e -f {own}/sshd_config
         """
         enter = ["ip", "netns", "exec", self._name(host), "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"]

@@ -43,8 +43,13 @@ def until(happened: Callable[[], bool], patience_s: float, what: str) -> None:
         time.sleep(0.5)
 
 
+def workers_of(cluster) -> list[int]:
+    """How many each host has."""
+    return [sum("RayTrainWorker" in line for line in cluster.processes(host)) for host in range(3)]
+
+
 def workers_on(cluster) -> set[int]:
-    return {host for host in range(3) if any("RayTrainWorker" in line for line in cluster.processes(host))}
+    return {host for host, workers in enumerate(workers_of(cluster)) if workers}
 
 
 def published(storage: Path) -> int:
@@ -90,19 +95,21 @@ def test_ranks_and_hosts_give_the_same_losses_to_rounding(cluster, undisturbed, 
 
 @pytest.mark.timeout(1800)
 def test_a_lane_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(cluster, tmp_path):
-    elastic = " --set search.trials=1 --set launch.workers=[1,3] --set launch.placement_strategy=SPREAD"
-    elastic += " --set launch.checkpoint_every_s=5 --set trial.iterations=160000000"  # 3,200 steps: longer than a host and Train need to grow again
+    elastic = " --set search.trials=1 --set launch.workers=[1,6]"  # all CPUs that three hosts have
+    elastic += (
+        " --set launch.checkpoint_every_s=5 --set trial.iterations=160000000"  # 3,200 steps
+    )
     told = f"cd raysweep && {SWEEP} {elastic} --storage {cluster.store / 'elastic'}"
     driver = cluster.started_on(0, f"bash -ic {shlex.quote(told)}", tmp_path / "elastic.log")
-    until(lambda: len(workers_on(cluster)) == 3, 180, "three workers")
+    until(lambda: workers_of(cluster) == [2, 2, 2], 180, "six workers")
     until(lambda: published(cluster.store / "elastic") > 0, 180, "the first checkpoint")
     cluster.power_off(2)
-    cluster.boot(2)  # an empty machine: the autoscaler starts Ray on it again
-    until(lambda: workers_on(cluster) == {0, 1}, 180, "two workers")
-    until(lambda: len(workers_on(cluster)) == 3, 240, "three workers again")
+    cluster.boot(2)  # the autoscaler starts Ray on it again
+    until(lambda: workers_of(cluster) == [2, 2, 0], 240, "four workers")
+    until(lambda: workers_of(cluster) == [2, 2, 2], 300, "six workers again")
     assert driver.wait(timeout=900) == 0, (tmp_path / "elastic.log").read_text()[-3000:]
     (last,) = (found for found in Store(str(cluster.store / "elastic")).published() if found.step == 3200)
-    assert last.manifest["workers"] == 3
+    assert last.manifest["workers"] == 6
 
 
 def test_a_link_is_cut_and_the_head_is_lost_and_the_table_is_the_same(cluster, undisturbed, tmp_path):
