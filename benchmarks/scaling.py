@@ -57,7 +57,7 @@ def measure(ranks: int, repeat: int, storage: str, options: argparse.Namespace) 
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     (found,) = Store(storage).published()
-    curve = [point["diffusion"] for point in found.manifest["curve"]]
+    curve = [point["loss_diffusion"] for point in found.manifest["curve"]]
     return options.steps / found.manifest["seconds"], curve
 
 
