@@ -74,16 +74,16 @@ def choose_data(probed: Snapshot, wanted: str | None) -> DataSet:
         UserError: none, several, one of another shape, or one that is not on this machine.
     """
     shape = f"{probed.num_classes} classes of latents {_times(probed.latent_shape)}"
-    fitting = [data.name for data in catalog.DATASETS.values() if _fits(data, probed)]
+    fitting = [name for name in catalog.known() if _fits(catalog.find(name), probed)]
     names = [name for name in (wanted, probed.data) if name][:1] or fitting
     if len(names) != 1:
         which = f"several data sets have ({', '.join(names)})" if names else "no known data set has"
-        raise UserError(f"the checkpoint has {shape}, which {which}; name one by --data: {', '.join(catalog.DATASETS)}")
+        raise UserError(f"the checkpoint has {shape}, which {which}; name one by --data: {', '.join(catalog.known())}")
     try:
         catalog.identity(names[0])
     except LookupError as error:
-        raise UserError(f"--data {names[0]}: {error}") from None
-    data = catalog.DATASETS[names[0]]
+        raise UserError(f"--data {names[0]}: {error.args[0]}") from None
+    data = catalog.find(names[0])
     if not _fits(data, probed):
         has = f"{data.num_classes} classes of latents {_times(data.latent_shape)}"
         raise UserError(f"--data {data.name}: has {has}, but the checkpoint {shape}; fitting: {fitting or 'none'}")

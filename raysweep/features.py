@@ -72,7 +72,9 @@ def draw(options: argparse.Namespace, console: Console) -> None:
 
     bench = Bench(Context(snapshot.best_device()), store.cache)
     count = max(options.points, options.images)
-    shown = features.scene(data.name, bench.autoencoder, count=count, most_classes=len(COLOURS), seed=options.seed)
+    shown = features.scene(
+        data.name, bench.autoencoder(data.name), count=count, most_classes=len(COLOURS), seed=options.seed
+    )
     labels = _labels(seen, names)
     with console.status("looking at blocks") as status:
         maps = {

@@ -21,6 +21,7 @@ class Launch(Spec):
     concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
     micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
     checkpoint_blocks: bool = False  # compute activations again instead of keeping them
+    hold_data: bool = False  # in the GPU's memory, where it fits: nothing is read while training
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600  # of training, beside the checkpoints at rungs and ends
     timeout_s: Annotated[float, Field(ge=1)] = 600  # how long workers wait for each other before they start anew
     start_timeout_s: Annotated[float, Field(ge=1)] = 900  # how long a lane's workers may take to come up, with nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from trainables.catalog import DATASETS
+from trainables import catalog
 from trainables.spec import BACKBONES, ProbeSpec, Recipe, Run
 
 PLAIN_STEPS_PER_S, GPUS, BATCH = 9.28, 8, 256
@@ -33,7 +33,7 @@ ASSUMED = (
 @lru_cache
 def multiply_adds(backbone: str, data: str) -> float:
     """Of one forward pass for one image; within a percent of `trainables.backbones.cost`."""
-    size, (channels, height, width) = BACKBONES[backbone], DATASETS[data].latent_shape
+    size, (channels, height, width) = BACKBONES[backbone], catalog.find(data).latent_shape
     tokens = (height // size.patch) * (width // size.patch)
     blocks = size.depth * (12 * tokens * size.width**2 + 2 * tokens**2 * size.width)
     patches = 2 * tokens * channels * size.patch**2 * size.width  # in and out
@@ -43,8 +43,9 @@ def multiply_adds(backbone: str, data: str) -> float:
 @lru_cache
 def parameters(backbone: str, data: str) -> float:
     """Trained parameters; within a percent of `trainables.backbones.cost`."""
-    size, (channels, _, _) = BACKBONES[backbone], DATASETS[data].latent_shape
-    around = DATASETS[data].num_classes + 2 * channels * size.patch**2 + 262  # labels, patches in and out, time
+    size, known = BACKBONES[backbone], catalog.find(data)
+    channels, _, _ = known.latent_shape
+    around = known.num_classes + 2 * channels * size.patch**2 + 262  # labels, patches in and out, time
     return (18 * size.depth + 3) * size.width**2 + size.width * (15 * size.depth + around)
 
 

@@ -50,7 +50,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     if spec.missing:
         raise UserError(f"--detector {spec.detector}: {_as_options(spec.missing)}")
     bench = Bench(Context(snapshot.best_device()), store.cache)
-    autoencoder = _autoencoder(bench, options.autoencoder, probed)
+    autoencoder = _autoencoder(bench, options.autoencoder, probed, data)
     _make_cache(store)
 
     began = time.perf_counter()
@@ -119,9 +119,9 @@ def _as_options(message: str) -> str:
     return re.sub(r"--set probe\.(\w+)=", lambda key: f"--{key[1].replace('_', '-')} ", message)
 
 
-def _autoencoder(bench: Bench, path: Path | None, probed: Snapshot) -> Any:
+def _autoencoder(bench: Bench, path: Path | None, probed: Snapshot, data: DataSet) -> Any:
     if path is None:
-        return bench.autoencoder
+        return bench.autoencoder(data.name)
     if not (path / "config.json").is_file():
         raise UserError(f"--autoencoder {path}: no config.json there; give a folder of diffusers' AutoencoderKL")
     try:

@@ -37,10 +37,15 @@ def student(space: Space, trial: Trial) -> Run:
 
 def unavailable(trial: Trial) -> str | None:
     """Why `trial` cannot be run here, or None where it can."""
+    return trial.encoder.missing if looks_at_images(trial) else None
+
+
+def looks_at_images(trial: Trial) -> bool:
+    """Whether its method, or its teacher's, needs the images themselves."""
     method = trial.method
     while isinstance(method, SelfGuided):
         method = method.teacher.method
-    return trial.encoder.missing if isinstance(method, Repa) else None
+    return isinstance(method, Repa)
 
 
 def teachers(run: Run) -> list[TeacherRef]:

@@ -41,11 +41,11 @@ from trainables import catalog
 def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
+    store = Store(options.storage)
     for space in spaces:
-        check_here(space)
+        check_here(space, store.cache)
     if options.tracking_uri:
         check_uri(options.tracking_uri)
-    store = Store(options.storage)
     store.check_writable()
     if not options.extend:
         for space in spaces:
@@ -93,20 +93,29 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     return 0 if all(study.best for study in studies) and not certificates.differ else 1
 
 
-def check_here(space: Space) -> None:
-    """Refuse a space whose data or detector this machine lacks.
+def check_here(space: Space, cache: Path) -> None:
+    """Refuse a space whose data or detector this machine lacks, or whose data is damaged.
 
     Raises:
         UserError: what is missing, and how to get it.
     """
-    for data in sorted({space.trial(point)[0].data for point in space.points(most=500)}):
+    trials = [space.trial(point)[0] for point in space.points(most=500)]
+    needed = {(trial.data, trial.horizontal_flip, runs.looks_at_images(trial)) for trial in trials}
+    for data, mirrored, images in sorted(needed):
         try:
-            catalog.identity(data)
+            catalog.require(data, mirrored=mirrored, images=images)
         except LookupError as error:
-            told = f"{error}; use --profile laptop, which brings its own data"
+            told = f"{error.args[0]}; or use --profile laptop, which brings its own data"
             raise space.error(("trial", "data"), told) from None
     if space.probe.missing:
         raise space.error(("probe", "detector"), space.probe.missing)
+    for data in sorted({data for data, _, _ in needed}):
+        try:
+            if not space.probe.reference:
+                catalog.require_reference(data, space.probe.detector_name)
+            catalog.examine(data, cache)
+        except LookupError as error:
+            raise space.error(("trial", "data"), str(error.args[0])) from None
 
 
 def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Tell) -> Study:

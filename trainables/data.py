@@ -1,11 +1,11 @@
-"""Images and latents of the embedded data sets."""
+"""What training sees of a data set: latents, labels and pictures by number; the embedded set, and prepared ones."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,42 +13,75 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables import cached, catalog
+from trainables import cached, catalog, prepared
 from trainables.encode import Normalisation, encode, load_autoencoder, normalisation
+from trainables.latent_files import Held, Mapped
+
+MIRRORED_BELOW = 0.5  # of `Draws.flipped`, where a recipe mirrors
+
+
+class Columns(Protocol):
+    """Where rows come from: `Mapped` files, or `Held` tensors. Columns are those of latent_files.py."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def take(self, column: str, indices: Tensor) -> Tensor: ...
+    def expect(self, column: str, indices: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
 class LatentSet:
     """Posteriors of an autoencoder over a set of N images, as it gives them; `sample` normalises."""
 
-    mean: Tensor  # (N, C, H, W) float32
-    std: Tensor  # (N, C, H, W) float32
-    labels: Tensor  # (N,) int64
+    columns: Columns
+    num_images: int
+    latent_shape: tuple[int, ...]  # (C, H, W)
     num_classes: int
     normalisation: Normalisation
-    mirrored: tuple[Tensor, Tensor] | None = None  # mean and std of the images' mirror images, where recipes mirror
-    images: Tensor | None = None  # (N, 3, h, w) uint8, where a method looks at them
+    mirrored: bool = False  # whether there are latents of the mirror images
+    pictured: bool = False  # whether there are the images themselves
 
     def sample(self, indices: Tensor, noise: Tensor, mirror: Tensor | None = None) -> Tensor:
-        """Normalised latents (B, C, H, W) of the images `indices` (B,), at `noise` (B, C, H, W) within the posterior.
+        """Normalised latents (B, C, H, W) float32 of the images `indices` (B,), at `noise` (B, C, H, W) within the
+        posterior; on the device of the set.
 
         Args:
             mirror: (B,) bool, which images are mirrored left to right; none where missing.
         """
-        mean, std = self.mean[indices], self.std[indices]
-        if mirror is not None and self.mirrored is not None:
-            which = mirror[:, None, None, None]
-            mean, std = (
-                torch.where(which, other[indices], own) for own, other in zip((mean, std), self.mirrored, strict=True)
-            )
-        return self.normalisation.apply(mean + std * noise)
+        if mirror is None or not self.mirrored or not mirror.any():
+            moments = self.columns.take("latent", indices)
+        elif mirror.all():
+            moments = self.columns.take("mirrored", indices)
+        else:
+            own, other = self.columns.take("latent", indices[~mirror]), self.columns.take("mirrored", indices[mirror])
+            moments = own.new_empty((len(indices), *own.shape[1:]))
+            moments[~mirror], moments[mirror] = own, other
+        mean, std = moments.float().unbind(1)
+        return self.normalisation.apply(mean + std * noise.to(mean.device, non_blocking=True))
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """(B,) int64, in the host's memory."""
+        return self.columns.take("label", indices).long().cpu()
 
     def pictures(self, indices: Tensor, mirror: Tensor | None = None) -> Tensor | None:
         """The images (B, 3, h, w) uint8 themselves, mirrored alike; None where this set carries none."""
-        if self.images is None:
+        if not self.pictured:
             return None
-        chosen = self.images[indices]
-        return chosen if mirror is None else torch.where(mirror[:, None, None, None], chosen.flip(-1), chosen)
+        chosen = self.columns.take("image", indices)
+        if mirror is None:
+            return chosen
+        return torch.where(mirror.to(chosen.device)[:, None, None, None], chosen.flip(-1), chosen)
+
+    def expect(self, indices: Tensor, flipped: Tensor) -> None:
+        """Have the latents of images read ahead of their step; returns at once.
+
+        Args:
+            flipped: (B,) as `Draws` has it.
+        """
+        mirror = flipped < MIRRORED_BELOW if self.mirrored else torch.zeros(len(indices), dtype=torch.bool)
+        self.columns.expect("latent", indices[~mirror])
+        if self.mirrored:
+            self.columns.expect("mirrored", indices[mirror])
 
 
 def load_images(name: str, split: catalog.Split) -> tuple[Tensor, Tensor]:
@@ -68,28 +101,87 @@ def load_images(name: str, split: catalog.Split) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def load_latents(name: str, cache_dir: Path, *, mirrored: bool = False, images: bool = False) -> LatentSet:
-    """The training split as latents: encoded once, then read from `cache_dir`, in a file named by the set's identity.
+def load_latents(
+    name: str,
+    cache_dir: Path,
+    *,
+    mirrored: bool = False,
+    images: bool = False,
+    device: torch.device | None = None,
+) -> LatentSet:
+    """A data set's training latents: the embedded one's encoded once, then read from `cache_dir`; a prepared one's
+    where they lie, or from a copy in `cache_dir` where that is on no filesystem of this machine.
 
-    Any number of processes may ask at once. A file that is torn or altered is made anew.
+    Any number of processes may ask at once. A cached file that is torn or altered is made anew.
 
     Args:
         mirrored: with the latents of the mirror images.
         images: with the images themselves.
+        device: where all of it is to be held; default: in the host's memory, a prepared set's on disk.
 
     Raises:
-        LookupError: no such data set, or one that this package does not ship.
+        LookupError: no such data set; or a prepared one lacks what is asked for, or is torn or altered.
     """
-    tensors = _cached_latents(name, cache_dir, mirror=False)
-    mirror = _cached_latents(name, cache_dir, mirror=True) if mirrored else None
+    found = (
+        _embedded(name, cache_dir, mirrored, images)
+        if catalog.find(name).embedded
+        else _prepared(name, cache_dir, mirrored, images)
+    )
+    return found if device is None else _held(found, device)
+
+
+def folder(name: str, cache_dir: Path) -> Path:
+    """The folder of a prepared set on this machine, its files compared with its manifest.
+
+    Raises:
+        LookupError: as `load_latents`.
+    """
+    return prepared.fetch(catalog.prepared_set(name), cache_dir)
+
+
+def _prepared(name: str, cache_dir: Path, mirrored: bool, images: bool) -> LatentSet:
+    found = catalog.prepared_set(name)
+    catalog.require(name, mirrored=mirrored, images=images)
+    place = folder(name, cache_dir)
+    content = found.content
+    shift, scale = (torch.tensor(content[which]).reshape(-1, 1, 1) for which in ("shift", "scale"))
     return LatentSet(
-        mean=tensors["mean"],
-        std=tensors["std"],
-        labels=tensors["labels"],
-        num_classes=catalog.DATASETS[name].num_classes,
+        columns=Mapped([place / shard for shard in found.shards], found.images),
+        num_images=sum(found.images),
+        latent_shape=found.latent_shape,
+        num_classes=content["num_classes"],
+        normalisation=Normalisation(shift, scale),
+        mirrored=mirrored,
+        pictured=images,
+    )
+
+
+def _held(found: LatentSet, device: torch.device) -> LatentSet:
+    everything = torch.arange(found.num_images)
+    columns = {"latent": True, "label": True, "mirrored": found.mirrored, "image": found.pictured}
+    tensors = {}
+    for column in (name for name, there in columns.items() if there):
+        parts = [found.columns.take(column, part).to(device) for part in everything.split(4096)]
+        tensors[column] = torch.cat(parts)
+    return LatentSet(**{**vars(found), "columns": Held(tensors)})
+
+
+def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool) -> LatentSet:
+    known, tensors = catalog.find(name), _cached_latents(name, cache_dir, mirror=False)
+    columns = {"latent": torch.stack([tensors["mean"], tensors["std"]], dim=1), "label": tensors["labels"]}
+    if mirrored:
+        mirror = _cached_latents(name, cache_dir, mirror=True)
+        columns["mirrored"] = torch.stack([mirror["mean"], mirror["std"]], dim=1)
+    if images:
+        columns["image"] = load_images(name, "train")[0]
+    return LatentSet(
+        columns=Held(columns),
+        num_images=known.num_images,
+        latent_shape=known.latent_shape,
+        num_classes=known.num_classes,
         normalisation=Normalisation(tensors["shift"], tensors["scale"]),
-        mirrored=(mirror["mean"], mirror["std"]) if mirror else None,
-        images=load_images(name, "train")[0] if images else None,
+        mirrored=mirrored,
+        pictured=images,
     )
 
 

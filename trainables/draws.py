@@ -62,6 +62,15 @@ def share_of(batch_size: int, rank: int, world_size: int) -> slice:
     return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
+def draw_images(
+    seed: int, step: int, *, batch_size: int, num_images: int, rank: int = 0, world_size: int = 1
+) -> tuple[Tensor, Tensor]:
+    """`indices` and `flipped` of `draw` alone: which images a step will look at."""
+    mine = share_of(batch_size, rank, world_size)
+    flipped = torch.rand(batch_size, generator=generator(seed, "flip", step))
+    return batch_indices(seed, step, batch_size, num_images)[mine], flipped[mine]
+
+
 def draw(
     seed: int,
     step: int,
@@ -86,12 +95,15 @@ def draw(
     def uniform(purpose: str) -> Tensor:
         return torch.rand(batch_size, generator=generator(seed, purpose, step))[mine]
 
+    indices, flipped = draw_images(
+        seed, step, batch_size=batch_size, num_images=num_images, rank=rank, world_size=world_size
+    )
     return Draws(
-        indices=batch_indices(seed, step, batch_size, num_images)[mine],
+        indices=indices,
         time=normal("time") if normal_time else uniform("time"),
         noise=normal("noise", *latent_shape),
         posterior=normal("posterior", *latent_shape),
         dropped=uniform("label-dropout"),
-        flipped=uniform("flip"),
+        flipped=flipped,
         offset=uniform("method"),
     )

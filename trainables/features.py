@@ -55,7 +55,7 @@ def scene(data: str, autoencoder: Autoencoder, *, count: int, most_classes: int,
     order = torch.randperm(len(labels), generator=generator(seed, "features-order"))
     order = order[labels[order] < most_classes]
     # The how-many-eth of its class each image is; a stable sort by that takes the classes by turns.
-    classes = F.one_hot(labels[order], catalog.DATASETS[data].num_classes)
+    classes = F.one_hot(labels[order], catalog.find(data).num_classes)
     turn = (classes.cumsum(dim=0) * classes).sum(dim=1)
     order = order[turn.argsort(stable=True)][:count]
     mean, _ = encode(autoencoder, images[order])

@@ -159,7 +159,7 @@ def _load_ours(folder: Path, weights: Weights) -> Tensors:
 
 def _data_of(identity: str | None) -> str | None:
     """The name of the data set with this identity, if it is on this machine."""
-    for name in catalog.DATASETS:
+    for name in catalog.known():
         try:
             if catalog.identity(name) == identity:
                 return name

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from trainables import cached, catalog, encode
 from trainables.checkpoint import Checkpoint, load_weights
-from trainables.data import LatentSet, load_images, load_latents
+from trainables.data import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
 from trainables.evaluation.probe import Probed, Shards, probe
 from trainables.evaluation.reference import Reference
@@ -32,6 +31,7 @@ class Bench:
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
         self._data: dict[tuple[str, bool, bool], LatentSet] = {}
+        self._autoencoders: dict[str, Any] = {}
         self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
         self._detectors: dict[str, detectors.Detector] = {}
         self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
@@ -57,10 +57,10 @@ class Bench:
         return probe(
             load_backbone(recipe, data, load_weights(folder), context.device),
             spec,
-            autoencoder=self.autoencoder,
+            autoencoder=self.autoencoder(recipe.data),
             detector=self.detector(spec),
             reference=self.reference(recipe.data, spec),
-            latent_shape=tuple(data.mean.shape[1:]),
+            latent_shape=data.latent_shape,
             num_classes=data.num_classes,
             device=context.device,
             path=recipe.path,
@@ -74,17 +74,21 @@ class Bench:
         """The training latents of a data set, encoded the first time that this machine needs them."""
         wanted = (name, mirrored, images)
         if wanted not in self._data:
-            self._data[wanted] = load_latents(name, self.cache, mirrored=mirrored, images=images)
+            device = self.context.device if self.context.hold_data else None
+            self._data[wanted] = load_latents(name, self.cache, mirrored=mirrored, images=images, device=device)
         return self._data[wanted]
 
     def _training_data(self, run: Run) -> LatentSet:
         looked_at = any(isinstance(phase.term, RepaTerm) for phase in run.phases)
         return self.data(run.data, mirrored=run.horizontal_flip, images=looked_at)
 
-    @cached_property
-    def autoencoder(self) -> Any:
-        """The autoencoder of the embedded data."""
-        return encode.load_autoencoder().to(self.context.device)
+    def autoencoder(self, data: str) -> Any:
+        """The autoencoder that made a data set's latents."""
+        if data not in self._autoencoders:
+            embedded = catalog.find(data).embedded
+            place = catalog.files(data)[1] if embedded else folder(data, self.cache) / "autoencoder"
+            self._autoencoders[data] = encode.load_autoencoder(place).to(self.context.device)
+        return self._autoencoders[data]
 
     def detector(self, spec: ProbeSpec) -> detectors.Detector:
         """A probe's detector, loaded once."""
@@ -103,13 +107,21 @@ class Bench:
             file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}.safetensors"
             tensors = cached.read(file)
             if tensors is None:
-                if spec.reference:
-                    tensors = Reference.read(Path(spec.reference), detector).state
-                else:
-                    tensors = Reference.of(load_images(data, "train")[0], detector).state
+                tensors = self._reference(data, spec).state
                 cached.write(tensors, file)
             self._references[name] = Reference(tensors)
         return self._references[name]
+
+    def _reference(self, data: str, spec: ProbeSpec) -> Reference:
+        detector = self.detector(spec)
+        if spec.reference:
+            return Reference.read(Path(spec.reference), detector)
+        if catalog.find(data).embedded:
+            return Reference.of(load_images(data, "train")[0], detector)
+        tensors = cached.read(folder(data, self.cache) / catalog.reference_file(data, spec.detector_name))
+        if tensors is None:
+            raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")
+        return Reference(tensors)
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:
         name = (folder, reference.weights)

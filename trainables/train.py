@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables import backbones, ema, encoders, methods
 from trainables.checkpoint import Checkpoint, Tensors
 from trainables.data import LatentSet
-from trainables.draws import draw, generator, share_of
+from trainables.draws import draw, draw_images, generator, share_of
 from trainables.methods import Batch, Method, View
 from trainables.spec import (
     PROJECTED,
@@ -62,7 +62,7 @@ class Context:
 
     `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
     share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
-    rounding, the second nothing.
+    rounding, the second nothing. `hold_data` holds the data set in the device's memory.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,6 +70,7 @@ class Context:
     world_size: int = 1
     micro_batch: int | None = None
     checkpoint_blocks: bool = False
+    hold_data: bool = False
     progress: Callable[[int], None] = lambda step: None
     should_stop: Callable[[int], bool] = lambda step: False
 
@@ -86,7 +87,7 @@ class Outcome:
 
 def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
     """A new backbone for `data`, its weights drawn from the recipe's seed."""
-    channels, height, _ = data.mean.shape[1:]
+    channels, height, _ = data.latent_shape
     return backbones.create(
         recipe.backbone,
         seed=recipe.seed,
@@ -163,7 +164,7 @@ def build_method(
     if isinstance(term, PROJECTED):
         options["projector_width"] = phase.projector_width
     if isinstance(term, VaeAlignTerm):
-        options |= {"patch": backbone.patch_size, "channels": data.mean.shape[1]}
+        options |= {"patch": backbone.patch_size, "channels": data.latent_shape[0]}
     if isinstance(term, SelfGuidedTerm):
         if phase.teacher is None or teacher is None:
             raise ValueError("a self_guided phase needs a teacher")
@@ -239,17 +240,12 @@ class _Stretch:
     def step(self, step: int) -> Tensor:
         """The optimizer step that leads from `step` to `step + 1`; returns its losses and gradient norm (4,)."""
         run, context = self.run, self.context
-        draws = draw(
-            run.seed,
-            step,
-            batch_size=run.batch_size,
-            num_images=len(self.data.labels),
-            latent_shape=tuple(self.data.mean.shape[1:]),
-            normal_time=run.time == "log_normal",
-            rank=context.rank,
-            world_size=context.world_size,
-        )
+        whose = {"batch_size": run.batch_size, "num_images": self.data.num_images}
+        whose |= {"rank": context.rank, "world_size": context.world_size}
+        shape, normal_time = self.data.latent_shape, run.time == "log_normal"
+        draws = draw(run.seed, step, **whose, latent_shape=shape, normal_time=normal_time)
         batch = make_batch(run, draws, self.data, context.device)
+        self.data.expect(*draw_images(run.seed, step + 1, **whose))  # while this step computes
         self.optimizer.zero_grad(set_to_none=True)
         pieces = split(batch, self.piece)
         losses = torch.stack([self._gradients(piece, step, last=piece is pieces[-1]) for piece in pieces])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.data import LatentSet
+from trainables.data import MIRRORED_BELOW, LatentSet
 from trainables.draws import Draws
 from trainables.interpolant import interpolate, sample_time
 from trainables.methods import Batch, Method, View
@@ -53,10 +53,10 @@ def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.
 
 def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.device) -> Batch:
     """The batch that `draws` picks from `data`: latents from the posterior, x_t on the path, labels dropped."""
-    mirror = draws.flipped < 0.5 if recipe.horizontal_flip else None
+    mirror = draws.flipped < MIRRORED_BELOW if recipe.horizontal_flip else None
     latents = data.sample(draws.indices, draws.posterior, mirror).to(device, non_blocking=True)
     images = data.pictures(draws.indices, mirror)
-    labels = data.labels[draws.indices]
+    labels = data.labels(draws.indices)
     y = torch.where(draws.dropped < recipe.label_dropout, data.num_classes, labels)
     t = sample_time(draws.time, recipe.time).to(device, non_blocking=True)
     noise = draws.noise.to(device, non_blocking=True)

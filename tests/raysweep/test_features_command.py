@@ -50,7 +50,7 @@ MISTAKES = {
     "images": (["--images", "0"], "--images 0: give 1 or more"),
     "points": (["--points", "5"], "--points 5: give 18 or more"),
     "scales": (["--scales", "inf"], "--scales inf: give finite numbers"),
-    "data": (["--data", "imagenet256"], "is not shipped with this package"),
+    "data": (["--data", "imagenet256"], "is not on this machine"),
     "seed": (["--seed", "-1"], "--seed -1: give 0 or more"),
 }
 

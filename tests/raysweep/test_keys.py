@@ -165,6 +165,7 @@ FIELDS = {
             "concurrent_trials": (2, STAYS),
             "micro_batch": (2, STAYS),
             "checkpoint_blocks": (True, STAYS),
+            "hold_data": (True, STAYS),
             "checkpoint_every_s": (60, STAYS),
             "timeout_s": (60, STAYS),
             "grace_s": (5, STAYS),

@@ -221,7 +221,11 @@ MISTAKES = {
     "shifted SDE": ("KEY", ["--sampler", "euler_maruyama", "--timestep-shift", "0.3"], "--timestep-shift: the SDE"),
     "unknown detector": ("KEY", ["--detector", "eye"], "--detector: input should be"),
     "unknown data": ("KEY", ["--data", "cats"], "--data cats: no data set 'cats'; known: emoji9"),
-    "data not here": ("KEY", ["--data", "imagenet256"], "--data imagenet256: data set 'imagenet256' is not shipped"),
+    "data not here": (
+        "KEY",
+        ["--data", "imagenet256"],
+        "--data imagenet256: data set 'imagenet256' is not on this machine",
+    ),
     "no folder for the picture": ("KEY", ["--picture", "nowhere/a.png"], "--picture nowhere/a.png: there is no folder"),
     "no autoencoder": ("KEY", ["--autoencoder", "nowhere"], "--autoencoder nowhere: "),
 }

@@ -10,6 +10,7 @@ import trainables.data
 from trainables import cached, catalog
 from trainables.data import LatentSet, load_images, load_latents
 from trainables.encode import Normalisation, encode, load_autoencoder
+from trainables.latent_files import Held
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +66,19 @@ def test_unknown_names_are_refused(tmp_path):
 
 def test_latents_of_the_training_split(latents):
     known = catalog.DATASETS["emoji9"]
-    assert latents.mean.shape == latents.std.shape == (known.num_images, *known.latent_shape)
-    assert latents.mean.dtype == latents.std.dtype == torch.float32
-    assert torch.equal(latents.labels, load_images("emoji9", "train")[1])
-    assert latents.num_classes == 9
-    everything = latents.sample(torch.arange(known.num_images), torch.randn(latents.mean.shape))
+    everyone, shape = torch.arange(known.num_images), (known.num_images, *known.latent_shape)
+    assert (latents.num_images, latents.latent_shape, latents.num_classes) == (shape[0], shape[1:], 9)
+    assert torch.equal(latents.labels(everyone), load_images("emoji9", "train")[1])
+    everything = latents.sample(everyone, torch.randn(shape))
+    assert everything.dtype == torch.float32
     assert everything.std() == pytest.approx(1, abs=0.05)  # what the scaling factor is for
 
 
 def test_latents_are_read_back_bit_for_bit(latents, cache):
     assert [path.name for path in cache.iterdir()] == [f"{catalog.identity('emoji9')}.safetensors"]
     again = load_latents("emoji9", cache)
-    for name in ("mean", "std", "labels"):
-        assert torch.equal(getattr(latents, name), getattr(again, name))
+    for column in ("latent", "label"):
+        assert torch.equal(latents.columns.columns[column], again.columns.columns[column])
     assert latents.normalisation == again.normalisation and latents.num_classes == again.num_classes
 
 
@@ -86,7 +87,7 @@ def test_a_damaged_cache_is_noticed(latents, cache, tmp_path, damage):
     whole = next(cache.iterdir()).read_bytes()
     flipped = whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:]
     path = tmp_path / "cached.safetensors"
-    unsigned = save({"mean": latents.mean})
+    unsigned = save({"mean": torch.zeros(3)})
     files = {"torn": whole[:-1], "altered": flipped, "empty": b"", "foreign": b"latents" * 9, "unsigned": unsigned}
     path.write_bytes(files[damage])
     assert cached.read(path) is None
@@ -97,7 +98,7 @@ def test_a_damaged_cache_is_made_anew(latents, cache, tmp_path):
     damaged = tmp_path / source.name
     damaged.write_bytes(source.read_bytes()[:-1])
     again = load_latents("emoji9", tmp_path)
-    assert torch.equal(again.mean, latents.mean)
+    assert torch.equal(again.columns.columns["latent"], latents.columns.columns["latent"])
     assert damaged.read_bytes() == source.read_bytes()
     assert list(tmp_path.iterdir()) == [damaged]
 
@@ -115,10 +116,15 @@ def test_racing_writers_never_show_a_torn_file(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def held(mean, std, normalisation):
+    columns = Held({"latent": torch.stack([mean, std], dim=1), "label": torch.zeros(len(mean))})
+    return LatentSet(columns, len(mean), tuple(mean.shape[1:]), num_classes=1, normalisation=normalisation)
+
+
 def test_sample_is_the_scaled_posterior():
     mean, std = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1), torch.tensor([0.5, 0.25, 0.125]).reshape(3, 1, 1, 1)
     scale = Normalisation(torch.tensor(0.0), torch.tensor(10.0))
-    latents = LatentSet(mean, std, torch.tensor([0, 1, 1]), num_classes=2, normalisation=scale)
+    latents = held(mean, std, scale)
     drawn = latents.sample(torch.tensor([2, 0]), torch.tensor([8.0, -2.0]).reshape(2, 1, 1, 1))
     assert drawn.flatten().tolist() == [40.0, 0.0]
 
@@ -126,7 +132,7 @@ def test_sample_is_the_scaled_posterior():
 def test_a_channel_has_its_own_statistics():
     mean, std = torch.tensor([3.0, 5.0]).reshape(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
     shift, scale = torch.tensor([1.0, 1.0]).reshape(2, 1, 1), torch.tensor([0.5, 2.0]).reshape(2, 1, 1)
-    latents = LatentSet(mean, std, torch.tensor([0]), num_classes=1, normalisation=Normalisation(shift, scale))
+    latents = held(mean, std, Normalisation(shift, scale))
     drawn = latents.sample(torch.tensor([0]), torch.zeros(1, 2, 1, 1))
     assert drawn.flatten().tolist() == [1.0, 8.0]
     assert latents.normalisation.undo(drawn).flatten().tolist() == [3.0, 5.0]

@@ -87,6 +87,14 @@ class ProbeSpec(Spec):
         return f"{judged.replace('fid', 'fd')}_effnet_{count_name(self.samples)}"
 
     @property
+    def detector_name(self) -> str:
+        """What images are seen by, as files are named after it: its kind, and for the Inception how its images are
+        resized and how the SHA-256 of its weights begins."""
+        if self.detector == "inception":
+            return f"inception-{self.resize}-{self.detector_sha256[:8]}"
+        return self.detector
+
+    @property
     def metric(self) -> str:
         """The name of the metric that decides."""
         return self.name(self.metrics[0])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from trainables import catalog
-from trainables.catalog import DATASETS
+from trainables import catalog, prepared
 from trainables.spec.backbones import BACKBONES, BackboneSize
 from trainables.spec.base import Spec, Steps, WrongKey, effnet_missing
 from trainables.spec.methods import Method, NoMethod, SelfGuided, Term
@@ -69,9 +68,13 @@ class Recipe(Spec):
     def _names_are_known(self) -> Recipe:
         if self.backbone not in BACKBONES:
             raise WrongKey("backbone", f"no backbone '{self.backbone}'; known: {', '.join(BACKBONES)}")
-        if self.data not in DATASETS:
-            raise WrongKey("data", f"no data set '{self.data}'; known: {', '.join(DATASETS)}")
         return self
+
+    @field_validator("data")
+    @classmethod
+    def _place_is_absolute(cls, data: str) -> str:
+        """A folder is one and the same for all processes, whatever their working directory."""
+        return prepared.locate(data) or data if "/" in data else data
 
 
 # What differs from the defaults above where the family's authors train it otherwise (LightningDiT: train.py, configs).
