@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {name: name for name in ("run", "report", "probe", "features", "doctor")}
+COMMANDS = {name: name for name in ("run", "prepare", "report", "probe", "features", "doctor")}
 COMMANDS["store"] = "storekeeper"  # `python -m raysweep.store` finds it too
 
 

@@ -16,6 +16,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 
 from raysweep.errors import SweepError
 from raysweep.launch_spec import Launch
+from trainables import prepared
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,7 +46,8 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
         # Fewer cores than workers is slow, not stuck.
         options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     else:  # processes on other machines do not inherit this one's environment
-        options["runtime_env"] = {"env_vars": quiet, "worker_process_setup_hook": INTERFACE}
+        own = {name: os.environ[name] for name in (prepared.ROOT, prepared.BUDGET) if name in os.environ}
+        options["runtime_env"] = {"env_vars": quiet | own, "worker_process_setup_hook": INTERFACE}
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:

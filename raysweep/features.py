@@ -72,6 +72,8 @@ def draw(options: argparse.Namespace, console: Console) -> None:
 
     bench = Bench(Context(snapshot.best_device()), store.cache)
     count = max(options.points, options.images)
+    if not data.embedded:
+        raise UserError(f"--data {data.name}: its images are not kept apart for testing; features looks at emoji9's")
     shown = features.scene(
         data.name, bench.autoencoder(data.name), count=count, most_classes=len(COLOURS), seed=options.seed
     )

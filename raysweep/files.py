@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ class Files:
     def is_there(self, place: str) -> bool:
         """Whether that is a file."""
         return bool(self.fs.get_file_info(self.path(place)).type == fs.FileType.File)
+
+    @contextlib.contextmanager
+    def at_hand(self, folder: str) -> Iterator[Path]:
+        """A folder of files on this machine: where it is, or a copy."""
+        if (local := self.local(folder)) is not None:
+            yield local
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            for name in self.names(folder):
+                with self.fs.open_input_stream(self.path(folder, name)) as stream:
+                    Path(copy, name).write_bytes(stream.read())
+            yield Path(copy)
 
     def copy_in(self, source: Path, place: str) -> str:
         """Copy a file of this machine to a place in the store; returns its SHA-256."""

@@ -36,6 +36,8 @@ def describe(run: Run, step: int) -> dict[str, Any]:
         described["until"] = min(phase.until, step)
         if phase.encoder:
             described["encoder"] = catalog.encoder_identity(phase.encoder.kind, phase.encoder.path)
+            if pictures := catalog.pictures_identity(run.data):  # at which it looks
+                described["pictures"] = pictures
         if phase.teacher:
             teacher = phase.teacher
             described["teacher"] = {"history": describe(teacher.run, teacher.step), "weights": teacher.weights}

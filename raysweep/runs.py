@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from raysweep import domains
 from raysweep.space import Space
+from trainables import catalog
 from trainables.spec import (
     PROJECTED,
     Method,
@@ -37,15 +38,16 @@ def student(space: Space, trial: Trial) -> Run:
 
 def unavailable(trial: Trial) -> str | None:
     """Why `trial` cannot be run here, or None where it can."""
-    return trial.encoder.missing if looks_at_images(trial) else None
-
-
-def looks_at_images(trial: Trial) -> bool:
-    """Whether its method, or its teacher's, needs the images themselves."""
     method = trial.method
     while isinstance(method, SelfGuided):
         method = method.teacher.method
-    return isinstance(method, Repa)
+    if not isinstance(method, Repa):
+        return None
+    try:
+        catalog.require(trial.data, images=True)
+    except LookupError as error:
+        return str(error.args[0])
+    return trial.encoder.missing
 
 
 def teachers(run: Run) -> list[TeacherRef]:

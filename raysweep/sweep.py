@@ -100,16 +100,16 @@ def check_here(space: Space, cache: Path) -> None:
         UserError: what is missing, and how to get it.
     """
     trials = [space.trial(point)[0] for point in space.points(most=500)]
-    needed = {(trial.data, trial.horizontal_flip, runs.looks_at_images(trial)) for trial in trials}
-    for data, mirrored, images in sorted(needed):
+    needed = {(trial.data, trial.horizontal_flip) for trial in trials}
+    for data, mirrored in sorted(needed):
         try:
-            catalog.require(data, mirrored=mirrored, images=images)
+            catalog.require(data, mirrored=mirrored)
         except LookupError as error:
             told = f"{error.args[0]}; or use --profile laptop, which brings its own data"
             raise space.error(("trial", "data"), told) from None
     if space.probe.missing:
         raise space.error(("probe", "detector"), space.probe.missing)
-    for data in sorted({data for data, _, _ in needed}):
+    for data in sorted({data for data, _ in needed}):
         try:
             if not space.probe.reference:
                 catalog.require_reference(data, space.probe.detector_name)

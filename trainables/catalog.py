@@ -126,7 +126,7 @@ def prepared_set(name: str) -> prepared.Prepared:
     return found
 
 
-def require(name: str, *, mirrored: bool, images: bool) -> None:
+def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
     """Nothing, where a data set has what a run needs of it.
 
     Raises:
@@ -135,10 +135,10 @@ def require(name: str, *, mirrored: bool, images: bool) -> None:
     if name in TRUSTED or find(name).embedded:
         identity(name)
         return
-    content = prepared_set(name).content
-    if mirrored and not content["mirrored"]:
+    found = prepared_set(name)
+    if mirrored and not found.content["mirrored"]:
         raise LookupError(f"horizontal_flip needs mirrored latents, and '{name}' has none: prepare it with --mirrored")
-    if images and not content["images"]:
+    if images and not found.pictures:
         raise LookupError(f"repa looks at images, and '{name}' has none: prepare it with --keep-images")
 
 
@@ -150,6 +150,15 @@ def examine(name: str, cache: Path) -> None:
     """
     if name not in TRUSTED and not find(name).embedded:
         prepared.examine(prepared_set(name), cache)
+
+
+def pictures_identity(name: str) -> str | None:
+    """SHA-256 (hex) of the images that a prepared set keeps; None of an embedded one, whose identity holds them too.
+
+    Raises:
+        LookupError: as `prepared_set`.
+    """
+    return None if name in TRUSTED or find(name).embedded else prepared_set(name).pictures
 
 
 def require_reference(name: str, detector: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,10 @@ from torch import Tensor
 
 from trainables import (
     catalog,
+    ldm,
     torchvision_guard,  # noqa: F401  diffusers' models import torchvision, on the first touch of an attribute
 )
+from trainables.errors import one_line
 
 Autoencoder = Any  # a diffusers.AutoencoderKL, whose members mypy does not see
 
@@ -67,6 +71,40 @@ def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
     return autoencoder.requires_grad_(False).eval()
 
 
+def open_autoencoder(given: str) -> Autoencoder:
+    """A frozen autoencoder from wherever people have one: a folder in diffusers' form, or one that has it as `vae`; a
+    checkpoint of the latent-diffusion code base such as VA-VAE's; or a name on the Hugging Face hub, from where it is
+    downloaded.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    place = Path(given).expanduser()
+    if place.is_file() and place.suffix in ldm.ENDINGS:
+        return ldm.load(place).requires_grad_(False).eval()
+    inside = "vae" if (place / "vae" / "config.json").is_file() else ""
+    if place.exists() and not (place / inside / "config.json").is_file():
+        raise ValueError(f"{given}: no config.json; give diffusers' folder, or a checkpoint ({', '.join(ldm.ENDINGS)})")
+    try:
+        autoencoder: Autoencoder = diffusers.AutoencoderKL.from_pretrained(
+            str(place) if place.exists() else given, subfolder=inside, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # of diffusers, the hub's client, or whatever lies under that
+        told = f"no autoencoder there, and none of that name on the hub ({one_line(error)})"
+        raise ValueError(f"{given}: {told}") from None
+    return autoencoder.float().requires_grad_(False).eval()
+
+
+def autoencoder_identity(autoencoder: Autoencoder) -> str:
+    """SHA-256 (hex) of its configuration and weights, whatever files they came from."""
+    config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
     """The posterior's (mean, std) of images, not yet normalised.
@@ -103,3 +141,14 @@ def decode(autoencoder: Autoencoder, latents: Tensor, batch_size: int = 32) -> T
         pixels = (autoencoder.decode(own).sample + 1) / 2
         images.append((255 * pixels).clamp(0, 255).to(latents.device, torch.uint8))
     return torch.cat(images).contiguous()
+
+
+def normalised_by(autoencoder: Autoencoder, mean: list[float], std: list[float]) -> None:
+    """Have `normalisation` say these statistics of the channels, whatever the configuration said."""
+    autoencoder.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> list[str]:
+    """Write it in diffusers' form; returns the names of its files."""
+    autoencoder.save_pretrained(folder)
+    return sorted(file.name for file in folder.iterdir())

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from trainables.errors import one_line
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -34,8 +36,7 @@ def decode(content: bytes) -> Image.Image:
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             return picture.convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever their parsers do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unreadable(reason.replace(f"{id(content):#x}", "").split(" <_io.")[0]) from None
+        raise Unreadable(one_line(error).split(" <_io.")[0]) from None
 
 
 def centre_crop(picture: Image.Image, size: int) -> Pixels:

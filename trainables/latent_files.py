@@ -65,17 +65,24 @@ class Shard:
             self.batch = reader.get_batch(0)
         except (OSError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
             raise ValueError(f"{path}: cannot be read, perhaps torn ({error})") from None
-        self._first = np.frombuffer(self._map, np.uint8).ctypes.data
         self.columns = {
             field.name: _values(self.batch.column(field.name)) for field in self.batch.schema if field.name != "source"
+        }
+        begin = np.frombuffer(self._map, np.uint8).ctypes.data
+        self._extents = {  # where in the file a column begins, and the bytes of a row
+            name: (values.ctypes.data - begin, values.strides[0]) for name, values in self.columns.items()
         }
 
     def will_need(self, column: str, row: int) -> None:
         """Tell the kernel to have a row at hand soon; returns at once."""
-        value = self.columns[column][row]
-        begin = value.ctypes.data - self._first
+        first, size = self._extents[column]
+        begin = first + row * size
         page = begin - begin % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, page, begin + value.nbytes - page)
+        self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+
+    def let_go(self) -> None:
+        """Give pages back that were looked at: they stay in the page cache, and out of this process's account."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Mapped:
@@ -100,6 +107,8 @@ class Mapped:
         rows = np.empty((len(places), *first.shape[1:]), first.dtype)
         for number, (shard, row) in enumerate(places):
             rows[number] = shard.columns[column][row]
+        for shard in {id(shard): shard for shard, _ in places}.values():
+            shard.let_go()
         return torch.from_numpy(rows)
 
     def expect(self, column: str, indices: Tensor) -> None:

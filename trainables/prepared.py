@@ -29,6 +29,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from trainables.errors import one_line
+
 ROOT = "RAYSWEEP_DATA"  # the environment variable that says where sets lie by name
 BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # how much of remote sets a machine keeps
 DEFAULT_BUDGET_GIB = 500.0
@@ -47,10 +49,15 @@ class Prepared:
     """A prepared set's manifest."""
 
     location: str  # a folder or a URI
-    identity: str
     content: dict[str, Any]  # what training's numbers follow from
+    pictures: str | None  # SHA-256 of the images that the shards keep
     files: dict[str, dict[str, Any]]  # by path: bytes and SHA-256 of all files
     about: dict[str, Any]  # for people: source, classes, statistics, versions
+
+    @property
+    def identity(self) -> str:
+        """What enters histories."""
+        return _sealed(self.content)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -67,17 +74,17 @@ class Prepared:
         """Their paths in the set, in order."""
         return [f"shards/{number:05}.arrow" for number in range(len(self.content["shards"]))]
 
+    def spell(self) -> bytes:
+        """The manifest, as it is written."""
+        facts = {name: value for name, value in vars(self).items() if name not in ("location", "identity")}
+        facts |= {"format": FORMAT, "identity": self.identity}
+        return json.dumps(facts | {"sha256": _sealed(facts)}, indent=1).encode()
 
-def identity_of(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a manifest's `content`."""
-    spelled = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+def _sealed(facts: dict[str, Any]) -> str:
+    """SHA-256 (hex) of plain data."""
+    spelled = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(spelled.encode()).hexdigest()
-
-
-def spell(content: dict[str, Any], files: dict[str, dict[str, Any]], about: dict[str, Any]) -> bytes:
-    """A manifest, as it is written."""
-    sealed = {"format": FORMAT, "identity": identity_of(content), "content": content, "files": files, "about": about}
-    return json.dumps(sealed, indent=1).encode()
 
 
 def locate(name: str) -> str | None:
@@ -87,7 +94,10 @@ def locate(name: str) -> str | None:
     root = os.environ.get(ROOT)
     if not root:
         return None
-    return f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root).expanduser().absolute() / name)
+    if "://" not in root:
+        return str(Path(root).expanduser().absolute() / name)
+    place, mark, options = root.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
 def names() -> list[str]:
@@ -118,18 +128,18 @@ def read(location: str) -> Prepared:
     except FileNotFoundError:
         raise Absent(f"nothing prepared at {location}: python -m raysweep.prepare makes a set") from None
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise LookupError(f"the data set at {location} cannot be read: {_one_line(error)}") from None
+        raise LookupError(f"the data set at {location} cannot be read: {one_line(error)}") from None
     try:
-        found = json.loads(written)
-        known, identity, content = found["format"] == FORMAT, found["identity"], found["content"]
-        prepared = Prepared(location, identity, content, found["files"], found["about"])
+        facts = json.loads(written)
+        whole, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
+        parts = {name: facts[name] for name in ("content", "pictures", "files", "about")}
     except (ValueError, LookupError, TypeError):
         raise LookupError(f"{location}/{MANIFEST} is torn; prepare the set again") from None
-    if not known:
-        raise LookupError(f"{location}/{MANIFEST}: of format {found['format']}, but this version reads {FORMAT}")
-    if identity_of(content) != identity:
-        raise LookupError(f"{location}/{MANIFEST} was altered: its content is not what its identity says")
-    return prepared
+    if written_as != FORMAT:
+        raise LookupError(f"{location}/{MANIFEST}: of format {written_as}, but this version reads {FORMAT}")
+    if not whole:
+        raise LookupError(f"{location}/{MANIFEST} was altered since it was written; prepare the set again")
+    return Prepared(location, **parts)
 
 
 def fetch(prepared: Prepared, cache: Path, progress: Callable[[int], None] = lambda done: None) -> Path:
@@ -148,7 +158,7 @@ def fetch(prepared: Prepared, cache: Path, progress: Callable[[int], None] = lam
     filesystem, path = _filesystem(prepared.location)
     if isinstance(filesystem, fs.LocalFileSystem):
         with _alone(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
-            _compare(prepared, Path(path), _checked(prepared.identity, cache), progress)
+            _compare(prepared, Path(path), _checked(prepared.identity), progress)
         return Path(path)
     (kept := cache / "data").mkdir(parents=True, exist_ok=True)
     folder = kept / prepared.identity
@@ -209,15 +219,16 @@ def _check_size(place: str, found: int | None, wanted: int) -> None:
         raise LookupError(f"{place} is truncated: {found:,} bytes of {wanted:,}; prepare the set again")
 
 
-def note_checked(identity: str, folder: Path, names: list[str], cache: Path) -> None:
-    """Note that these files are as their manifest says: whoever has just written them knows."""
-    stats = {name: (folder / name).stat() for name in names}
+def note_checked(prepared: Prepared, folder: Path) -> None:
+    """Note that the files are as their manifest says: whoever has just written them knows."""
+    stats = {name: (folder / name).stat() for name in prepared.files}
     stamps = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    _write(_checked(identity, cache), json.dumps(stamps).encode())
+    _write(_checked(prepared.identity), json.dumps(stamps).encode())
 
 
-def _checked(identity: str, cache: Path) -> Path:
-    return cache / "data" / f"{identity}.checked"
+def _checked(identity: str) -> Path:
+    """Where this machine notes which files it has compared, each with the size and time of change that it had."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{identity}.checked"
 
 
 def _copy(
@@ -242,7 +253,7 @@ def _copy(
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(copy, prepared.files))
-        (aside / MANIFEST).write_bytes(spell(prepared.content, prepared.files, prepared.about))
+        (aside / MANIFEST).write_bytes(prepared.spell())
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -314,7 +325,3 @@ def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

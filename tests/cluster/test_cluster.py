@@ -96,9 +96,7 @@ def test_ranks_and_hosts_give_the_same_losses_to_rounding(cluster, undisturbed, 
 @pytest.mark.timeout(1800)
 def test_a_lane_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(cluster, tmp_path):
     elastic = " --set search.trials=1 --set launch.workers=[1,6]"  # all CPUs that three hosts have
-    elastic += (
-        " --set launch.checkpoint_every_s=5 --set trial.iterations=160000000"  # 3,200 steps
-    )
+    elastic += " --set launch.checkpoint_every_s=5 --set trial.iterations=160000000"  # 3,200 steps
     told = f"cd raysweep && {SWEEP} {elastic} --storage {cluster.store / 'elastic'}"
     driver = cluster.started_on(0, f"bash -ic {shlex.quote(told)}", tmp_path / "elastic.log")
     until(lambda: workers_of(cluster) == [2, 2, 2], 180, "six workers")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from trainables import cached
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
@@ -18,6 +22,7 @@ from trainables.evaluation.precision_recall import precision_recall_estimates
 from trainables.evaluation.statistics import FeatureStatistics
 from trainables.spec import Judged
 
+Array = npt.NDArray[np.float32]
 DRAWS = 4  # of real images, for the floor
 KEPT = 10_000  # features, spread evenly over the images, for what compares samples one by one; ADM keeps as many
 
@@ -39,18 +44,11 @@ class Reference:
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256) -> Reference:
         """Of real images (N, 3, H, W) uint8 through a detector."""
-        pooled, spatial, kept = FeatureStatistics(detector.feature_dim), FeatureStatistics(detector.spatial_dim), []
-        chosen = set(_spread(len(images)))
-        for number, batch in enumerate(images.split(batch_size)):
-            seen, first = detector(batch), number * batch_size
-            pooled.update(seen.features.cpu())
-            if seen.spatial is not None:
-                spatial.update(seen.spatial.cpu())
-            kept.append(seen.features[[place for place in range(len(batch)) if first + place in chosen]].cpu())
-        state = {"mean": pooled.mean, "covariance": pooled.covariance, "features": torch.cat(kept)}
-        if detector.spatial_dim:
-            state |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
-        return cls(state)
+        gathering = Gathering(detector.feature_dim, detector.spatial_dim, len(images))
+        for batch in images.split(batch_size):
+            seen = detector(batch).cpu()
+            gathering.update(seen.features, seen.spatial)
+        return cls(gathering.reference)
 
     @classmethod
     def read(cls, file: Path, detector: Detector) -> Reference:
@@ -128,6 +126,103 @@ class Reference:
         return self._spatial
 
 
+class Gathering:
+    """A reference in the making, of images that come in order.
+
+    Args:
+        feature_dim, spatial_dim: of the detector.
+        count: how many images are to come, at most.
+    """
+
+    def __init__(self, feature_dim: int, spatial_dim: int, count: int):
+        self._pooled, self._spatial = FeatureStatistics(feature_dim), FeatureStatistics(spatial_dim)
+        self._every = _spread(count).step
+        self._kept: list[Tensor] = []
+
+    def update(self, features: Tensor, spatial: Tensor | None) -> None:
+        """Take in features (N, D) and, where the detector has such, spatial ones (N, S) of the next N images."""
+        first = -self._pooled.count % self._every
+        self._kept.append(features[first :: self._every].clone())
+        self._pooled.update(features)
+        if spatial is not None:
+            self._spatial.update(spatial)
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """The state of a `Reference` of all so far."""
+        state = {"mean": self._pooled.mean, "covariance": self._pooled.covariance, "features": torch.cat(self._kept)}
+        if self._spatial.count:
+            state |= {"spatial_mean": self._spatial.mean, "spatial_covariance": self._spatial.covariance}
+        return state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to go on."""
+        parts = {"pooled": self._pooled, "spatial": self._spatial}
+        state = {
+            f"{part}.{name}": tensor for part, found in parts.items() for name, tensor in found.state_dict().items()
+        }
+        return state | {"every": torch.tensor(self._every), "kept": torch.cat(self._kept)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> Gathering:
+        """What `state_dict` described."""
+        gathering = cls(0, 0, 1)
+        gathering._every = int(state["every"])
+        gathering._kept = [state["kept"]]
+        gathering._pooled, gathering._spatial = (
+            FeatureStatistics.from_state_dict({name: state[f"{part}.{name}"] for name in ("count", "mean", "scatter")})
+            for part in ("pooled", "spatial")
+        )
+        return gathering
+
+
+class Gatherings:
+    """References in the making, by detector.
+
+    Args:
+        count: how many images are to come, at most.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._by_detector: dict[str, Gathering] = {}
+
+    def update(self, seen: Sequence[Mapping[str, tuple[Array, Array | None]]]) -> None:
+        """Take in what each detector saw in the next images, batch by batch: pooled features (N, D), spatial (N, S)."""
+        for name in seen[0] if seen else ():
+            features = np.concatenate([part[name][0] for part in seen])
+            parts = [spatial for part in seen if (spatial := part[name][1]) is not None]
+            spatial = np.concatenate(parts) if parts else None
+            if name not in self._by_detector:
+                dim = 0 if spatial is None else spatial.shape[1]
+                self._by_detector[name] = Gathering(features.shape[1], dim, self._count)
+            around = None if spatial is None else torch.from_numpy(spatial)
+            self._by_detector[name].update(torch.from_numpy(features), around)
+
+    def save_references(self, folder: Path) -> list[str]:
+        """Write the references so far into a folder; returns the names of the files."""
+        names = [f"reference-{name}.safetensors" for name in self._by_detector]
+        for file, gathering in zip(names, self._by_detector.values(), strict=True):
+            cached.write(gathering.reference, folder / file)
+        return names
+
+    def save(self) -> bytes:
+        """All that is needed to go on."""
+        states = {name: gathering.state_dict() for name, gathering in self._by_detector.items()}
+        tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+        return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
+
+    @classmethod
+    def load(cls, saved: bytes | None, count: int) -> Gatherings:
+        """What `save` has saved, if anything."""
+        found = cls(count)
+        tensors = safetensors.torch.load(saved) if saved else {}
+        for name in dict.fromkeys(key.split("/")[0] for key in tensors):
+            state = {key.split("/")[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            found._by_detector[name] = Gathering.from_state_dict(state)
+        return found
+
+
 def _spread(count: int) -> range:
     """The places of at most `KEPT` of so many images, spread evenly."""
-    return range(0, count, -(-count // KEPT))
+    return range(0, count, max(1, -(-count // KEPT)))
