@@ -229,8 +229,9 @@ class Preparation:
         digest = hashlib.sha256(pictures.encode()).hexdigest() if pictures else None
         prepared = Prepared(self.place.uri, content, digest, files, about)
         self.place.write(MANIFEST, prepared.spell())
-        self.place.delete(self._statistics())
-        self.place.delete(PROGRESS)
+        for name in self.place.names(""):
+            if name.startswith("progress"):  # with what a process that was killed in the middle of writing has left
+                self.place.delete(name)
         return prepared
 
 

@@ -43,11 +43,13 @@ def unavailable(trial: Trial) -> str | None:
         method = method.teacher.method
     if not isinstance(method, Repa):
         return None
+    if trial.encoder.missing:
+        return trial.encoder.missing
     try:
         catalog.require(trial.data, images=True)
     except LookupError as error:
         return str(error.args[0])
-    return trial.encoder.missing
+    return None
 
 
 def teachers(run: Run) -> list[TeacherRef]:
