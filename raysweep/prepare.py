@@ -87,11 +87,7 @@ def _make(
 
         if preparation.done < items:
             with connected(Launch(workers=1), options.address):
-                try:
-                    preparation.run(autoencoder, normalise, told)
-                except KeyboardInterrupt:
-                    preparation.save()
-                    raise
+                preparation.run(autoencoder, normalise, told)
     _refuse_unreadable(preparation, options)
     if options.normalise == "channels":
         normalised_by(autoencoder, *preparation.channels())

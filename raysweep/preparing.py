@@ -81,7 +81,7 @@ class Preparation:
         self.place, self.source, self.wanted, self.latent_shape = place, source, wanted, latent_shape
         channels, classes = latent_shape[0], len(source.class_names)
         found = place.sealed(PROGRESS)
-        if found is None:
+        if found is None or not found["shards"]:  # nothing was made there, whatever it was to be
             nothing = [0.0] * channels
             self.progress = Progress(job=job, counts=[0] * classes, sums=nothing, squares=list(nothing))
             self.seen = Gatherings(len(source.items))
@@ -89,8 +89,7 @@ class Preparation:
         else:
             self.progress = Progress.model_validate(found)
             refuse_other(self.progress.job, job, place.uri)
-            statistics = place.read(self._statistics()) if self.progress.shards else None
-            self.seen = Gatherings.load(statistics, len(source.items))
+            self.seen = Gatherings.load(place.read(self._statistics()), len(source.items))
 
     @staticmethod
     def begun(place: Files) -> bool:

@@ -42,8 +42,9 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     """Check everything, then run, then write what people read."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
     store = Store(options.storage)
-    for space in spaces:
-        check_here(space, store.cache)
+    with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
+        for space in spaces:
+            check_here(space, store.cache)
     if options.tracking_uri:
         check_uri(options.tracking_uri)
     store.check_writable()

@@ -68,12 +68,15 @@ def _inner(tar: Path) -> list[tuple[str, Path, int, int]]:
 
 
 def _classes(parts: list[tuple[str, Path, int, int]], root: Path, about: str) -> Source:
-    items = [
-        (f"{name}/{Path(member).name}", label, str(tar.relative_to(root)), offset, size)
-        for label, (name, tar, begin, length) in enumerate(parts)
-        for member, offset, size in sorted(_members(tar, begin, length))
-        if _is_image(member)
-    ]
+    items: list[Item] = []
+    for label, (name, tar, begin, length) in enumerate(parts):
+        path = str(tar.relative_to(root))  # one object for all of a million items
+        members = sorted(_members(tar, begin, length))
+        items += [
+            (f"{name}/{Path(member).name}", label, path, offset, size)
+            for member, offset, size in members
+            if _is_image(member)
+        ]
     return Source(f"ImageNet's images in {about}", items, tuple(name for name, *_ in parts), TarReader(root))
 
 
@@ -95,9 +98,8 @@ def _webdataset(tars: list[Path], place: Path) -> Source:
                     images[key] = offset, size
         if unlabelled := [key for key in images if key not in labels]:
             raise UserError(f"{tar}: image {unlabelled[0]} has no label: a .cls file, or 'label' in its .json")
-        items += [
-            (f"{tar.name}/{key}", labels[key], str(tar.relative_to(root)), *where) for key, where in images.items()
-        ]
+        path = str(tar.relative_to(root))
+        items += [(f"{tar.name}/{key}", labels[key], path, *where) for key, where in images.items()]
     names = numbered(item[1] for item in items)
     return Source(f"WebDataset's images in {place.name}", items, names, TarReader(root))
 
