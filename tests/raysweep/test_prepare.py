@@ -15,7 +15,7 @@ from PIL import Image
 import raysweep.run
 from raysweep import prepare
 from raysweep.files import Files
-from raysweep.preparing import Preparation
+from raysweep.preparing import PROGRESS, Preparation
 from trainables import catalog, prepared
 from trainables.data import load_latents
 from trainables.encode import load_autoencoder, normalisation
@@ -131,12 +131,16 @@ def started(*options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def shards_saved(place):
+    return len((Files(str(place)).sealed(PROGRESS) or {"shards": []})["shards"])
+
+
 def run_until_saved(place, how):
     """Run a preparation until it has saved its progress once more, end it by a signal, and return its exit code."""
     process = started(*EMOJI9, "--out", place)
-    before, until = set(place.glob("progress-*")), time.monotonic() + 120
+    before, until = shards_saved(place), time.monotonic() + 120
     try:
-        while set(place.glob("progress-*")) <= before:
+        while shards_saved(place) <= before:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < until
             time.sleep(0.05)
