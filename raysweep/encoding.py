@@ -24,7 +24,7 @@ from raysweep.files import Files
 from raysweep.sources import Item, Latents, Picture, Reader, Source
 from trainables.encode import Normalisation, load_autoencoder
 from trainables.evaluation import detectors
-from trainables.preparing import Cut, Encoder, Prepared, as_float16, cut
+from trainables.preparing import Cut, Encoder, Rows, as_float16, cut
 from trainables.snapshot import best_device
 from trainables.spec import ProbeSpec
 
@@ -44,7 +44,7 @@ class Wanted:
 
 def encoded(
     source: Source, chunks: Sequence[Sequence[Item]], wanted: Wanted, place: str, normalise: Normalisation
-) -> Iterator[Prepared]:
+) -> Iterator[Rows]:
     """The chunks' rows, in their order.
 
     Args:
@@ -115,7 +115,7 @@ class _Encode:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"rows": _answer(lambda: self._encode(row))}
 
-    def _encode(self, row: dict[str, Any]) -> Prepared:
+    def _encode(self, row: dict[str, Any]) -> Rows:
         chunk = self._cut.cut(row["items"]) if self._cut else pickle.loads(row["cut"])
         if isinstance(chunk, UserError):
             raise chunk
@@ -131,7 +131,7 @@ class _Import:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"rows": _answer(lambda: self._read(row["items"]))}
 
-    def _read(self, items: bytes) -> Prepared:
+    def _read(self, items: bytes) -> Rows:
         found = [latents for latents in self.reader(pickle.loads(items)) if isinstance(latents, Latents)]
         columns = {
             "latent": self._half([latents.latent for latents in found]),
@@ -141,7 +141,7 @@ class _Import:
             if lacking := [latents.source for latents in found if latents.mirrored is None]:
                 raise UserError(f"{lacking[0]}: no latents of the mirror image; leave --mirrored out")
             columns["mirrored"] = self._half([latents.mirrored for latents in found])
-        return Prepared(columns, tuple(latents.source for latents in found))
+        return Rows(columns, tuple(latents.source for latents in found))
 
     def _half(self, moments: list[Any]) -> Any:
         shapes = {each.shape for each in moments}

@@ -60,6 +60,8 @@ def draw(options: argparse.Namespace, console: Console) -> None:
     order = sorted(range(len(seen)), key=lambda number: seen[number].step or 0)
     seen, names = [seen[number] for number in order], [options.checkpoints[number] for number in order]
     data = choose_data(seen[0], options.data)
+    if not data.embedded:
+        raise UserError(f"--data {data.name}: its images are not kept apart for testing; features looks at emoji9's")
     for other in seen[1:]:
         if choose_data(other, options.data) != data:
             raise UserError("the checkpoints are of different data sets; give those of one")
@@ -72,8 +74,6 @@ def draw(options: argparse.Namespace, console: Console) -> None:
 
     bench = Bench(Context(snapshot.best_device()), store.cache)
     count = max(options.points, options.images)
-    if not data.embedded:
-        raise UserError(f"--data {data.name}: its images are not kept apart for testing; features looks at emoji9's")
     shown = features.scene(
         data.name, bench.autoencoder(data.name), count=count, most_classes=len(COLOURS), seed=options.seed
     )

@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from raysweep.errors import UserError
 from raysweep.uris import public
+from trainables.errors import one_line
 
 CHUNK = 1 << 22
 MARK = "raysweep.json"  # tells a storage from an empty folder where it was mounted before
@@ -55,7 +56,7 @@ class Files:
                 self.fs = fs.LocalFileSystem()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
-                f"--storage {public(uri)}: {_one_line(error)}; give a folder or a URI such as s3://…"
+                f"--storage {public(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
             ) from None
 
     def check_writable(self) -> None:
@@ -70,7 +71,7 @@ class Files:
             self.create(MARK, json.dumps({"storage": uuid.uuid4().hex}).encode())
             self.mark = (self.read(MARK) or b"").decode()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"--storage {public(self.uri)}: cannot write there ({_one_line(error)})") from None
+            raise UserError(f"--storage {public(self.uri)}: cannot write there ({one_line(error)})") from None
 
     def check_there(self) -> None:
         """Nothing, where this is the storage that it was.
@@ -254,7 +255,3 @@ def _sha256(stream: Any) -> str:
     while chunk := stream.read(CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -27,8 +27,7 @@ from trainables.encode import Autoencoder, Normalisation, save_autoencoder
 from trainables.evaluation.reference import Gatherings
 from trainables.latent_files import content_sha256, write_shard
 from trainables.prepared import MANIFEST, Prepared
-from trainables.preparing import Prepared as Rows
-from trainables.preparing import Seen
+from trainables.preparing import Rows, Seen
 
 PROGRESS = "progress.json"
 SHARD_BYTES = 1 << 26  # about so much each; it is in memory while it is made

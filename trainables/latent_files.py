@@ -92,8 +92,6 @@ class Mapped:
         files: the shards, in order; `images`: how many rows each has.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, files: Sequence[Path], images: Sequence[int]):
         self._files, self._ends = files, np.cumsum(images)
         self._shards: dict[int, Shard] = {}
@@ -134,11 +132,6 @@ class Held:
 
     def __init__(self, columns: Mapping[str, Tensor]):
         self.columns = dict(columns)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the latents are."""
-        return self.columns["latent"].device
 
     def take(self, column: str, indices: Tensor) -> Tensor:
         """Rows `indices` (B,) int64 of a column, (B, …)."""

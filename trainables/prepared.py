@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,7 +76,7 @@ class Prepared:
 
     def spell(self) -> bytes:
         """The manifest, as it is written."""
-        facts = {name: value for name, value in vars(self).items() if name not in ("location", "identity")}
+        facts = {name: value for name, value in vars(self).items() if name != "location"}
         facts |= {"format": FORMAT, "identity": self.identity}
         return json.dumps(facts | {"sha256": _sealed(facts)}, indent=1).encode()
 
@@ -142,15 +142,12 @@ def read(location: str) -> Prepared:
     return Prepared(location, **parts)
 
 
-def fetch(prepared: Prepared, cache: Path, progress: Callable[[int], None] = lambda done: None) -> Path:
+def fetch(prepared: Prepared, cache: Path) -> Path:
     """The set's folder on this machine, each file compared with the manifest once.
 
     A set on a local filesystem is used where it is. Another one is copied into `cache`; of those that no process uses,
     the ones that were used longest ago go when all together are larger than `RAYSWEEP_DATA_CACHE_GIB`. Processes wait
     for the one that copies.
-
-    Args:
-        progress: called with bytes that are done.
 
     Raises:
         LookupError: a file is missing, truncated or altered; the message names it.
@@ -158,7 +155,7 @@ def fetch(prepared: Prepared, cache: Path, progress: Callable[[int], None] = lam
     filesystem, path = _filesystem(prepared.location)
     if isinstance(filesystem, fs.LocalFileSystem):
         with _alone(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
-            _compare(prepared, Path(path), _checked(prepared.identity), progress)
+            _compare(prepared, Path(path), _checked(prepared))
         return Path(path)
     (kept := cache / "data").mkdir(parents=True, exist_ok=True)
     folder = kept / prepared.identity
@@ -166,7 +163,7 @@ def fetch(prepared: Prepared, cache: Path, progress: Callable[[int], None] = lam
     with _alone(kept / "copying"):
         if not (folder / MANIFEST).is_file():
             _evict(kept, prepared)
-            _copy(prepared, filesystem, path, folder, progress)
+            _copy(prepared, filesystem, path, folder)
         os.utime(kept / f"{prepared.identity}.used")
     return folder
 
@@ -187,7 +184,7 @@ def examine(prepared: Prepared, cache: Path) -> None:
         _check_size(f"{prepared.location}/{name}", info.size, prepared.files[name]["bytes"])
 
 
-def _compare(prepared: Prepared, folder: Path, noted: Path, progress: Callable[[int], None]) -> None:
+def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
     """Compare sizes now, and contents unless this machine has done so since the file was last written."""
     known = _noted(noted)
     due = []
@@ -207,7 +204,6 @@ def _compare(prepared: Prepared, folder: Path, noted: Path, progress: Callable[[
                     f"{folder / name} was altered: its SHA-256 is not the manifest's; prepare the set again"
                 )
             known[name] = stamp
-            progress(stamp[0])
     if due:
         _write(noted, json.dumps(known).encode())
 
@@ -219,21 +215,14 @@ def _check_size(place: str, found: int | None, wanted: int) -> None:
         raise LookupError(f"{place} is truncated: {found:,} bytes of {wanted:,}; prepare the set again")
 
 
-def note_checked(prepared: Prepared, folder: Path) -> None:
-    """Note that the files are as their manifest says: whoever has just written them knows."""
-    stats = {name: (folder / name).stat() for name in prepared.files}
-    stamps = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    _write(_checked(prepared.identity), json.dumps(stamps).encode())
+def _checked(prepared: Prepared) -> Path:
+    """Where this machine notes which files it has compared, each with the size and time of change that it had. Of each
+    place apart: a copy may have another's times."""
+    name = _sealed({"location": prepared.location, "identity": prepared.identity})
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
 
 
-def _checked(identity: str) -> Path:
-    """Where this machine notes which files it has compared, each with the size and time of change that it had."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{identity}.checked"
-
-
-def _copy(
-    prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path, progress: Callable[[int], None]
-) -> None:
+def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path) -> None:
     aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
 
     def copy(name: str) -> None:
@@ -244,7 +233,6 @@ def _copy(
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
                     stream.write(chunk)
-                    progress(len(chunk))
         except FileNotFoundError:
             raise LookupError(f"{prepared.location}/{name} is missing; prepare the set again") from None
         if digest.hexdigest() != prepared.files[name]["sha256"]:

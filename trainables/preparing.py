@@ -32,7 +32,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Rows:
     """Rows of a shard, and what detectors make of their images: by name, pooled features and spatial ones."""
 
     columns: Columns
@@ -79,9 +79,9 @@ class Encoder:
         self.mirrored, self.keep_images = mirrored, keep_images
 
     @torch.no_grad()
-    def __call__(self, chunk: Cut) -> Prepared:
+    def __call__(self, chunk: Cut) -> Rows:
         if not len(chunk.labels):
-            return Prepared({}, (), chunk.unreadable)
+            return Rows({}, (), chunk.unreadable)
         images = torch.from_numpy(chunk.pixels)
         columns: Columns = {"latent": self._moments(images), "label": chunk.labels}
         if self.mirrored:
@@ -93,7 +93,7 @@ class Encoder:
             found = detector(images).cpu()
             spatial = None if found.spatial is None else found.spatial.numpy()
             seen[name] = found.features.numpy(), spatial
-        return Prepared(columns, chunk.sources, chunk.unreadable, seen)
+        return Rows(columns, chunk.sources, chunk.unreadable, seen)
 
     def _moments(self, images: Tensor) -> npt.NDArray[np.float16]:
         """(N, 2, C, h, w).
