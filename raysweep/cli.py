@@ -6,7 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {name: name for name in ("run", "prepare", "report", "probe", "features", "doctor")}
-COMMANDS["store"] = "storekeeper"  # `python -m raysweep.store` finds it too
+COMMANDS |= {"store": "storekeeper", "sync-mlflow": "sync_mlflow"}  # `python -m raysweep.store` finds the first too
 
 
 def main() -> int:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raysweep.journal import opening, studies
 from raysweep.space import PLACES, Space
 from raysweep.store import Store
-from raysweep.study import opening, studies
 
 NO_MATTER = {"search.trials", *(f"probe.{place}" for place in PLACES)}
 SHOWN = 60  # characters of a value

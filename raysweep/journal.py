@@ -38,6 +38,16 @@ class Pen:
     tell: Tell = lambda message: None
 
 
+def studies(store: Store) -> list[str]:
+    """The names of the studies in a store."""
+    return sorted(name for name in store.names("studies") if Journal(store, name).read())
+
+
+def opening(store: Store, name: str) -> dict[str, Any]:
+    """What a study's journal begins with: its `space`, and the studies that it `extends`."""
+    return Journal(store, name).read()[0]
+
+
 class Journal:
     """The journal of study `id` in `store`. One driver writes; what a crash cut off is dropped on reading."""
 

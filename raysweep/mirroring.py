@@ -16,6 +16,7 @@ from raysweep.trials import TrialState
 from raysweep.uris import public
 
 RETRY_S = 5.0  # between attempts to reach an MLflow that does not answer
+LOOK_S = 60.0  # between looks at what trials have published that are still under way
 
 
 class Mirroring:
@@ -68,7 +69,8 @@ class Mirroring:
 
     def _keep(self) -> None:
         while not self._leaving and (self._news or self._results or not self._ending):
-            self._call.wait()
+            if not self._call.wait(LOOK_S):
+                self._look()
             self._call.clear()
             try:
                 self._say_all()
@@ -77,6 +79,12 @@ class Mirroring:
                 self._ail(error)
                 time.sleep(RETRY_S)
                 self._call.set()
+
+    def _look(self) -> None:
+        """Trials that are being trained may have published since their last probe: their curves go on."""
+        with self._lock:
+            under_way = [trial for trial in self._study.trials if not trial.ended and not trial.waits]
+            self._news |= {trial.number: _still(trial) for trial in under_way}
 
     def _say_all(self) -> None:
         self._mirror = self._mirror or Mirror(self._study, self._uri)
@@ -105,5 +113,5 @@ class Mirroring:
 def _still(trial: TrialState) -> TrialState:
     """The trial as it is now, for a thread to read."""
     still = copy.copy(trial)
-    still.probes, still.decisions = dict(trial.probes), dict(trial.decisions)
+    still.probes, still.decisions, still.probed_at = dict(trial.probes), dict(trial.decisions), dict(trial.probed_at)
     return still

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep import history, runs
+from raysweep.journal import studies
 from raysweep.store import Found, Store
-from raysweep.study import Study, studies
+from raysweep.study import Study
 from raysweep.trials import TrialState
 from trainables.spec import Run
 

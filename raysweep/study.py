@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from raysweep import runs
 from raysweep.domains import Point, Shape, WrongDomain, shape
 from raysweep.errors import UserError
 from raysweep.evidence import difference
-from raysweep.journal import Entry, Journal, Pen
+from raysweep.journal import Entry, Journal, Pen, opening, studies
 from raysweep.patience import patiently
 from raysweep.schedulers import STOPPING, Decision, Difference, Doubt, Promotion, Rungs
 from raysweep.space import Space
@@ -24,16 +25,6 @@ from raysweep.store import Store
 from raysweep.trials import State, TrialState
 from raysweep.work import probe_key
 from trainables.spec import ProbeSpec, Run
-
-
-def studies(store: Store) -> list[str]:
-    """The names of the studies in a store."""
-    return sorted(name for name in store.names("studies") if Journal(store, name).read())
-
-
-def opening(store: Store, name: str) -> dict[str, Any]:
-    """What a study's journal begins with: its `space`, and the studies that it `extends`."""
-    return Journal(store, name).read()[0]
 
 
 class Study:
@@ -51,13 +42,15 @@ class Study:
         self._rungs_of: dict[int, list[int]] = {}
         self._first: dict[Shape, int] = {}  # configuration -> its first trial
         self._twins: dict[int, list[int]] = {}  # trial -> those that repeat it
-        entries = self.journal.read()
-        for entry in entries:
-            if entry["kind"] != "opened":
+        self.drivers: list[dict[str, Any]] = []  # with what it was driven: each environment that was not the last
+        entries = self.journal.read() or [self._write("opened", space=space.resolved, extends=list(extends))]
+        self.extends: list[str] = entries[0].get("extends", [])
+        self.opened_at: float = entries[0].get("time", 0.0)
+        for entry in entries[1:]:
+            if entry["kind"] == "driven":
+                self.drivers.append(entry["environment"])
+            else:
                 self._apply(entry)
-        if not entries:
-            self.journal.append("opened", space=space.resolved, extends=list(extends))
-        self.extends: list[str] = entries[0].get("extends", []) if entries else list(extends)
 
     @classmethod
     def reopen(cls, store: Store, name: str) -> Study:
@@ -156,6 +149,12 @@ class Study:
         return asked and all(trial.ended for trial in self.trials)
 
     # --- what happens to it
+
+    def driven(self, environment: Mapping[str, Any]) -> None:
+        """A driver begins, with these versions."""
+        if self.drivers[-1:] != [environment]:
+            self._write("driven", environment=dict(environment))
+            self.drivers.append(dict(environment))
 
     def propose(self, point: Point, row: int | None = None) -> TrialState:
         """A new trial at a full point. A configuration that was proposed before takes the earlier one's answer."""
@@ -262,23 +261,30 @@ class Study:
         told = replace(ranked, go_on=not worse, rival=rival.number)
         return replace(told, difference=found.value, error=found.error, samples=samples)
 
+    def _write(self, kind: str, **facts: Any) -> Entry:
+        return self.journal.append(kind, time=round(time.time(), 3), **facts)
+
     def _note(self, kind: str, **facts: Any) -> TrialState:
-        trial = self._apply(self.journal.append(kind, **facts))
+        trial = self._apply(self._write(kind, **facts))
         for watcher in self.watchers:
             watcher(trial)
         return trial
 
     def _apply(self, entry: Entry) -> TrialState:
-        kind, facts = entry["kind"], {name: value for name, value in entry.items() if name not in ("kind", "trial")}
+        kind, when = entry["kind"], entry.get("time", 0.0)
+        facts = {name: value for name, value in entry.items() if name not in ("kind", "trial", "time")}
         if kind == "proposed":
-            self.trials.append(proposed := TrialState(entry["trial"], **facts))
+            by = {"proposed_at": when, "driver": max(0, len(self.drivers) - 1)}
+            self.trials.append(proposed := TrialState(entry["trial"], **facts, **by))
+            if proposed.ended:
+                proposed.ended_at = when
             if proposed.repeats is None:
                 self._first.setdefault(shape(proposed.point), proposed.number)
             else:
                 self._twins.setdefault(proposed.repeats, []).append(proposed.number)
         trial = self.trials[entry["trial"]]
         step, waited = facts.get("step", trial.step), trial.waits
-        trial.hear(kind, facts)
+        trial.hear(kind, facts, when)
         self.now = max(self.now, trial.at + (step if kind == "probed" else 0), facts.get("now", 0))
         if kind in ("decided", "doubted", "waits"):
             tell = self._rungs.wait if kind == "waits" else self._rungs.record
@@ -286,7 +292,8 @@ class Study:
         elif waited and not trial.waits:
             self._rungs.leave(step, trial.number)
         elif kind == "ended" and trial.repeats is not None:
-            trial.probes = dict(self.trials[trial.repeats].probes)
+            earlier = self.trials[trial.repeats]
+            trial.probes, trial.probed_at = dict(earlier.probes), dict(earlier.probed_at)
         elif kind == "retried":
             for twin in self._twins.get(trial.number, []):
                 self.trials[twin].hear(kind, facts)

@@ -20,6 +20,7 @@ from raysweep import report, runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
 from raysweep.cluster import connected
+from raysweep.environment import environment
 from raysweep.extension import changed_from, refuse_changed
 from raysweep.journal import Pen
 from raysweep.launch import Lanes
@@ -131,6 +132,7 @@ def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Te
         time.sleep(1)
     pen = Pen(leases.generation(name), lambda: leases.check(name), tell)
     study = Study(space, store, pen, changed_from(space, store))
+    study.driven(environment())
     for trial in study.retry():
         console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
     return study

@@ -28,6 +28,11 @@ class TrialState:
     doubts: dict[int, Doubt] = field(default_factory=dict)
     decisions: dict[int, Decision] = field(default_factory=dict)
     waits: bool = False  # at a rung, for its turn to go on
+    # In seconds since 1970, by the clock of the driver's host; 0 in journals of earlier versions.
+    proposed_at: float = field(default=0.0, compare=False)
+    probed_at: dict[int, float] = field(default_factory=dict, compare=False)
+    ended_at: float = field(default=0.0, compare=False)
+    driver: int = field(default=0, compare=False)  # which of the study's drivers proposed it
 
     @property
     def ended(self) -> bool:
@@ -47,10 +52,10 @@ class TrialState:
         """The metric at the last probe."""
         return self.probes[self.step].get(metric) if self.probes else None
 
-    def hear(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def hear(self, kind: str, facts: Mapping[str, Any], when: float = 0.0) -> None:
         """What an entry of the journal says about it."""
         if kind == "probed":
-            self.probes[facts["step"]] = facts["metrics"]
+            self.probes[facts["step"]], self.probed_at[facts["step"]] = facts["metrics"], when
         elif kind == "doubted":
             self.doubts[facts["step"]] = Doubt(**facts)
         elif kind == "decided":
@@ -61,7 +66,7 @@ class TrialState:
             decision = {name: value for name, value in facts.items() if name != "at"}
             self.waits, self.at, self.decisions[facts["step"]] = False, facts["at"], Decision(**decision)
         elif kind == "ended":
-            self.waits, self.state = False, facts["state"]
+            self.waits, self.state, self.ended_at = False, facts["state"], when
             self.reason, self.again = facts["reason"], facts.get("again", False)
         elif kind == "retried":
             self.state, self.reason = "RUNNING", ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -110,12 +111,17 @@ class _Worker:
 
     def _train(self, assignment: Assignment, folder: Path) -> int:
         """Returns the step that was reached: not the end where the dispatcher wants to stop, or after a while."""
+        device = self.context.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         outcome = self._stretch(assignment, self._stop_signal())
         step = outcome.checkpoint.step
         facts = {
             "from_step": assignment.begin,
             "curve": outcome.curve,
             "seconds": outcome.seconds,
+            "memory_mib": peak_memory_mib(device),
+            "time": time.time(),
             **self._made_by(assignment),
         }
         facts |= {"session": self.config.session, "between": step < assignment.end}
@@ -245,6 +251,13 @@ class _Worker:
 
         self.context = replace(self.context, progress=progress)
         self.bench.context = self.context
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU since the last reset, else of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -7,11 +7,14 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from raysweep import history, runs
 from raysweep.dispatch import Dispatcher
 from raysweep.files import sha256_of
 from raysweep.leases import Leases
+from raysweep.proposals import Proposals
 from raysweep.store import Store
-from raysweep.work import Assignment
+from raysweep.study import Study
+from raysweep.work import Assignment, probe_key
 from trainables.spec import Run, TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context
@@ -47,24 +50,59 @@ class Lane:
     async def _work(self) -> None:
         while (assignment := await self.dispatcher.next(0, 0.2)) != "stop":
             if isinstance(assignment, Assignment):
-                await asyncio.to_thread(self._train, assignment)
+                await asyncio.to_thread(self._carry_out, assignment)
                 await self.dispatcher.done(0, None)
 
-    def _train(self, assignment: Assignment) -> None:
-        run, begin, end = assignment.run, assignment.begin, assignment.end
+    def _carry_out(self, assignment: Assignment) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
-            if self.bench:
-                self.bench.train(run, end, start, self._folder).checkpoint.save(Path(folder))
-            else:
-                time.sleep(0.02)  # long enough for others to come in between
-                (Path(folder) / "word").write_text("trained")
-            facts = {"from_step": begin, "seconds": float(end - begin), "workers": 2, "curve": []}
-            self.store.publish(run, end, Path(folder), facts)
+            work = self._probe if assignment.kind == "probe" else self._train
+            work(assignment, Path(folder))
+
+    def _train(self, assignment: Assignment, folder: Path) -> None:
+        run, begin, end = assignment.run, assignment.begin, assignment.end
+        start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
+        facts = {"from_step": begin, "seconds": float(end - begin), "workers": 2, "curve": []}
+        if self.bench:
+            outcome = self.bench.train(run, end, start, self._folder)
+            outcome.checkpoint.save(folder)
+            facts |= {"curve": outcome.curve, "memory_mib": 512.0, "time": time.time()}
+        else:
+            time.sleep(0.02)  # long enough for others to come in between
+            (folder / "word").write_text("trained")
+        self.store.publish(run, end, folder, facts)
         self.trained.append((run, begin, end))
+
+    def _probe(self, assignment: Assignment, folder: Path) -> None:
+        run, step, spec = assignment.run, assignment.end, assignment.probe
+        assert self.bench and spec
+        probed = self.bench.probe(run, spec, self._folder(TeacherRef(run=run, step=step)))
+        facts = {"checkpoint": history.key(run, step), "step": step, "metrics": probed.metrics}
+        facts |= {"seconds": 1.0, "workers": 2}
+        self.store.put_record("probes", probe_key(run, step, spec), facts, probed.save(folder))
 
     def _folder(self, wanted: TeacherRef) -> Path:
         return self.store.open(self.store.find(wanted.run, wanted.step).key)
+
+
+def sweep(study: Study, cache: Path) -> None:
+    """All that a study asks for, one trial after another: the same files as of a real sweep, without Ray."""
+    database = Path(study.store.uri, "studies", study.space.id, "optuna.db")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    proposals = Proposals(study, f"sqlite:///{database}")
+    lane = Lane(study.store, runs.milestones(study.space), cache)
+
+    async def ask() -> None:
+        while trial := proposals.next():
+            run, spec, name = study.run(trial), study.probe(trial), str(trial.number)
+            while not trial.ended:
+                step = study.next_rung(trial)
+                await lane.dispatcher.reach(run, step, name)
+                await lane.dispatcher.probe(run, step, spec, name)
+                record = study.store.record("probes", probe_key(run, step, spec))
+                assert record
+                study.probed(trial.number, step, record["metrics"])
+
+    lane.run(ask())
 
 
 def alone(run: Run, step: int, bench: Bench, scratch: Path) -> dict[str, str]:

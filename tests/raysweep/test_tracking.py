@@ -1,0 +1,256 @@
+"""What MLflow is told of a study: all of it, once, and the same by a live mirror and from the store."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import lanes
+import pytest
+from mlflow.tracking import MlflowClient
+
+from raysweep import history, mirroring, report, runs, space, sync_mlflow
+from raysweep.mirroring import Mirroring
+from raysweep.results import summary
+from raysweep.store import Store
+from raysweep.study import Study
+
+TEXT = """\
+study: mirrored
+trial:
+  iterations: 400000
+  method:
+    kind: self_guided
+    guidance_scale: {choice: [1.0, 30.0], default: 30.0}
+    stop: {choice: [200000, never], default: 200000}
+    teacher: {method: vae_align, iterations: 200000}
+search: {rungs: [100000, 200000], trials: 4, scheduler: {kind: asha, eta: 2}}
+enqueue:
+  - {set: {}, fid: 22.91, is: 70.37}
+  - {set: {method.stop: never}}
+  - {set: {method.guidance_scale: 1.0}, fid: 29.30}
+  - {set: {method.guidance_scale: 30.0}}
+"""
+LOSSES = ("loss", "loss_diffusion", "loss_method", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, cache) -> tuple[Study, str]:
+    """A study that was mirrored while it ran, and the MLflow that heard of it."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    (folder / "space.yaml").write_text(TEXT)
+    (folder / "runs").mkdir()
+    (folder / "runs" / "cache").symlink_to(cache)
+    study = Study(space.load(folder / "space.yaml", "smoke"), Store(str(folder / "runs")))
+    study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
+    uri = f"sqlite:///{folder / 'live.db'}"
+    mirroring = Mirroring(study, uri, print)
+    lanes.sweep(study, cache)
+    assert mirroring.finish(report.write(study, summary(study)), study.best)
+    return study, uri
+
+
+def told(uri: str, study: Study) -> dict[str, Any]:
+    """All that an MLflow holds of a study, without the ids that it gave."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study.space.id).experiment_id
+    found = [client.get_run(run.info.run_id) for run in client.search_runs([experiment], max_results=1000)]
+    name = {run.info.run_id: run.data.tags["raysweep.identity"] for run in found}
+    models = {model.model_id: model for model in client.search_logged_models([experiment], max_results=100)}
+    named = {key: model.name for key, model in models.items()}
+    everything: dict[str, Any] = {}
+    for run in found:
+        tags = {k: name.get(v, v) for k, v in run.data.tags.items() if k != "mlflow.loggedImages"}
+        everything[name[run.info.run_id]] = {
+            "tags": tags,
+            "params": run.data.params,
+            "times": (run.info.start_time, run.info.end_time, run.info.status, run.info.run_name),
+            "metrics": {m: curve(client, run.info.run_id, m) for m in run.data.metrics},
+            "files": sorted(files(client, run.info.run_id)),
+            "data": [each.to_dictionary() for each in run.inputs.dataset_inputs],
+            "from": sorted(named[each.model_id] for each in run.inputs.model_inputs),
+            "made": sorted((named[each.model_id], each.step) for each in run.outputs.model_outputs),
+        }
+    everything["models"] = {
+        model.name: (
+            name[model.source_run_id],
+            model.tags,
+            model.params,
+            str(model.status),
+            sorted((m.key, m.value, m.step, name[m.run_id]) for m in model.metrics or []),
+        )
+        for model in models.values()
+    }
+    assert len(everything["models"]) == len(models) and len(everything) == len(found) + 1
+    return everything
+
+
+def curve(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float, int]]:
+    return sorted((point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, metric))
+
+
+def files(client: MlflowClient, run_id: str, folder: str | None = None):
+    for file in client.list_artifacts(run_id, folder):
+        if file.is_dir:
+            yield from files(client, run_id, file.path)
+        else:  # pictures end in a number that MLflow has drawn
+            yield re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "", file.path)
+
+
+def test_a_trial_s_run_says_all_of_it_in_the_words_of_the_yaml(swept):
+    study, uri = swept
+    everything = told(uri, study)
+    for trial in study.trials:
+        run, it = study.run(trial), everything[f"trial {trial.number}"]
+        assert it["params"]["method.guidance_scale"] == str(trial.point["method.guidance_scale"])
+        assert it["params"]["method.teacher.iterations"] == "200000"
+        assert it["tags"]["raysweep.state"] == trial.state and it["tags"]["raysweep.reason"] == trial.reason
+        assert it["tags"]["mlflow.parentRunId"] == "sweep" and it["tags"]["mlflow.source.git.commit"] == "c0ffee"
+        assert {f"raysweep.decision.{step}" for step in trial.decisions} <= set(it["tags"])
+        assert it["tags"]["raysweep.history_key"] == history.key(run, trial.step)
+        for metric in LOSSES:  # whole, also where the first steps were another trial's
+            steps = [step for step, _, _ in it["metrics"][metric]]
+            assert steps[0] == 1 and steps[-1] == trial.step and len(set(steps)) == len(steps)
+        assert {"steps_per_s", "memory_mib"} <= set(it["metrics"])
+        for name in study.space.probe.reported:
+            if name in trial.probes[trial.step]:
+                assert [(s, v) for s, v, _ in it["metrics"][name]] == [
+                    (step, metrics[name]) for step, metrics in sorted(trial.probes.items())
+                ]
+        pictures = [file for file in it["files"] if file.startswith("images/samples") and file.endswith(".png")]
+        assert sorted(int(file.split("+")[2]) for file in pictures) == sorted(trial.probes)
+        began, ended, _, _ = it["times"]
+        assert began == round(trial.proposed_at * 1000) and ended == round(trial.ended_at * 1000)
+        assert it["data"][0]["dataset"]["name"] == "emoji9"
+
+
+def test_checkpoints_are_models_between_the_run_that_made_them_and_those_that_they_taught(swept):
+    study, uri = swept
+    everything = told(uri, study)
+    teacher = runs.teachers(study.run(study.trials[0]))[0]
+    key = history.key(teacher.run, teacher.step)
+    (name,) = [name for name, (_, tags, *_) in everything["models"].items() if tags["raysweep.history_key"] == key]
+    made_by = everything["models"][name][0]
+    assert made_by.startswith("teacher") and (name, teacher.step) in everything[made_by]["made"]
+    assert all(everything[f"trial {trial.number}"]["from"] == [name] for trial in study.trials)
+    one, other = study.trials[
+        :2
+    ]  # they part at a stop: what lies before it is one checkpoint, and both came through it
+    shared = {model for model, step in everything["trial 0"]["made"] if step < 4}
+    assert shared and shared <= {model for model, _ in everything["trial 1"]["made"]}
+    (_, _, _, status, metrics) = everything["models"][f"trial-0-step-{one.step}"]
+    assert "READY" in status and (study.metric, one.last(study.metric), one.step, "trial 0") in metrics
+    assert other.number == 1
+
+
+def test_the_sweep_s_run_has_space_environment_results_and_the_table(swept):
+    study, uri = swept
+    it = told(uri, study)["sweep"]
+    assert {"space.yaml", "environment.json", "table.md", "table.csv", "plot.png"} <= set(it["files"])
+    assert it["params"]["search.scheduler.kind"] == "asha" and it["times"][2] == "FINISHED"
+    assert "published" in it["tags"]["mlflow.note.content"]
+    assert it["tags"]["raysweep.best_trial"] == str(study.best.number)
+
+
+def test_a_lost_server_is_filled_again_to_the_last_word(swept, tmp_path):
+    study, uri = swept
+    empty = f"sqlite:///{tmp_path / 'empty.db'}"
+    command = [sys.executable, "-m", "raysweep.sync_mlflow", "mirrored", "--storage", study.store.uri]
+    ended = subprocess.run([*command, "--tracking-uri", empty], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.dumps(told(empty, study), sort_keys=True) == json.dumps(told(uri, study), sort_keys=True)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swept, tmp_path, monkeypatch):
+    study, uri = swept
+    monkeypatch.setattr(mirroring, "RETRY_S", 0.2)
+    server = Server(tmp_path)
+    server.start()
+    said: list[str] = []
+    mirror = Mirroring(Study.reopen(study.store, "mirrored"), server.uri, said.append)
+    for runs_there in (2, 5):  # of seven
+        server.wait_for(study.space.id, runs_there)
+        server.kill()
+        server.start()
+    assert mirror.finish(report.write(study, summary(study)), study.best)
+    assert any("does not answer" in line for line in said) and any("answers again" in line for line in said), said
+    assert told(server.uri, study) == told(uri, study)
+    server.kill()
+
+
+class Server:
+    """A real MLflow server on a port of its own."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
+
+    def start(self) -> None:
+        place = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination"]
+        command = [sys.executable, "-m", "mlflow", "server", *place, str(self._folder / "artifacts"), "--workers", "1"]
+        with (self._folder / "server.txt").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(self._port)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
+                start_new_session=True,
+            )
+        until(lambda: self._answers("/health"))
+
+    def kill(self) -> None:
+        """With the processes that it has started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_for(self, experiment: str, count: int) -> None:
+        """Until so many runs are there."""
+        client = MlflowClient(self.uri)
+
+        def there() -> bool:
+            found = client.get_experiment_by_name(experiment)
+            return bool(found) and len(client.search_runs([found.experiment_id])) >= count
+
+        until(there)
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return urllib.request.urlopen(self.uri + path, timeout=2).status == 200
+        except OSError:
+            return False
+
+
+def until(condition, patience_s: float = 120.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "too long"
+        time.sleep(0.05)
+
+
+def test_filling_it_twice_changes_nothing(swept, tmp_path):
+    study, uri = swept
+    before = told(uri, study)
+    assert sync_mlflow.main(["mirrored", "--storage", study.store.uri, "--tracking-uri", uri]) == 0
+    assert told(uri, study) == before
+
+
+def test_a_wrong_study_storage_or_server_is_a_line(swept, tmp_path, capsys):
+    study, _ = swept
+    for wrong in (
+        ["nothing", "--storage", study.store.uri],
+        ["--storage", str(tmp_path / "nowhere")],
+        ["mirrored", "--storage", study.store.uri, "--tracking-uri", "mlruns"],
+    ):
+        assert sync_mlflow.main(wrong) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "nowhere").exists()
