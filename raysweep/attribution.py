@@ -19,15 +19,22 @@ from raysweep.work import probe_key
 
 @dataclass
 class Charge:
-    """Device-seconds of one trial. `probes` are part of the other two."""
+    """Device-seconds of one trial. `probes` are part of the first two; `alone` is what it would have been without
+    sharing: all that is behind it, whoever else needed it too."""
 
     own: float = 0.0
     shared: float = 0.0
     probes: float = 0.0
+    alone: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
         """As plain data."""
-        return {"own_device_s": self.own, "shared_device_s": self.shared, "of_it_probes_device_s": self.probes}
+        return {
+            "own_device_s": self.own,
+            "shared_device_s": self.shared,
+            "of_it_probes_device_s": self.probes,
+            "without_sharing_device_s": self.alone,
+        }
 
 
 Payer = tuple[str, int]  # a study's name and a trial's number
@@ -54,6 +61,7 @@ def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
             else:
                 found[payer].shared += share
             found[payer].probes += share * is_probe
+            found[payer].alone += seconds[is_probe, key]
     return found
 
 

@@ -14,6 +14,8 @@ from rich.tree import Tree as Branches
 from raysweep import price
 from raysweep.folding import Fold, fold
 from raysweep.plan import Cost, Plan
+from raysweep.svg import finish, sheet, write
+from raysweep.words import short
 
 MOST = 40  # roots to draw; what is alike is one of them
 COLOURS = {
@@ -31,14 +33,6 @@ WAYS = {
     "apart": "alone, each its own teacher",
 }
 WIDTH, LEFT, ROW, MARGIN = 1080, 330, 24, 20  # pixels
-
-
-def short(steps: float) -> str:
-    """A number of steps for people: 7.9M, 400K, 16."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if steps >= size:
-            return f"{round(steps / size, 2):g}{unit}"
-    return f"{steps:.3g}"
 
 
 def _figure(value: float) -> str:
@@ -68,28 +62,25 @@ def svg(plan: Plan, price_per_gpu_hour: float | None) -> str:
     costs = [(f"{name}: {told}", cost) for name, told, cost in _costs(plan)]
     below = MARGIN * 4 + ROW * row
     height = below + ROW * (len(costs) + 3 + len(_remarks(plan)))
-    picture = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", width=str(WIDTH), height=str(height))
-    picture.set("font-family", "system-ui, sans-serif")
-    ET.SubElement(picture, "rect", width="100%", height="100%", fill="white")
-    _write(picture, MARGIN, MARGIN + 6, _title(plan), size=15, weight="bold")
+    picture = sheet(WIDTH, height)
+    write(picture, MARGIN, MARGIN + 6, _title(plan), size=15, weight="bold")
     longest = max((stage.end for stage in plan.stages), default=1)
     _axis(picture, longest, row)
     for folded, place in bars:
         _draw(picture, folded, place, longest)
     if len(roots) > MOST:
-        _write(picture, MARGIN, below - 8, f"… and {len(roots) - MOST} more kinds")
+        write(picture, MARGIN, below - 8, f"… and {len(roots) - MOST} more kinds")
     most = max(cost.steps for _, cost in costs) or 1
     for number, (told, cost) in enumerate(costs):
         y = below + ROW * (number + 1)
         width = (WIDTH - LEFT - MARGIN - 380) * cost.steps / most
         colour = "#2f6fde" if "shared" in told else "#c3ccd6"
-        _write(picture, MARGIN, y + 12, told)
+        write(picture, MARGIN, y + 12, told)
         ET.SubElement(picture, "rect", x=str(LEFT), y=str(y), width=f"{max(1.0, width):.1f}", height="15", fill=colour)
-        _write(picture, LEFT + width + 8, y + 12, ", ".join(_words(cost, price_per_gpu_hour)))
+        write(picture, LEFT + width + 8, y + 12, ", ".join(_words(cost, price_per_gpu_hour)))
     for number, remark in enumerate(_remarks(plan)):
-        _write(picture, MARGIN, below + ROW * (len(costs) + 2 + number), remark, size=11, colour="#66717d")
-    ET.indent(picture)
-    return ET.tostring(picture, encoding="unicode") + "\n"
+        write(picture, MARGIN, below + ROW * (len(costs) + 2 + number), remark, size=11, colour="#66717d")
+    return finish(picture)
 
 
 def _title(plan: Plan) -> str:
@@ -189,7 +180,7 @@ def _axis(picture: ET.Element, longest: int, rows: int) -> None:
         ET.SubElement(
             picture, "line", x1=x, x2=x, y1=str(MARGIN * 3 - 4), y2=f"{_y(rows) - ROW / 2:.1f}", stroke="#e4e8ec"
         )
-        _write(picture, float(x), MARGIN * 3 - 8, short(step), size=11, colour="#66717d", anchor="middle")
+        write(picture, float(x), MARGIN * 3 - 8, short(step), size=11, colour="#66717d", anchor="middle")
 
 
 def _draw(picture: ET.Element, folded: Fold, row: int, longest: int) -> None:
@@ -209,7 +200,7 @@ def _draw(picture: ET.Element, folded: Fold, row: int, longest: int) -> None:
             picture, "path", d=f"M{at:.1f} {y - 7:.1f} l5 7 l-5 7 l-5 -7 z", fill="white", stroke=COLOURS[folded.kind]
         )
     if folded.begin == 0:
-        _write(picture, MARGIN, y + 4, _told(folded))
+        write(picture, MARGIN, y + 4, _told(folded))
     for child_row, child in _rows_below(folded, row):
         if child_row != row:
             ET.SubElement(
@@ -227,17 +218,3 @@ def _rows_below(folded: Fold, row: int) -> Iterator[tuple[int, Fold]]:
     for child in folded.children:
         yield row, child
         row = _place(child, row, [])
-
-
-def _write(
-    picture: ET.Element,
-    x: float,
-    y: float,
-    text: str,
-    size: int = 12,
-    weight: str = "normal",
-    colour: str = "#1c2733",
-    anchor: str = "start",
-) -> None:
-    facts = {"x": f"{x:.1f}", "y": f"{y:.1f}", "font-size": str(size), "font-weight": weight, "fill": colour}
-    ET.SubElement(picture, "text", facts | {"text-anchor": anchor}).text = text

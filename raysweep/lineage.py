@@ -12,6 +12,7 @@ from rich.tree import Tree as Branches
 
 from raysweep import history
 from raysweep.store import Store
+from raysweep.svg import QUIET, finish, sheet, write
 
 BOX, GAP, MARGIN, _LINE = 330, 150, 20, 16  # pixels
 
@@ -101,9 +102,7 @@ def svg(origin: Origin) -> str:
     columns = [[key for key in boxes if depths[key] == depth] for depth in range(max(depths.values()) + 1)]
     width = 2 * MARGIN + len(columns) * (BOX + GAP) - GAP
     tall = 2 * MARGIN + max(map(len, columns)) * (height + GAP) - GAP // 2
-    picture = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", width=str(width), height=str(tall))
-    picture.set("font-family", "system-ui, sans-serif")
-    ET.SubElement(picture, "rect", width="100%", height="100%", fill="white")
+    picture = sheet(width, tall)
     corners = {
         key: (width - MARGIN - BOX - depth * (BOX + GAP), MARGIN + row * (height + GAP))
         for depth, column in enumerate(columns)
@@ -114,8 +113,7 @@ def svg(origin: Origin) -> str:
             _arrow(picture, corners[parent.key], corners[key], height, relation)
     for key, each in boxes.items():
         _box(picture, corners[key], height, each)
-    ET.indent(picture)
-    return ET.tostring(picture, encoding="unicode") + "\n"
+    return finish(picture)
 
 
 def _walk(origin: Origin, depth: int) -> Iterator[tuple[int, Origin]]:
@@ -130,10 +128,8 @@ def _box(picture: ET.Element, corner: tuple[int, int], height: int, origin: Orig
     box = ET.SubElement(picture, "rect", x=str(x), y=str(y), width=str(BOX), height=str(height), rx="6", fill=colour)
     box.set("stroke", "#8d99a6")
     for number, line in enumerate(_words(origin)):
-        label = ET.SubElement(picture, "text", x=str(x + 10), y=str(y + 18 + _LINE * number), fill="#1c2733")
-        label.set("font-size", "12" if number == 0 else "11")
-        label.set("font-weight", "bold" if number == 0 else "normal")
-        label.text = line
+        size, weight = (11, "normal") if number else (12, "bold")
+        write(picture, x + 10, y + 18 + _LINE * number, line, size, weight)
 
 
 def _arrow(picture: ET.Element, begin: tuple[int, int], end: tuple[int, int], height: int, relation: str) -> None:
@@ -146,7 +142,4 @@ def _arrow(picture: ET.Element, begin: tuple[int, int], end: tuple[int, int], he
         y1 = y2 = below - height * 0.2 + 18
     ET.SubElement(picture, "path", d=curve, fill="none", stroke="#66717d")
     ET.SubElement(picture, "path", d=f"M{x2} {y2} l-8 -4 l0 8 z", fill="#66717d")
-    label = ET.SubElement(picture, "text", x=str(middle), y=str(min(y1, y2) - 6), fill="#66717d")
-    label.set("font-size", "10")
-    label.set("text-anchor", "middle")
-    label.text = relation
+    write(picture, middle, min(y1, y2) - 6, relation, 10, colour=QUIET, anchor="middle")

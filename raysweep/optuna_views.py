@@ -61,18 +61,18 @@ class View:
 
         def choose(path: str, domain: Domain) -> Any:
             value = domain.find(trial.point.get(path), path)
-            params[path], distributions[path] = self._told(domain, value), self.distribution(domain)
+            params[path], distributions[path] = told(domain, value, self._ordered), self.distribution(domain)
             return value
 
         domains.walk(self._tree, choose)
-        told = optuna.trial.create_trial(
+        begun = optuna.trial.create_trial(
             state=OptunaState.RUNNING,
             params=params,
             distributions=distributions,
             user_attrs={"trial": trial.number},
         )
         study_id = self._storage.get_study_id_from_name(self.optuna.study_name)
-        made = self._storage.create_new_trial(study_id, template_trial=told)
+        made = self._storage.create_new_trial(study_id, template_trial=begun)
         self.numbers[trial.number] = self._storage.get_trial_number_from_id(made)
 
     def end(self, trial: TrialState, state: State) -> None:
@@ -85,11 +85,11 @@ class View:
         for step, metrics in trial.probes.items():
             self._storage.set_trial_intermediate_value(known, step, metrics[metric])
         self._storage.set_trial_user_attr(known, "reason", trial.reason)
-        told = _STATES[state]
+        theirs = _STATES[state]
         second = self._study.space.search.second_objective
-        if second and told == OptunaState.PRUNED:  # Optuna knows no pruning by two objectives
-            told = OptunaState.COMPLETE if second == "steps" else OptunaState.FAIL
-        self.optuna.tell(number, self._values(trial) if told == OptunaState.COMPLETE else None, state=told)
+        if second and theirs == OptunaState.PRUNED:  # Optuna knows no pruning by two objectives
+            theirs = OptunaState.COMPLETE if second == "steps" else OptunaState.FAIL
+        self.optuna.tell(number, self._values(trial) if theirs == OptunaState.COMPLETE else None, state=theirs)
 
     def _values(self, trial: TrialState) -> list[float]:
         last = trial.probes[trial.step]
@@ -101,15 +101,8 @@ class View:
         return [last[self._study.metric], *([found[second]] if second else [])]
 
     def distribution(self, domain: Domain) -> BaseDistribution:
-        """A domain as Optuna knows it."""
-        low, high = domain.options[0], domain.options[-1]
-        if domain.kind == "integers":
-            return IntDistribution(low, high)
-        if domain.kind != "choice":
-            return FloatDistribution(low, high, log=domain.kind == "log_uniform")
-        if self._by_place(domain):
-            return IntDistribution(0, len(domain.options) - 1)
-        return CategoricalDistribution([label(option) for option in domain.options])
+        """A domain as this view knows it."""
+        return distribution(domain, self._ordered)
 
     def suggested(self, asked: optuna.Trial) -> Point:
         """Where Optuna would have a trial."""
@@ -121,7 +114,7 @@ class View:
                 value = domain.find(asked.suggest_categorical(path, known.choices), path)
             elif isinstance(known, IntDistribution):
                 number = asked.suggest_int(path, known.low, known.high)
-                value = sorted(domain.options)[number] if self._by_place(domain) else number
+                value = sorted(domain.options)[number] if _by_place(domain, self._ordered) else number
             else:
                 low, high = domain.options
                 value = asked.suggest_float(path, low, high, log=domain.kind == "log_uniform")
@@ -131,11 +124,26 @@ class View:
         domains.walk(self._tree, choose)
         return point
 
-    def _by_place(self, domain: Domain) -> bool:
-        return self._ordered and domain.kind == "choice" and domain.ordered
 
-    def _told(self, domain: Domain, value: Any) -> Any:
-        return sorted(domain.options).index(value) if self._by_place(domain) else label(value)
+def distribution(domain: Domain, ordered: bool = False) -> BaseDistribution:
+    """A domain as Optuna knows it; with `ordered`, a choice of numbers as its places in ascending order."""
+    low, high = domain.options[0], domain.options[-1]
+    if domain.kind == "integers":
+        return IntDistribution(low, high)
+    if domain.kind != "choice":
+        return FloatDistribution(low, high, log=domain.kind == "log_uniform")
+    if _by_place(domain, ordered):
+        return IntDistribution(0, len(domain.options) - 1)
+    return CategoricalDistribution([label(option) for option in domain.options])
+
+
+def told(domain: Domain, value: Any, ordered: bool = False) -> Any:
+    """A value of a domain as Optuna is told it."""
+    return sorted(domain.options).index(value) if _by_place(domain, ordered) else label(value)
+
+
+def _by_place(domain: Domain, ordered: bool) -> bool:
+    return ordered and domain.kind == "choice" and domain.ordered
 
 
 class Dashboard(View):

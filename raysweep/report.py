@@ -1,4 +1,4 @@
-"""`python -m raysweep.report STUDY`: a study's tables and plot, from what its journal says."""
+"""`python -m raysweep.report STUDY`: a study's tables, pictures and page, from what its journal and the store say."""
 
 from __future__ import annotations
 
@@ -10,29 +10,40 @@ from typing import Any
 
 from rich.console import Console
 
-from raysweep import plots, tables
+from raysweep import genealogy, plots, tables
+from raysweep.agreement import agreement
 from raysweep.command import add_storage, guarded
+from raysweep.page import page
 from raysweep.results import LEVEL, summary, text
 from raysweep.store import Store
 from raysweep.study import Study
 
 
 def write(study: Study, result: dict[str, Any]) -> list[Path]:
-    """Write table.md, table.csv, plot.png and pareto.png beside the study's journal; returns their paths."""
+    """Write tables, pictures and the page beside the study's journal; returns their paths."""
     folder = study.store.local("studies", study.space.id) or study.store.cache / study.space.id
     study.store.check_there()
     folder.mkdir(parents=True, exist_ok=True)
     rows = tables.ordered(result["trials"], study.metric)
-    files = [folder / name for name in ("table.md", "table.csv", "plot.png", "pareto.png")]
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # whoever looks sees a whole file
-        made = [Path(aside) / file.name for file in files]
-        made[0].write_text(tables.markdown(study, rows), encoding="utf-8")
-        made[1].write_text(tables.as_csv(study, rows), encoding="utf-8")
-        plots.save(study, result["trials"], result["best"], made[2])
-        plots.save_fronts(study, result["trials"], made[3])
-        for new, file in zip(made, files, strict=True):
-            new.replace(file)
-    return files
+        made = Path(aside)
+        figures = plots.pictures(study, result)
+        family = genealogy.trace(study, result)
+        texts = {
+            "table.md": tables.markdown(study, rows),
+            "table.csv": tables.as_csv(study, rows),
+            "table.tex": tables.latex(study, rows, result["best"]),
+            "lineage.svg": genealogy.drawing(family),
+            "lineage.md": genealogy.markdown(family),
+        }
+        texts["report.html"] = page(study, result, figures, texts["lineage.svg"])
+        for name, text in texts.items():
+            (made / name).write_text(text, encoding="utf-8")
+        for name, figure in figures.items():
+            for kind in ("png", "svg") if name != "samples" else ("png",):
+                plots.save(figure, made / f"{name}.{kind}", kind)
+        files = [file.replace(folder / file.name) for file in sorted(made.iterdir())]
+    return sorted(files, key=lambda file: (file.name != "report.html", file.name))
 
 
 def show(study: Study, result: dict[str, Any], files: list[Path], console: Console) -> None:
@@ -55,14 +66,21 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
     if "computed" in steps:
         console.print(f"; {steps['computed']} computed now, {steps['reused']} reused", end="")
     console.print()
-    own, together, probes = (seconds / 3600 for seconds in result["cost"].values())
-    console.print(
-        f"{own + together:.3g} device-hours behind these trials: {own:.3g} of single ones, "
-        f"{together:.3g} of several; probes were {probes:.3g} of it",
-        highlight=False,
+    console.print(cost(result), highlight=False)
+    if found := agreement(study, result["trials"]):
+        when = "at their ends" if found.step is None else f"at step {found.step}"
+        console.print(f"Order of the rows {when} against the published one: {found}", highlight=False, soft_wrap=True)
+    others = sorted({file.suffix for file in files[1:]})
+    console.print(f"Report: {files[0]}, and beside it {', '.join(others)}", highlight=False, soft_wrap=True)
+
+
+def cost(result: dict[str, Any]) -> str:
+    """One line about what the trials took."""
+    own, together, probes, alone = (seconds / 3600 for seconds in result["cost"].values())
+    return (
+        f"{own + together:.3g} device-hours behind these trials, {alone:.3g} without sharing: "
+        f"{own:.3g} of single ones, {together:.3g} of several; probes were {probes:.3g} of it"
     )
-    for file in files:
-        console.print(f"{file.name}: {file}", highlight=False, soft_wrap=True)
 
 
 def shared(steps: dict[str, int]) -> str:
@@ -72,10 +90,15 @@ def shared(steps: dict[str, int]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write and show the report of a study; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)
-    parser.add_argument("study", help="its name, or how that begins")
-    add_storage(parser, "where it is")
-    return guarded(again, parser.parse_args(arguments))
+    return guarded(again, parser().parse_args(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.report", description=__doc__)
+    found.add_argument("study", help="its name, or how that begins")
+    add_storage(found, "where it is")
+    return found
 
 
 def again(options: argparse.Namespace, console: Console) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysweep import history, runs
+from raysweep import domains, history, runs
 from raysweep.attribution import Charge, Payer, charges
-from raysweep.domains import label
+from raysweep.domains import Point, label
 from raysweep.pareto import Direction, front
 from raysweep.study import Study
 from raysweep.trials import TrialState
@@ -99,6 +99,19 @@ def tradeoffs(study: Study, rows: list[Row]) -> dict[str, tuple[list[int], dict[
     return found
 
 
+def comparable(rows: Sequence[Row]) -> tuple[int | None, list[tuple[Row, dict[str, Any]]]]:
+    """Rows with the probes by which they can be set beside each other: those at their ends, where all are complete
+    (step None), else those at the last step that every row with a probe has come to."""
+    probed = [row for row in rows if row["probes"]]
+    if not probed or all(row["state"] == "COMPLETE" for row in probed):
+        return None, [(row, row["probes"][-1]) for row in probed]
+    common = set.intersection(*({probe["step"] for probe in row["probes"]} for row in probed))
+    if not common:
+        return None, []
+    step = max(common)
+    return step, [(row, next(probe for probe in row["probes"] if probe["step"] == step)) for row in probed]
+
+
 def searched(study: Study) -> list[str]:
     """The paths of the searched parameters, in the order of the file."""
     return list(dict.fromkeys(path for trial in study.trials for path in trial.point))
@@ -108,6 +121,18 @@ def published(study: Study) -> list[str]:
     """The metrics that were published for rows of this study, FID first."""
     samples = study.space.published_samples
     return list(dict.fromkeys(name for row in study.space.rows for name in row.published(samples)))
+
+
+def name(path: str) -> str:
+    """A parameter's path for people."""
+    return path.removeprefix("method.")
+
+
+def changed(study: Study, point: Point) -> str:
+    """How a point differs from the space's defaults, in a few words."""
+    _, defaults = domains.at(study.space.tree, {})
+    differs = [f"{name(path)} {text(value)}" for path, value in point.items() if defaults.get(path) != value]
+    return ", ".join(differs) or "the defaults"
 
 
 def text(value: Any) -> str:

@@ -54,13 +54,14 @@ class Study:
 
     @classmethod
     def reopen(cls, store: Store, name: str) -> Study:
-        """The study of that name, or the only one whose name begins so, from its journal alone.
+        """The study of that name, or else the only one whose name begins so, from its journal alone.
 
         Raises:
             UserError: there is none, or there are several.
         """
         known = studies(store)
-        found = [study for study in known if study == name] or [study for study in known if study.startswith(name)]
+        called = [study for study in known if name in (study, study.rsplit("-", 2)[0])]  # or without profile and digest
+        found = called or [study for study in known if study.startswith(name)]
         if len(found) != 1:
             said = f"several studies begin with '{name}'" if found else f"no study '{name}'"
             raise UserError(f"{said} in {store.uri}; there are: {', '.join(found or known) or 'none'}")

@@ -7,9 +7,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
-from raysweep import domains, results
+from raysweep import results
 from raysweep.results import Row
 from raysweep.study import Study
 from trainables.spec import error_name
@@ -26,7 +27,7 @@ STATES = {
 def columns(study: Study, errors_apart: bool = False) -> list[str]:
     """The table's head: the row's number in the paper, the searched parameters, what it cost in device-hours (its own,
     and its share of work that several needed), ours, theirs, what became of it."""
-    paths = [_short(path) for path in results.searched(study)]
+    paths = [results.name(path) for path in results.searched(study)]
     probe = study.space.probe
     published = [f"published {name}" for name in results.published(study)]
     ours = probe.reported if errors_apart else probe.measured
@@ -79,10 +80,45 @@ def as_csv(study: Study, rows: list[Row]) -> str:
     return out.getvalue()
 
 
+def frame(study: Study, rows: list[Row]) -> pd.DataFrame:
+    """A line for each probe of each trial: its parameters, the step, the metrics with their standard errors."""
+    return pd.DataFrame(
+        {
+            "trial": row["trial"],
+            **{results.name(path): results.text(value) for path, value in row["params"].items()},
+            **probe,
+            "state": STATES[row["state"]],
+        }
+        for row in rows
+        for probe in row["probes"]
+    )
+
+
+def latex(study: Study, rows: list[Row], best: Row | None) -> str:
+    """The table as LaTeX, for `\\usepackage{booktabs}`: parameters, ours with standard errors, the published; the best
+    in bold, what did not come to its end with a word."""
+    leave_out = {"trial", "own hours", "shared hours", "reason"}
+    head = columns(study)
+    kept = [place for place, name in enumerate(head) if name not in leave_out]
+    lines = [
+        f"% {study.space.id}",
+        f"\\begin{{tabular}}{{{''.join('l' if head[place] in ('state',) else 'r' for place in kept)}}}",
+        "\\toprule",
+        " & ".join(_tex(head[place]) for place in kept) + " \\\\",
+        "\\midrule",
+    ]
+    for row in rows:
+        if row["repeats"] is None:
+            cell = [_tex(cells(study, row)[place]) for place in kept]
+            if best and row["trial"] == best["trial"]:
+                cell = [f"\\textbf{{{each}}}" if each else "" for each in cell]
+            lines.append(" & ".join(cell) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
 def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
     """The table for a terminal: what differs from the defaults, without the reasons; the best trial stands out."""
     metric = study.metric
-    _, defaults = domains.at(study.space.tree, {})
     published = results.published(study)[:1]
     table = Table(title=study.space.id, title_justify="left")
     for name in (
@@ -96,8 +132,7 @@ def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
     ):
         table.add_column(name, justify="left" if name in ("configuration", "state") else "right")
     for row in rows:
-        changed = {path: value for path, value in row["params"].items() if defaults.get(path) != value}
-        told = ", ".join(f"{_short(path)} {results.text(value)}" for path, value in changed.items()) or "the defaults"
+        told = results.changed(study, row["params"])
         cell = [_number(row["published"].get(name)) for name in published]
         number, value = "" if row["row"] is None else str(row["row"]), with_error(row["metrics"], metric)
         style = "bold green" if row["trial"] == best else _style(row)
@@ -117,8 +152,17 @@ def _style(row: Row) -> str | None:
     return "dim" if row["state"] in ("PRUNED", "UNAVAILABLE") else "red" if row["state"] == "FAILED" else None
 
 
-def _short(path: str) -> str:
-    return path.removeprefix("method.")
+_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "±": "$\\pm$",
+    "→": "$\\to$",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _number(value: Any) -> str:

@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from raysweep import history, runs, series
+from raysweep import history, results, runs, series
 from raysweep.errors import UserError
 from raysweep.series import Point
 from raysweep.space import PLACES, dump
@@ -28,6 +28,7 @@ from trainables.spec import ProbeSpec, TeacherRef
 
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}
 _NOTE = 5000  # characters of a description, below MLflow's limit
+_NAME = 80  # of a run's name
 # Tags of a run that say how far it has been told.
 _CURVE, _PROBED = "raysweep.curve_step", "raysweep.probed_step"
 _DESCRIBED, _TAUGHT = "raysweep.described", "raysweep.taught"
@@ -131,7 +132,7 @@ class Mirror:
             tags["raysweep.row"] = str(trial.row + 1)
         if trial.repeats is not None:
             tags["raysweep.repeats"] = f"trial {trial.repeats}"
-        run_id = self._runs.make(name, name, trial.proposed_at, tags, self.parent)
+        run_id = self._runs.make(name, self._shown(trial), trial.proposed_at, tags, self.parent)
         if _DESCRIBED in self._runs.tags(run_id):
             return run_id
         known = {_DESCRIBED: "yes"}
@@ -143,9 +144,17 @@ class Mirror:
         for teacher in runs.teachers(run)[:1]:
             known["raysweep.teacher_key"] = history.key(teacher.run, teacher.step)
             known["raysweep.teacher_step"] = str(teacher.step)
-            known["raysweep.teacher_run_id"] = self._teacher(teacher)
+            known["raysweep.teacher_run_id"] = teacher_id = self._teacher(teacher)
+            link = f"#/experiments/{self._runs.experiment}/runs/{teacher_id}"
+            shown = f"{_kind(teacher)} {history.key(teacher.run, teacher.run.steps)[:8]}"
+            known["mlflow.note.content"] = f"Taught by [teacher {shown}, as it was at step {teacher.step}]({link})."
         self._begin(run_id, run, known, params)
         return run_id
+
+    def _shown(self, trial: TrialState) -> str:
+        """A trial's name in lists and legends: its number, and how it differs from the defaults."""
+        told = f"trial {trial.number}: {results.changed(self.study, trial.point)}"
+        return told if len(told) <= _NAME else f"{told[: _NAME - 1]}…"
 
     def _measured(self, run_id: str, trial: TrialState, run: spec.Run) -> None:
         """Curve, probes, pictures, checkpoints and decisions, as far as they are not there yet."""

@@ -16,6 +16,7 @@ _BATCH = 1000  # MLflow's own limit of all that a call says
 _PARAMS = 100  # and of parameters
 _IDENTITY = "raysweep.identity"
 _PARENT = "mlflow.parentRunId"
+_KIND = "custom_model_development"  # else MLflow's pages begin with prompts and traces
 
 
 class Runs:
@@ -85,7 +86,7 @@ class Runs:
         folder = store.local("mlartifacts", name)
         # A server decides itself where artifacts go; a bare database would put them into the working directory.
         location = folder.as_uri() if folder and bare else None
-        return str(self._client.create_experiment(name, artifact_location=location))
+        return str(self._client.create_experiment(name, location, {"mlflow.experimentKind": _KIND}))
 
     def _adopt(self) -> dict[str, Run]:
         """The runs that are there. Of two for the same, made where an answer was lost, the older one counts."""

@@ -68,6 +68,8 @@ def told(uri: str, study: Study) -> dict[str, Any]:
     everything: dict[str, Any] = {}
     for run in found:
         tags = {k: name.get(v, v) for k, v in run.data.tags.items() if k != "mlflow.loggedImages"}
+        if "/runs/" in (note := tags.get("mlflow.note.content", "")):  # a link, to a run that must be there
+            tags["mlflow.note.content"] = re.sub(r"#.*/runs/(\w+)", lambda link: name[link[1]], note)
         everything[name[run.info.run_id]] = {
             "tags": tags,
             "params": run.data.params,
@@ -129,6 +131,7 @@ def test_a_trial_s_run_says_all_of_it_in_the_words_of_the_yaml(swept):
         began, ended, _, _ = it["times"]
         assert began == round(trial.proposed_at * 1000) and ended == round(trial.ended_at * 1000)
         assert it["data"][0]["dataset"]["name"] == "emoji9"
+        assert re.search(r"Taught by \[teacher vae_align .* step 4\]\(teacher ", it["tags"]["mlflow.note.content"])
 
 
 def test_checkpoints_are_models_between_the_run_that_made_them_and_those_that_they_taught(swept):

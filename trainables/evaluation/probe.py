@@ -26,9 +26,9 @@ from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
-from trainables.spec import ProbeSpec, error_name
+from trainables.spec import GRID_COLUMNS, ProbeSpec, error_name
 
-GRID_ROWS, GRID_COLUMNS = 4, 10  # of the picture: samples of a class below each other, at most so many classes
+GRID_ROWS = 4  # of the picture: samples of a class below each other
 
 
 @dataclass

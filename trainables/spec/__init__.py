@@ -26,10 +26,11 @@ from trainables.spec.methods import (
     VaeAlign,
     VaeAlignTerm,
 )
-from trainables.spec.probes import Judged, ProbeSpec, count_name, error_name
+from trainables.spec.probes import GRID_COLUMNS, Judged, ProbeSpec, count_name, error_name
 from trainables.spec.runs import EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
 
 __all__ = [
+    "GRID_COLUMNS",
     "BACKBONES",
     "PROJECTED",
     "BackboneSize",

@@ -159,6 +159,9 @@ def count_name(count: int) -> str:
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
+GRID_COLUMNS = 10  # of a probe's picture, one a class: at most so many
+
+
 def error_name(metric: str) -> str:
     """The name of a metric's standard error."""
     return f"{metric}_se"

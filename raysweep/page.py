@@ -1,0 +1,99 @@
+"""A study's report as one HTML file that needs nothing else: no network, no server, no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from typing import Any
+
+import plotly.offline
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from raysweep import results, tables
+from raysweep.agreement import agreement
+from raysweep.importance import interactive
+from raysweep.plots import save
+from raysweep.results import Row
+from raysweep.space import dump
+from raysweep.study import Study
+
+MOST = 200  # rows of a table: the rest is in the CSV
+DRAWN = 2000  # trials up to which the interactive plots show every one
+CAPTIONS = {
+    "plot": "Every trial on its way",
+    "published": "Ours beside the published values",
+    "axes": "One parameter at a time",
+    "stops": "When the extra loss ends",
+    "importance": "What matters",
+    "pareto": "What it is traded for",
+    "samples": "What they draw",
+}
+_TEMPLATES = Environment(
+    loader=PackageLoader("raysweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], lineage: str) -> str:
+    """The page. `lineage` is the study's lineage as SVG."""
+    rows = tables.ordered(result["trials"], study.metric)
+    plots = interactive(study, result["trials"], DRAWN)
+    return _TEMPLATES.get_template("report.html").render(
+        study=study.space.id,
+        metric=study.metric,
+        best=result["best"],
+        best_metric=tables.with_error(result["best"]["metrics"], study.metric) if result["best"] else "",
+        best_params=_params(result["best"]) if result["best"] else "",
+        others=result["not_clearly_worse"],
+        states=Counter(tables.STATES[row["state"]] for row in rows),
+        agreement=agreement(study, result["trials"]),
+        cost={name: f"{seconds / 3600:.3g}" for name, seconds in result["cost"].items()},
+        saved=_saved(result["cost"]),
+        head=tables.columns(study)[:-1],  # reasons have a table of their own
+        cells=[tables.cells(study, row)[:-1] for row in rows[:MOST]],
+        count=len(rows),
+        pictures=[(name, CAPTIONS[name], _source(name, figure)) for name, figure in figures.items()],
+        lineage=_data(lineage.encode(), "svg+xml"),
+        stopped=[_stopped(study, row) for row in rows if row["state"] == "PRUNED"][:MOST],
+        failed=[row for row in rows if row["state"] in ("FAILED", "UNAVAILABLE")][:MOST],
+        plots={title: figure.to_html(full_html=False, include_plotlyjs=False) for title, figure in plots.items()},
+        script=plotly.offline.get_plotlyjs() if plots else "",
+        space=dump(study.space),
+        drivers=json.dumps(study.drivers, indent=1),
+        storage=result["storage"],
+    )
+
+
+def _source(name: str, figure: Figure) -> str:
+    made = io.BytesIO()
+    ending = "png" if name == "samples" else "svg"
+    save(figure, made, ending)
+    return _data(made.getvalue(), {"svg": "svg+xml"}.get(ending, ending))
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _params(row: Row) -> str:
+    return ", ".join(f"{results.name(path)} {results.text(value)}" for path, value in row["params"].items())
+
+
+def _saved(cost: dict[str, float]) -> str:
+    """The share of device time that sharing has saved."""
+    spent, alone = cost["own_device_s"] + cost["shared_device_s"], cost["without_sharing_device_s"]
+    return f"{1 - spent / alone:.0%}" if alone else ""
+
+
+def _stopped(study: Study, row: Row) -> dict[str, Any]:
+    """Why a trial was pruned: its last decision with the evidence."""
+    decision = row["decisions"][-1] if row["decisions"] else {}
+    evidence = ""
+    if decision.get("difference") is not None:
+        evidence = f"worse than trial {decision['rival']} by {decision['difference']:.4g} ± {decision['error']:.2g}"
+    return {"trial": row["trial"], "steps": row["steps"], "params": results.changed(study, row["params"]), "reason": row["reason"]} | {
+        "evidence": evidence,
+        "value": tables.with_error(row["metrics"], study.metric),
+    }
