@@ -40,7 +40,9 @@ def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], linea
     """The page. `lineage` is the study's lineage as SVG."""
     rows = tables.ordered(result["trials"], study.metric)
     plots = interactive(study, result["trials"], DRAWN)
-    return _TEMPLATES.get_template("report.html").render(
+    return _TEMPLATES.get_template(
+        "report.html"
+    ).render(
         study=study.space.id,
         metric=study.metric,
         best=result["best"],
@@ -93,7 +95,12 @@ def _stopped(study: Study, row: Row) -> dict[str, Any]:
     evidence = ""
     if decision.get("difference") is not None:
         evidence = f"worse than trial {decision['rival']} by {decision['difference']:.4g} ± {decision['error']:.2g}"
-    return {"trial": row["trial"], "steps": row["steps"], "params": results.changed(study, row["params"]), "reason": row["reason"]} | {
+    return {
+        "trial": row["trial"],
+        "steps": row["steps"],
+        "params": results.changed(study, row["params"]),
+        "reason": row["reason"],
+    } | {
         "evidence": evidence,
         "value": tables.with_error(row["metrics"], study.metric),
     }

@@ -7,9 +7,10 @@ probe would say comes from a curve; the clock jumps from one event to the next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import selectors
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,10 @@ class MemoryStore(Store):
     def keep(self, kind: str, key: str, record: dict[str, Any]) -> None:
         """Note a record."""
         self._records[kind, key] = record
+
+    @contextlib.contextmanager
+    def open_picture(self, kind: str, key: str) -> Iterator[None]:
+        yield None
 
     def local(self, *parts: str) -> None:
         return None

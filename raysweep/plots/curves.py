@@ -87,7 +87,9 @@ def _draw(
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.2, alpha=quiet, rasterized=many))
         ends = np.array([line[-1] for line in lines]).reshape(-1, 2)
         size, alpha, marker = 6 if many else 26, min(1, 2 * quiet), MARKERS[state]
-        axes.scatter(ends[:, 0], ends[:, 1], size, colour, marker=marker, alpha=alpha, linewidths=0, zorder=3, rasterized=many)
+        axes.scatter(
+            ends[:, 0], ends[:, 1], size, colour, marker=marker, alpha=alpha, linewidths=0, zorder=3, rasterized=many
+        )
     for row in rows:
         if row["trial"] == best:
             axes.plot(*zip(*_points(row, places, study), strict=True), "o-", color=BEST, linewidth=2.4, zorder=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,26 +22,26 @@ SAMPLES = (6, 2)  # columns (classes) and rows of a probe's grid that are shown
 
 
 def samples(study: Study, result: dict[str, Any]) -> Figure | None:
-    """The same few samples of each trial (below each other, the best first) at each rung (from left to right)."""
+    """The same few samples of each trial (below each other, the best first) at its last rungs (from left to right)."""
     rows = _chosen(study, result)
-    steps = sorted({probe["step"] for row in rows for probe in row["probes"]})
-    steps = steps[-STEPS:]
-    cells = {(row["trial"], step): _cell(study, row["trial"], step) for row in rows for step in steps}
+    shown = {row["trial"]: row["probes"][-STEPS:] for row in rows}
+    cells = {(trial, probe["step"]): _cell(study, trial, probe["step"]) for trial in shown for probe in shown[trial]}
     first = next((cell for cell in cells.values() if cell is not None), None)
     if first is None:
         return None
-    shape = first.shape[0] / first.shape[1]
-    across = 10.6 / len(steps)
-    picture = figure(
-        0.9 + len(rows) * (across * shape + 0.42), f"{study.space.id}: samples from the same noise, EMA weights", 11.0
-    )
-    grid = picture.subplots(len(rows), len(steps), squeeze=False)
-    for line, row in zip(grid, rows, strict=True):
-        values = {probe["step"]: probe[study.metric] for probe in row["probes"]}
-        for axes, step in zip(line, steps, strict=True):
-            _show(axes, cells[row["trial"], step])
-            if step in values:
-                axes.set_title(f"step {short(step)}: {study.metric} {values[step]:.4g}", fontsize=8, loc="left", pad=3)
+    columns = max(map(len, shown.values()))
+    wide = 10.6 / max(2, columns)
+    tall = wide * first.shape[0] / first.shape[1] + 0.42
+    title = f"{study.space.id}\nsamples from the same noise, EMA weights"
+    picture = figure(1.0 + len(rows) * tall, title, 0.4 + wide * columns)
+    for line, row in zip(picture.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in line:
+            axes.axis("off")
+        for axes, probe in zip(line, shown[row["trial"]], strict=False):
+            if (cell := cells[row["trial"], probe["step"]]) is not None:
+                axes.imshow(cell, interpolation="lanczos")
+            told = f"step {short(probe['step'])}: {study.metric} {probe[study.metric]:.4g}"
+            axes.set_title(told, fontsize=8, loc="left", pad=3)
         line[0].annotate(
             f"trial {row['trial']}: {changed(study, row['params'])}",
             (0, 1.0),
@@ -66,17 +65,9 @@ def _chosen(study: Study, result: dict[str, Any]) -> list[Row]:
 
 def _cell(study: Study, number: int, step: int) -> np.ndarray[Any, Any] | None:
     trial = study.trials[number]
-    if step not in trial.probes:
-        return None
     with study.store.open_picture("probes", probe_key(study.run(trial), step, study.probe(trial))) as stream:
         if not stream:
             return None
         sheet = np.asarray(Image.open(stream).convert("RGB"))
     tile = sheet.shape[1] // min(catalog.find(study.run(trial).data).num_classes, GRID_COLUMNS)
     return sheet[: SAMPLES[1] * tile, : SAMPLES[0] * tile]
-
-
-def _show(axes: Axes, cell: np.ndarray[Any, Any] | None) -> None:
-    axes.axis("off")
-    if cell is not None:
-        axes.imshow(cell, interpolation="lanczos")
