@@ -20,7 +20,7 @@ from raysweep.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine; returns the exit code: 0 all is well, 1 something is wrong, 2 the user's mistake."""
-    return guarded(_examine, _parser().parse_args(arguments))
+    return guarded(_examine, parser().parse_args(arguments))
 
 
 def _examine(options: argparse.Namespace, console: Console) -> int:
@@ -40,18 +40,19 @@ def _examine(options: argparse.Namespace, console: Console) -> int:
     return int(any(check.state == "wrong" for check in checks))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysweep.doctor", description=__doc__)
-    subject = parser.add_mutually_exclusive_group()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.doctor", description=__doc__)
+    subject = found.add_mutually_exclusive_group()
     subject.add_argument("--cluster", type=Path, metavar="FILE", help="a file that brings up a cluster")
     subject.add_argument("--model", metavar="NAME", help="a backbone, e.g. SiT-XL/2")
     address = os.environ.get("RAY_ADDRESS") or "auto"
-    parser.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")
-    add_storage(parser, "the store that its nodes are to share")
-    parser.add_argument("--latent", metavar="CxHxW", help="latents (default: 4x32x32, LightningDiT's 32x16x16)")
-    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="how many classes (default: 1000)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    return parser
+    found.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")
+    add_storage(found, "the store that its nodes are to share")
+    found.add_argument("--latent", metavar="CxHxW", help="latents (default: 4x32x32, LightningDiT's 32x16x16)")
+    found.add_argument("--classes", type=int, default=1000, metavar="N", help="how many classes (default: 1000)")
+    found.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    return found
 
 
 if __name__ == "__main__":

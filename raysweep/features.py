@@ -49,7 +49,7 @@ class Panel:
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw the pictures; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    return guarded(draw, _parser().parse_args(arguments))
+    return guarded(draw, parser().parse_args(arguments))
 
 
 def draw(options: argparse.Namespace, console: Console) -> None:
@@ -261,23 +261,24 @@ def _told(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m raysweep.features", description=__doc__, formatter_class=raw)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="keys, folders or files; shown by step")
-    add_checkpoint_options(parser)
-    parser.add_argument("--blocks", type=int, nargs="+", metavar="K", help="counted from 1 (default: six of them)")
+    found = argparse.ArgumentParser(prog="python -m raysweep.features", description=__doc__, formatter_class=raw)
+    found.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="keys, folders or files; shown by step")
+    add_checkpoint_options(found)
+    found.add_argument("--blocks", type=int, nargs="+", metavar="K", help="counted from 1 (default: six of them)")
     times = [0.1, 0.3, 0.5, 0.7]
-    parser.add_argument("--times", type=float, nargs="+", default=times, metavar="T", help="default: 0.1 0.3 0.5 0.7")
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="in blocks.png (default: 8)")
-    parser.add_argument("--block", type=int, metavar="K", help="the teacher's, which guides (default: at 2/3 of depth)")
+    found.add_argument("--times", type=float, nargs="+", default=times, metavar="T", help="default: 0.1 0.3 0.5 0.7")
+    found.add_argument("--images", type=int, default=8, metavar="N", help="in blocks.png (default: 8)")
+    found.add_argument("--block", type=int, metavar="K", help="the teacher's, which guides (default: at 2/3 of depth)")
     scales = [0.0, 1.0, 10.0, 30.0]
-    parser.add_argument("--scales", type=float, nargs="+", default=scales, metavar="W", help="ω (default: 0 1 10 30)")
-    parser.add_argument("--at", type=float, default=0.5, metavar="T", help="time of guidance.png (default: 0.5)")
-    parser.add_argument("--points", type=int, default=450, metavar="N", help="images in guidance.png (default: 450)")
-    parser.add_argument("--out", type=Path, default=Path("features"), metavar="FOLDER", help="default: features")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of images, noise and t-SNE (default: 0)")
-    return parser
+    found.add_argument("--scales", type=float, nargs="+", default=scales, metavar="W", help="ω (default: 0 1 10 30)")
+    found.add_argument("--at", type=float, default=0.5, metavar="T", help="time of guidance.png (default: 0.5)")
+    found.add_argument("--points", type=int, default=450, metavar="N", help="images in guidance.png (default: 450)")
+    found.add_argument("--out", type=Path, default=Path("features"), metavar="FOLDER", help="default: features")
+    found.add_argument("--seed", type=int, default=0, metavar="N", help="of images, noise and t-SNE (default: 0)")
+    return found
 
 
 if __name__ == "__main__":

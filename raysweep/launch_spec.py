@@ -15,9 +15,9 @@ class Launch(Spec):
     """Where trials run. A lane is a group of workers that trains one stretch after another by DDP."""
 
     workers: Count | tuple[Count, Count] = 2  # of a lane; [fewest, most]: it shrinks and grows with the cluster
-    lanes: Count = 1
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    lanes: Count = 1  # groups of workers
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1  # as Ray counts them
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0  # as Ray counts them
     concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
     micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
     checkpoint_blocks: bool = False  # compute activations again instead of keeping them

@@ -41,7 +41,7 @@ DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)
 
 def main(arguments: list[str] | None = None) -> int:
     """Prepare a data set; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    return guarded(_prepare, _parser().parse_args(arguments))
+    return guarded(_prepare, parser().parse_args(arguments))
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
@@ -205,38 +205,39 @@ def _named(place: str) -> str:
     return name if prepared.locate(name) == place else place
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysweep.prepare", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--out", required=True, metavar="PLACE", help="a folder, or a URI such as s3://…")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.prepare", description=__doc__)
+    found.add_argument("source", metavar="SOURCE")
+    found.add_argument("--out", required=True, metavar="PLACE", help="a folder, or a URI such as s3://…")
+    found.add_argument(
         "--autoencoder",
         metavar="WHICH",
         help="diffusers' folder, a hub name such as stabilityai/sd-vae-ft-mse, or VA-VAE's .pt (default: emoji9's)",
     )
-    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="default: 256")
-    parser.add_argument("--mirrored", action="store_true", help="latents of mirror images too, for horizontal_flip")
-    parser.add_argument("--keep-images", action="store_true", help="the pixels too, for repa")
-    parser.add_argument(
+    found.add_argument("--size", type=int, default=256, metavar="PIXELS", help="default: 256")
+    found.add_argument("--mirrored", action="store_true", help="latents of mirror images too, for horizontal_flip")
+    found.add_argument("--keep-images", action="store_true", help="the pixels too, for repa")
+    found.add_argument(
         "--normalise",
         choices=("autoencoder", "channels"),
         default="autoencoder",
         help="by the autoencoder's own factor, or by mean and deviation of the set's channels, as VA-VAE's are",
     )
-    parser.add_argument(
+    found.add_argument(
         "--detectors",
         nargs="+",
         choices=(*DETECTORS, "none"),
         help="whose statistics probes need (default: those that are here)",
     )
-    parser.add_argument(
+    found.add_argument(
         "--images-per-shard", type=int, metavar="N", help="default: as many as make 64 MiB, at most 4096"
     )
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave images out that cannot be read")
-    parser.add_argument("--split", default="train", help="of a set that has several (default: train)")
-    parser.add_argument("--address", default="local", metavar="ADDRESS", help="of a Ray cluster (default: local)")
-    parser.add_argument("--json", action="store_true", help="print JSON last on stdout")
-    return parser
+    found.add_argument("--skip-corrupt", action="store_true", help="leave images out that cannot be read")
+    found.add_argument("--split", default="train", help="of a set that has several (default: train)")
+    found.add_argument("--address", default="local", metavar="ADDRESS", help="of a Ray cluster (default: local)")
+    found.add_argument("--json", action="store_true", help="print JSON last on stdout")
+    return found
 
 
 if __name__ == "__main__":

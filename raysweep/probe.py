@@ -35,7 +35,7 @@ DEFAULTS = ProbeSpec()
 
 def main(arguments: list[str] | None = None) -> int:
     """Probe a checkpoint; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    return guarded(evaluate, _parser().parse_args(arguments))
+    return guarded(evaluate, parser().parse_args(arguments))
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -167,36 +167,37 @@ def _show(told: dict[str, Any], console: Console) -> None:
         console.print(f"{name + ':':12}{what}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysweep.probe", description=__doc__)
-    parser.add_argument("checkpoint", help="a history key or how it begins, a checkpoint's folder, or a file")
-    add_checkpoint_options(parser)
-    parser.add_argument("--autoencoder", type=Path, metavar="PATH", help="diffusers' folder (default: the data set's)")
-    parser.add_argument("--detector", help="inception, or effnet_lite0 (default with embedded data)")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.probe", description=__doc__)
+    found.add_argument("checkpoint", help="a history key or how it begins, a checkpoint's folder, or a file")
+    add_checkpoint_options(found)
+    found.add_argument("--autoencoder", type=Path, metavar="PATH", help="diffusers' folder (default: the data set's)")
+    found.add_argument("--detector", help="inception, or effnet_lite0 (default with embedded data)")
+    found.add_argument(
         "--detector-weights", metavar="FILE", help="the Inception's (default: where pytorch-fid has them)"
     )
-    parser.add_argument("--detector-sha256", metavar="HEX", help="how their SHA-256 begins, if they are others")
-    parser.add_argument(
+    found.add_argument("--detector-sha256", metavar="HEX", help="how their SHA-256 begins, if they are others")
+    found.add_argument(
         "--resize", choices=("tensorflow", "clean", "pytorch"), help="for the Inception: as ADM, clean-fid"
     )
-    parser.add_argument(
+    found.add_argument(
         "--reference", metavar="FILE.npz", help="ADM's, or any with mu and sigma (default: the data set)"
     )
-    parser.add_argument("--reference-sha256", metavar="HEX", help="how its SHA-256 begins, to be sure")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="fid, sfid, is, kid, precision, recall")
+    found.add_argument("--reference-sha256", metavar="HEX", help="how its SHA-256 begins, to be sure")
+    found.add_argument("--metrics", nargs="+", metavar="NAME", help="fid, sfid, is, kid, precision, recall")
     samplers = ("euler", "heun", "euler_maruyama")
-    parser.add_argument("--sampler", choices=samplers, help=f"default: {DEFAULTS.sampler}")
+    found.add_argument("--sampler", choices=samplers, help=f"default: {DEFAULTS.sampler}")
     for name, kind in {"samples": int, "steps": int, "batch-size": int, "seed": int, "timestep-shift": float}.items():
         default = getattr(DEFAULTS, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=f"default: {default}")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free; 1 is none (default: 1)")
-    parser.add_argument(
+        found.add_argument(f"--{name}", type=kind, metavar="N", help=f"default: {default}")
+    found.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free; 1 is none (default: 1)")
+    found.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of t, where guidance acts; 0 is data"
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="write a grid of samples")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
-    return parser
+    found.add_argument("--picture", type=Path, metavar="FILE.png", help="write a grid of samples")
+    found.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    return found
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from raysweep.space import Space, load
 
 def main(arguments: list[str] | None = None) -> int:
     """Run or plan a sweep; returns the exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
     for name in ("svg", "price_per_gpu_hour"):
         if getattr(options, name) is not None and not options.plan:
-            parser.error(f"--{name.replace('_', '-')} belongs to --plan")
+            command.error(f"--{name.replace('_', '-')} belongs to --plan")
     return guarded(_run, options)
 
 
@@ -105,38 +105,39 @@ def _price(text: str) -> float:
 _price.__name__ = "price"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysweep.run", description=__doc__)
-    parser.add_argument("space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share work")
-    parser.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
-    add_storage(parser, "folder or URI for checkpoints")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.run", description=__doc__)
+    found.add_argument("space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share work")
+    found.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
+    found.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
+    add_storage(found, "folder or URI for checkpoints")
+    found.add_argument(
         "--tracking-uri",
         default=os.environ.get("MLFLOW_TRACKING_URI") or None,
         metavar="URI",
         help="MLflow (default: $MLFLOW_TRACKING_URI, or else a SQLite file in the storage)",
     )
-    parser.add_argument(
+    found.add_argument(
         "--address",
         default=os.environ.get("RAY_ADDRESS") or "local",
         help="a Ray cluster, `auto` for this machine's, `local` for none (default: $RAY_ADDRESS, or else local)",
     )
-    parser.add_argument(
+    found.add_argument(
         "--verify-sharing",
         type=_share,
         default=0.0,
         metavar="P",
         help="train this share of the stretches a second time, uncut, and compare bits (default: 0)",
     )
-    parser.add_argument("--extend", action="store_true", help="the space has changed: go on with its study's trials")
-    parser.add_argument("--plan", action="store_true", help="draw what would be trained and what it costs; run nothing")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --plan: the drawing as a picture")
-    parser.add_argument(
+    found.add_argument("--extend", action="store_true", help="the space has changed: go on with its study's trials")
+    found.add_argument("--plan", action="store_true", help="draw what would be trained and what it costs; run nothing")
+    found.add_argument("--svg", type=Path, metavar="FILE", help="with --plan: the drawing as a picture")
+    found.add_argument(
         "--price-per-gpu-hour", type=_price, metavar="X", help="with --plan: the cost in money, of any currency"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
-    return parser
+    found.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
+    return found
 
 
 if __name__ == "__main__":

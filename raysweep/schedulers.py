@@ -43,16 +43,16 @@ class _Stopping(_Rule):
     are probed with `larger` times as many samples; what is not worse then either goes on.
     """
 
-    noise: Literal["ignore", "paired"] = "ignore"
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    larger: Annotated[int, Field(ge=2)] = 4
+    noise: Literal["ignore", "paired"] = "ignore"  # paired: stop only whom a probe shows to be worse
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95  # of confidence, with noise: paired
+    larger: Annotated[int, Field(ge=2)] = 4  # times as many samples where it cannot be said
 
 
 class Asha(_Stopping):
     """The best 1/eta of those who have come to a rung go on (arXiv 1810.05934, as Ray Tune has it: by stopping)."""
 
     kind: Literal["asha"] = "asha"
-    eta: Eta = 2
+    eta: Eta = 2  # the best 1/eta go on
 
     def keep(self, peers: int) -> int:
         return max(1, peers // self.eta)
@@ -63,7 +63,7 @@ class Hyperband(_Stopping):
     (arXiv 1603.06560): for the case that early rungs mislead."""
 
     kind: Literal["hyperband"] = "hyperband"
-    eta: Eta = 2
+    eta: Eta = 2  # the best 1/eta go on
 
     def keep(self, peers: int) -> int:
         return max(1, peers // self.eta)
@@ -104,7 +104,7 @@ class Promotion(_Rule):
     published). Nobody is stopped too early, and nothing goes on only because it came first."""
 
     kind: Literal["promotion"] = "promotion"
-    eta: Eta = 2
+    eta: Eta = 2  # the best 1/eta go on
 
     def keep(self, peers: int) -> int:
         return peers // self.eta
@@ -120,8 +120,11 @@ def _named(value: Any) -> Any:
     )
 
 
+_Kind = Literal["asha", "hyperband", "median", "never", "promotion"]
 Scheduler = Annotated[
-    Asha | Hyperband | Median | Never | Promotion, Field(discriminator="kind"), BeforeValidator(_named)
+    Asha | Hyperband | Median | Never | Promotion,
+    Field(discriminator="kind"),
+    BeforeValidator(_named, json_schema_input_type=Asha | Hyperband | Median | Never | Promotion | _Kind),
 ]
 
 

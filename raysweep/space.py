@@ -31,9 +31,9 @@ Wrong = Callable[[tuple[str, ...], str], UserError]
 class Search(Spec):
     """How the space is searched. Steps are in the units of the file."""
 
-    mode: Literal["explore", "reproduce"] = "explore"
+    mode: Literal["explore", "reproduce"] = "explore"  # reproduce: every enqueued row to its end, and nothing else
     trials: Count = 24  # distinct configurations in all, the enqueued ones included
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of proposals, not of training
     rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
     scheduler: Scheduler = Asha()  # who goes on from a rung
     sampler: Sampler = "tpe"  # who proposes what is not enqueued
@@ -44,12 +44,12 @@ class Search(Spec):
 class Row(Spec):
     """A configuration to propose first: how it differs from the defaults, and what was published for it."""
 
-    set: dict[str, Any] = {}
-    fid: float | None = None
-    is_: Annotated[float | None, Field(alias="is")] = None
-    sfid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
+    set: dict[str, Any] = {}  # {dotted path: value}; an option that is a mapping is named by its kind
+    fid: float | None = None  # as published
+    is_: Annotated[float | None, Field(alias="is")] = None  # as published
+    sfid: float | None = None  # as published
+    precision: float | None = None  # as published
+    recall: float | None = None  # as published
 
     def published(self, samples: int) -> dict[str, float]:
         """What was published, by metric; `samples` were drawn for it."""
@@ -62,17 +62,19 @@ class Row(Spec):
 class Sampling(Spec):
     """What a family's probes do otherwise. Never what decides whether numbers compare: detector and count."""
 
-    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None
-    steps: Count | None = None
-    timestep_shift: float | None = None
-    guidance_scale: float | None = None
-    guidance_interval: tuple[float, float] | None = None
+    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None  # the last is the SDE's
+    steps: Count | None = None  # of the sampler
+    timestep_shift: float | None = None  # of the ODE samplers
+    guidance_scale: float | None = None  # classifier-free; 1 is none
+    guidance_interval: tuple[float, float] | None = None  # where guidance acts, t=0 being data
 
 
 class Probe(ProbeSpec):
     """`ProbeSpec`, with what is different for a family of backbones: sampled as its authors sample."""
 
-    families: dict[Family, Sampling] = {"LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)}
+    families: dict[Family, Sampling] = {  # what is otherwise for a family of backbones
+        "LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)
+    }
 
     @model_validator(mode="after")
     def _families_fit(self) -> Probe:
@@ -92,13 +94,15 @@ class Probe(ProbeSpec):
         return ProbeSpec.model_validate(self.model_dump(exclude={"families"}) | own)
 
 
-class _File(Spec):
-    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
-    trial: dict[str, Any] = {}
-    search: Search = Search()
-    probe: Probe = Probe()
-    launch: Launch = Launch()
-    enqueue: tuple[Row, ...] = ()
+class SpaceFile(Spec):
+    """A search space as it is written, a profile applied."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]  # a short name
+    trial: dict[str, Any] = {}  # what is trained, with domains at its leaves
+    search: Search = Search()  # how it is searched
+    probe: Probe = Probe()  # how it is judged
+    launch: Launch = Launch()  # on what
+    enqueue: tuple[Row, ...] = ()  # configurations to propose first, e.g. a table's rows
     steps_divisor: Count = 1
     published_samples: Count = 10_000
 
@@ -107,7 +111,7 @@ class Space:
     """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones; `error`
     makes a UserError of a key and a message, with the place of the key where that is known."""
 
-    def __init__(self, file: _File, profile: str):
+    def __init__(self, file: SpaceFile, profile: str):
         self.profile, self._written = profile, file.trial
         self.tree = domains.parse(file.trial)
         self.study, self.search, self.probe = file.study, file.search, file.probe
@@ -119,7 +123,9 @@ class Space:
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
         """The space that `resolved` describes, under the name that it had when that was written, perhaps by an earlier
         version that knew fewer keys."""
-        space = cls(_File.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"])
+        space = cls(
+            SpaceFile.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"]
+        )
         space.resolved = dict(resolved)
         return space
 
@@ -228,10 +234,10 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
             if key in document.tree:
                 raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
         try:
-            file = _File.model_validate(raw)
+            file = SpaceFile.model_validate(raw)
             file = file.model_copy(update={"probe": file.probe.pinned()})
         except ValidationError as error:
-            raise explain(error, raw, _File) from None
+            raise explain(error, raw, SpaceFile) from None
         try:
             space = Space(file, profile)
             _check_trials(space)

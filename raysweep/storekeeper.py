@@ -23,7 +23,7 @@ from raysweep.store import Store
 
 def main(arguments: list[str] | None = None) -> int:
     """Look after a store; returns the exit code: 0 done, 1 something is damaged, 2 the user's mistake."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     return guarded(options.command, options)
 
 
@@ -166,9 +166,10 @@ def _count(text: str) -> int:
 _count.__name__ = "count"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysweep.store", description=__doc__)
-    commands = parser.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m raysweep.store", description=__doc__)
+    commands = found.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
     for name, command in {"ls": ls, "verify": verify, "lineage": trace, "gc": gc}.items():
         one = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         one.set_defaults(command=command, keep_best=3, budget=math.inf, young_hours=1.0)
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--keep-best", type=_count, metavar="K", help="of each study's trials (default: 3)")
             one.add_argument("--young-hours", type=_amount, metavar="H", help="what is younger stays (default: 1)")
             one.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
-    return parser
+    return found
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ class Schedule(Spec):
     of the trial's `iterations`.
     """
 
-    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
-    curve: Literal["linear", "geometric"] = "linear"
+    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # increasing
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]  # at these steps
+    curve: Literal["linear", "geometric"] = "linear"  # between them
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> Schedule:
@@ -92,7 +92,7 @@ class NoTerm(_Term):
 
 
 class _Weighted(_Term):
-    weight: Weight = 0.5
+    weight: Weight = 0.5  # of the method's loss; the paper's lambda_guide where it is self_guided
 
     def scaled(self, scale: Callable[[int], int]) -> Self:
         if isinstance(self.weight, Schedule):
@@ -104,7 +104,7 @@ class _Weighted(_Term):
 
 
 class _OneBlock(_Weighted):
-    block: Block | None = None
+    block: Block | None = None  # counted from 1
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -136,7 +136,7 @@ class SelfGuidedTerm(_OnePair):
 
     kind: Literal["self_guided"] = "self_guided"
     guidance_scale: float | None = None  # omega; default: 30 for SiT, 10 for LightningDiT
-    target_norm: Literal["none", "layer"] = "none"
+    target_norm: Literal["none", "layer"] = "none"  # of the guiding feature
 
     def resolved(self, size: BackboneSize) -> Self:
         scale = {"SiT": 30.0, "LightningDiT": 10.0}[size.family] if self.guidance_scale is None else self.guidance_scale
@@ -158,7 +158,7 @@ class DispersiveTerm(_OneBlock):
 
     kind: Literal["dispersive"] = "dispersive"
     weight: Weight = 0.25
-    variant: Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"] = "infonce_l2"
+    variant: Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"] = "infonce_l2"  # of the loss
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of the two InfoNCE forms
     margin: Annotated[float, Field(gt=0)] = 1.0  # of the hinge
 
@@ -171,12 +171,17 @@ def _pairs(value: Any) -> Any:
     return [value] if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple) else value
 
 
+_Pairs = Annotated[tuple[tuple[Block, Block], ...], Field(min_length=1)]
+
+
 class LayerSyncTerm(_Weighted):
     """Pull a shallow block toward the network's own deep one (LayerSync). Default: 4/7 -> 2/7 of the blocks."""
 
     kind: Literal["layersync"] = "layersync"
     weight: Weight = 0.2
-    layers: Annotated[tuple[tuple[Block, Block], ...], Field(min_length=1), BeforeValidator(_pairs)] | None = None
+    layers: Annotated[_Pairs, BeforeValidator(_pairs, json_schema_input_type=_Pairs | tuple[Block, Block])] | None = (
+        None
+    )
 
     @model_validator(mode="after")
     def _none_guides_itself(self) -> Self:
@@ -203,8 +208,8 @@ class SraTerm(_OnePair):
 
     kind: Literal["sra"] = "sra"
     weight: Weight = _SRA_WEIGHT  # 0.5 where the distance is cosine
-    t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2
-    distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"
+    t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2  # by how much earlier the EMA network's time may be
+    distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"  # between the two blocks' tokens
 
     @model_validator(mode="before")
     @classmethod
@@ -232,7 +237,7 @@ class VaeAlign(VaeAlignTerm, _Stoppable):
 class SelfGuided(SelfGuidedTerm, _Stoppable):
     """`SelfGuidedTerm` until `stop`, under `teacher`."""
 
-    teacher: TeacherSpec
+    teacher: TeacherSpec  # whose checkpoint guides
 
 
 class Repa(RepaTerm, _Stoppable):
@@ -260,10 +265,12 @@ Term = Annotated[
     NoTerm | VaeAlignTerm | SelfGuidedTerm | RepaTerm | DispersiveTerm | LayerSyncTerm | SraTerm,
     Field(discriminator="kind"),
 ]
+_Kind = Literal["none", "vae_align", "repa", "dispersive", "layersync", "sra"]  # self_guided needs a teacher
+_Written = NoMethod | VaeAlign | SelfGuided | Repa | Dispersive | LayerSync | Sra | _Kind
 Method = Annotated[
     NoMethod | VaeAlign | SelfGuided | Repa | Dispersive | LayerSync | Sra,
     Field(discriminator="kind"),
-    BeforeValidator(_named),
+    BeforeValidator(_named, json_schema_input_type=_Written),
 ]
 PROJECTED = (VaeAlignTerm, SelfGuidedTerm, RepaTerm)  # terms with a projector of the trial's `projector_width`
 
@@ -272,9 +279,9 @@ class TeacherSpec(Spec):
     """Who teaches: a run of the same backbone, data and seed with its own method, as it was after `iterations`
     steps."""
 
-    method: Method = VaeAlign()
-    iterations: Steps = 200_000
-    weights: Literal["ema", "raw"] = "ema"
+    method: Method = VaeAlign()  # with which it is trained
+    iterations: Steps = 200_000  # its age: optimizer steps
+    weights: Literal["ema", "raw"] = "ema"  # that guide
 
 
 SelfGuided.model_rebuild()

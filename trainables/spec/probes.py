@@ -36,21 +36,21 @@ class ProbeSpec(Spec):
     `seed` fixes noise and labels, so that every trial of a study draws the same ones.
     """
 
-    detector: Literal["inception", "effnet_lite0"] = "inception"
+    detector: Literal["inception", "effnet_lite0"] = "inception"  # the network whose features are compared
     resize: Literal["tensorflow", "clean", "pytorch"] = "tensorflow"  # to the Inception's size: as ADM, as clean-fid
     detector_weights: str | None = None  # the Inception's file; default: where pytorch-fid and torch-fidelity put it
-    detector_sha256: Digest = catalog.INCEPTION_SHA256
+    detector_sha256: Digest = catalog.INCEPTION_SHA256  # how that of the file begins
     reference: str | None = None  # ADM's .npz, or any with mu and sigma; default: the data set's own training images
     reference_sha256: Digest | None = None  # found out at the start, where it is not given
     metrics: tuple[Judged, ...] = ("fid", "is")  # the first one decides: lower must be better
-    samples: Annotated[int, Field(gt=1)] = 10_000
-    sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
-    steps: Annotated[int, Field(gt=0)] = 250
+    samples: Annotated[int, Field(gt=1)] = 10_000  # drawn for a probe
+    sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"  # the last is the SDE's
+    steps: Annotated[int, Field(gt=0)] = 250  # of the sampler
     timestep_shift: Annotated[float, Field(gt=0)] = 1.0  # of the ODE samplers; LightningDiT: 0.3
     guidance_scale: float = 1.0  # classifier-free; 1 is none
     guidance_interval: tuple[Time, Time] = (0.0, 1.0)  # where guidance acts, t=0 being data
-    batch_size: Annotated[int, Field(gt=0)] = 250
-    seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(gt=0)] = 250  # samples that are drawn together
+    seed: Annotated[int, Field(ge=0)] = 0  # of noise and labels, the same for all trials
 
     @model_validator(mode="after")
     def _options_fit(self) -> ProbeSpec:

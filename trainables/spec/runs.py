@@ -16,7 +16,7 @@ from trainables.spec.methods import Method, NoMethod, SelfGuided, Term
 class EncoderSpec(Spec):
     """REPA's frozen encoder of images. Its weights' checksum enters the history, its path does not."""
 
-    kind: Literal["dinov2", "effnet_lite0"] = "dinov2"
+    kind: Literal["dinov2", "effnet_lite0"] = "dinov2"  # effnet_lite0 installs with the laptop extra
     path: str | None = None  # dinov2: a folder in transformers' form
 
     @property
@@ -36,27 +36,27 @@ class EncoderSpec(Spec):
 class OptimizerSpec(Spec):
     """AdamW at a constant rate, after REPA's train.py."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    lr: Annotated[float, Field(gt=0)] = 1e-4  # learning rate, constant
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the first moment
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of the second moment
+    eps: Annotated[float, Field(gt=0)] = 1e-8  # added to the denominator
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0  # largest norm of all gradients together
 
 
 class Recipe(Spec):
     """What a teacher and its student have in common: everything but the method and the length."""
 
-    backbone: str = "SiT-B/2"
-    data: str = "imagenet256"
-    batch_size: Annotated[int, Field(gt=0)] = 256
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    optimizer: OptimizerSpec = OptimizerSpec()
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    time: Literal["uniform", "log_normal"] = "uniform"
-    path: Literal["linear", "cosine"] = "linear"
+    backbone: str = "SiT-B/2"  # SiT-S/2 … SiT-XL/8, LightningDiT-B/1 … LightningDiT-XL/2
+    data: str = "imagenet256"  # a data set's name, or the place where it was prepared
+    batch_size: Annotated[int, Field(gt=0)] = 256  # of all workers together
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of weights, data order, times, noise, label dropout
+    precision: Literal["fp32", "bf16"] = "fp32"  # of forward and backward; weights are kept in fp32
+    optimizer: OptimizerSpec = OptimizerSpec()  # AdamW
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # of the averaged weights, a step
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of images whose label is the null class
+    time: Literal["uniform", "log_normal"] = "uniform"  # how training times are drawn
+    path: Literal["linear", "cosine"] = "linear"  # from data to noise
     velocity_cosine: Annotated[float, Field(ge=0)] = 0.0  # weight of 1 - cosine(velocity, target), as LightningDiT
     horizontal_flip: bool = False  # each image mirrored with probability 1/2; off where the stored set has both
 
@@ -94,10 +94,10 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 class Trial(Recipe):
     """One point of a search, in the units of its search space. Defaults are those of the backbone's family."""
 
-    iterations: Steps = 400_000
-    projector_width: Annotated[int, Field(gt=0)] = 2048
-    encoder: EncoderSpec = EncoderSpec()
-    method: Method = NoMethod()
+    iterations: Steps = 400_000  # optimizer steps
+    projector_width: Annotated[int, Field(gt=0)] = 2048  # hidden width of the method's projector
+    encoder: EncoderSpec = EncoderSpec()  # whom repa looks up to
+    method: Method = NoMethod()  # the loss that joins the diffusion loss
 
     @model_validator(mode="before")
     @classmethod
