@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # processes compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: laptop test chaos cluster clean help
+.PHONY: laptop test chaos cluster browser docs clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -26,6 +26,13 @@ chaos: .venv/dev  ## an hour: every kind of process is killed at every kind of m
 
 cluster: .venv/dev  ## ten minutes, as root: `ray up` on three hosts of this machine, their links cut, their head lost
 	.venv/bin/pytest -m cluster
+
+browser: .venv/dev  ## a minute: MLflow's pages and the report in a real Chromium (Debian: chromium)
+	$(PIP) -e '.[browser]'
+	.venv/bin/pytest -m browser
+
+docs: .venv/dev  ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

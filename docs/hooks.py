@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["COLUMNS"] = "100"  # of the help that argparse prints
 
+# ruff: noqa: E402
 from mkdocs.structure.files import File, Files
 
 from raysweep.cli import COMMANDS
@@ -27,7 +28,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and copies of the files that pages point to."""
     for name, content in (("commands.md", commands()), ("keys.md", keys())):
         files.append(File.generated(config, name, content=content))
-    pages = [Path(file.abs_src_path).read_text(encoding="utf-8") for file in files.documentation_pages() if file.abs_src_path]
+    pages = [
+        Path(file.abs_src_path).read_text(encoding="utf-8") for file in files.documentation_pages() if file.abs_src_path
+    ]
     for path in sorted({path for page in pages for path in OUTSIDE.findall(page)}):
         files.append(File.generated(config, f"files/{path}", abs_src_path=str(ROOT / path)))
     return files

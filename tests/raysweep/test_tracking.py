@@ -1,20 +1,15 @@
 """What MLflow is told of a study: all of it, once, and the same by a live mirror and from the store."""
 
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from pathlib import Path
 from typing import Any
 
 import lanes
 import pytest
 from mlflow.tracking import MlflowClient
+from servers import MlflowServer
 
 from raysweep import history, mirroring, report, runs, space, sync_mlflow
 from raysweep.mirroring import Mirroring
@@ -175,7 +170,7 @@ def test_a_lost_server_is_filled_again_to_the_last_word(swept, tmp_path):
 def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swept, tmp_path, monkeypatch):
     study, uri = swept
     monkeypatch.setattr(mirroring, "RETRY_S", 0.2)
-    server = Server(tmp_path)
+    server = MlflowServer(tmp_path)
     server.start()
     said: list[str] = []
     mirror = Mirroring(Study.reopen(study.store, "mirrored"), server.uri, said.append)
@@ -187,57 +182,6 @@ def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swe
     assert any("does not answer" in line for line in said) and any("answers again" in line for line in said), said
     assert told(server.uri, study) == told(uri, study)
     server.kill()
-
-
-class Server:
-    """A real MLflow server on a port of its own."""
-
-    def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
-
-    def start(self) -> None:
-        place = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination"]
-        command = [sys.executable, "-m", "mlflow", "server", *place, str(self._folder / "artifacts"), "--workers", "1"]
-        with (self._folder / "server.txt").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self._port)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
-                start_new_session=True,
-            )
-        until(lambda: self._answers("/health"))
-
-    def kill(self) -> None:
-        """With the processes that it has started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def wait_for(self, experiment: str, count: int) -> None:
-        """Until so many runs are there."""
-        client = MlflowClient(self.uri)
-
-        def there() -> bool:
-            found = client.get_experiment_by_name(experiment)
-            return bool(found) and len(client.search_runs([found.experiment_id])) >= count
-
-        until(there)
-
-    def _answers(self, path: str) -> bool:
-        try:
-            return urllib.request.urlopen(self.uri + path, timeout=2).status == 200
-        except OSError:
-            return False
-
-
-def until(condition, patience_s: float = 120.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, "too long"
-        time.sleep(0.05)
 
 
 def test_filling_it_twice_changes_nothing(swept, tmp_path):

@@ -1,0 +1,156 @@
+"""What a user sees of a sweep: a real Chromium on a real MLflow server. `make browser`, with Debian's chromium.
+
+With RAYSWEEP_STORAGE the study `table5-reproduced` of that store is shown instead of a small one that is trained here;
+pictures of what was seen go to RAYSWEEP_SCREENSHOTS.
+"""
+
+import json
+import os
+import re
+import shutil
+import urllib.parse
+from pathlib import Path
+
+import lanes
+import pytest
+from mlflow.tracking import MlflowClient
+from servers import MlflowServer
+
+from raysweep import report, results, space, sync_mlflow
+from raysweep.store import Store
+from raysweep.study import Study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")]
+TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"
+STUDY = "table5-reproduced"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, cache) -> Study:
+    if given := os.environ.get("RAYSWEEP_STORAGE"):
+        return Study.reopen(Store(given), STUDY)
+    folder = tmp_path_factory.mktemp("seen")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "cache").symlink_to(cache)
+    rows = "enqueue=[{set: {}, fid: 22.91}, {set: {method.layers: [8, 4]}}, {set: {method.guidance_scale: 1.0}}]"
+    overrides = ["search.mode=reproduce", f"study={STUDY}", "trial.iterations=200000", rows]
+    study = Study(space.load(TABLE5, "smoke", overrides), Store(str(folder / "runs")))
+    lanes.sweep(study, cache)
+    return study
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, study):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    command = [study.space.id, "--storage", study.store.uri, "--tracking-uri", server.uri]
+    assert sync_mlflow.main(command) == 0
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def page():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def runs(server, study, page) -> dict[str, str]:
+    """Run ids by what they stand for; the page has MLflow's pages for training on, its assistant off."""
+    client = MlflowClient(server.uri)
+    found = client.search_runs([experiment(server, study)], max_results=1000)
+    page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs")
+    page.get_by_text("Model training").first.click()
+    page.get_by_role("heading", name="Runs", exact=True).wait_for()
+    for button in page.locator('button[aria-label="Close"]').all():
+        button.click()
+    return {run.data.tags["raysweep.identity"]: run.info.run_id for run in found}
+
+
+def experiment(server, study) -> str:
+    return MlflowClient(server.uri).get_experiment_by_name(study.space.id).experiment_id
+
+
+def seen(page, name: str) -> None:
+    if folder := os.environ.get("RAYSWEEP_SCREENSHOTS"):
+        page.wait_for_timeout(3000)
+        page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+def test_three_runs_are_compared_with_their_metric_charts(server, study, page, runs):
+    three = [runs[f"trial {number}"] for number in range(3)]
+    asked = f"runs={urllib.parse.quote(json.dumps(three))}"
+    asked += f"&experiments={urllib.parse.quote(json.dumps([experiment(server, study)]))}"
+    page.goto(f"{server.uri}/#/compare-runs?{asked}")
+    page.get_by_text("Comparing 3 Runs").wait_for()
+    for number in range(3):
+        page.get_by_text(re.compile(rf"^trial {number}: ")).first.wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    seen(page, "compare")
+    page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs?compareRunsMode=CHART")
+    page.get_by_text(study.metric, exact=True).first.wait_for()
+    page.locator(".ag-row button").first.click()  # the sweep's run opens: its trials are below it
+    page.get_by_text(re.compile("^trial 0: ")).first.wait_for()
+    page.get_by_text("grad_norm", exact=True).first.wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    seen(page, "charts")
+
+
+def test_the_sweep_s_page_has_table_and_report(server, study, page, runs):
+    page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['sweep']}/artifacts")
+    page.get_by_text("report.html").first.click()
+    page.frame_locator("iframe").get_by_role("heading", name=study.space.id).wait_for()
+    seen(page, "sweep")
+
+
+def test_a_student_leads_to_its_teacher(server, study, page, runs):
+    page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['trial 1']}")
+    page.get_by_text("Taught by").wait_for()
+    seen(page, "student")
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name=re.compile("^teacher vae_align .* at step")).click()
+    teacher = opened.value
+    teacher.get_by_text(re.compile("^teacher vae_align")).first.wait_for()
+    assert teacher.url.rpartition("/")[2] in {run for name, run in runs.items() if name.startswith("teacher")}
+    teacher.get_by_text(re.compile("^teacher-vae_align-step-")).first.wait_for()
+    seen(teacher, "teacher")
+    teacher.close()
+
+
+def test_the_sample_grid_is_there_rung_by_rung(server, study, page, runs):
+    page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['trial 0']}/model-metrics")
+    page.get_by_text(study.metric, exact=True).first.wait_for()
+    thumb = page.get_by_role("slider")
+    page.mouse.move(700, 600)
+    while not thumb.count():  # cards below the window are not there yet
+        page.mouse.wheel(0, 600)
+        page.wait_for_timeout(200)
+    page.get_by_text("Add section").first.scroll_into_view_if_needed()
+    track = page.locator("span[data-orientation=horizontal]").first.bounding_box()
+    for part in (0.98, 0.55):  # of the way to the last rung
+        page.mouse.click(track["x"] + part * track["width"], track["y"] + track["height"] / 2)
+        picture = page.locator("img[src*=samples]").last
+        picture.wait_for()
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 50
+    picture.scroll_into_view_if_needed()
+    seen(page, "samples")
+
+
+def test_the_report_opens_without_a_network(study, page):
+    files = report.write(study, results.summary(study))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(files[0].resolve().as_uri())
+    page.get_by_role("heading", name="Pruned, and why").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+    for image in page.locator("img").all():
+        assert image.evaluate("image => image.naturalWidth") > 0
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    seen(page, "report")
