@@ -1,243 +1,277 @@
-"""The lineage of a whole study: which checkpoint of which teacher taught which students, and how these fared."""
+"""Who taught whom in a study: its teachers, the checkpoints of them that taught, and the students of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
-from xml.etree import ElementTree as ET
 
-from raysweep import history, results, runs, svg, tables
+from raysweep import domains, history, lineage, results, runs, tables
+from raysweep.domains import Point
 from raysweep.results import Row
 from raysweep.study import Study
-from raysweep.trials import TrialState
-from raysweep.words import short
 from raysweep.work import probe_key
-from trainables.spec import TeacherRef
+from trainables.spec import ProbeSpec, TeacherRef
 
-MOST = 12  # students of one checkpoint that are drawn or named
-WIDTH, ROW, TOP, GAP = 1080, 20, 66, 16  # pixels
-_START, _END, _TRUNK, _NAMES, _VALUES = 165, 440, 500, 545, 1060  # columns
-_FITS = 44  # characters of what differs
-# Okabe and Ito's colours, and a shape for each, for those who see no colours.
-_LOOKS = {
-    "best": ("#009E73", "M0 -7 l2 5 5 0 -4 3 2 5 -5 -3 -5 3 2 -5 -4 -3 5 0 z", "best"),
-    "COMPLETE": ("#0072B2", "M-5 0 a5 5 0 1 0 10 0 a5 5 0 1 0 -10 0 z", "complete"),
-    "PRUNED": ("#767676", "M-5 -4 h10 l-5 9 z", "pruned"),
-    "FAILED": ("#D55E00", "M-6 -4 l2 -2 4 4 4 -4 2 2 -4 4 4 4 -2 2 -4 -4 -4 4 -2 -2 4 -4 z", "failed"),
-    "RUNNING": ("#B37600", "M-4 -4 h8 v8 h-8 z", "unfinished"),
-}
+OF_THE_TEACHER = ("teacher.method", "teacher.iterations")  # parameters that say who teaches
+RANGES = 12  # of trial numbers in a cell; the rest are counted
 
 
-@dataclass
+@dataclass(frozen=True)
 class Student:
-    """A trial. `value` is its last metric, infinite where it has none."""
+    """A trial, and how far it has come. `differs` is what it has otherwise than the defaults, its teacher aside."""
 
-    row: Row
-    told: str
-    value: float
-    metric: str
-    best: bool = False
+    trial: int
+    row: int | None
+    differs: dict[str, str]
+    params: Point
+    state: str
+    reason: str
+    steps: int
+    metrics: dict[str, float]  # of its last probe
+    key: str  # of its history there
 
 
 @dataclass
-class Age:
-    """A teacher's checkpoint and whom it taught, the best first. `metric` is what a probe of it said, if there was
-    one."""
+class Checkpoint:
+    """A checkpoint that taught; `metrics` are empty where the store has no probe of it."""
 
     step: int
     key: str
-    metric: str
-    students: list[Student] = field(default_factory=list)
+    description: dict[str, Any]  # its history
+    metrics: dict[str, float]
+    students: list[Student] = field(default_factory=list)  # best first
+    pupils: list[Teacher] = field(default_factory=list)  # teachers that it taught
 
 
 @dataclass
 class Teacher:
-    """One training whose checkpoints taught. `taught_by` says who taught it, if anybody did."""
+    """One line of training, as far as it taught: checkpoints that passed through the same history, oldest last."""
 
-    kind: str
-    key: str
-    taught_by: str
-    ages: list[Age] = field(default_factory=list)
+    title: str
+    checkpoints: list[Checkpoint]
+    taught_by: Checkpoint | None = None
+
+    @property
+    def steps(self) -> int:
+        """To which step it was trained in order to teach."""
+        return self.checkpoints[0].step
+
+    @property
+    def key(self) -> str:
+        """The name of its history there."""
+        return self.checkpoints[0].key
 
 
 @dataclass
-class Family:
-    """A study's teachers, and the trials that had none."""
+class Genealogy:
+    """A study's teachers, those of most students first; trials that none taught; and how many could not be run."""
 
     study: str
     metric: str
+    best: int | None  # the trial
     teachers: list[Teacher]
     alone: list[Student]
+    unavailable: int
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All that taught."""
+        return [checkpoint for teacher in self.teachers for checkpoint in teacher.checkpoints]
+
+    @property
+    def students(self) -> list[Student]:
+        """All trials that were run, without repeats."""
+        return [student for each in self.checkpoints for student in each.students] + self.alone
 
 
-def trace(study: Study, result: dict[str, Any]) -> Family:
-    """Who was taught by whom. `result` is the study's `results.summary`."""
-    teachers: dict[str, Teacher] = {}
-    ages: dict[str, Age] = {}
-    alone: list[Student] = []
+def trace(study: Study, result: Mapping[str, Any]) -> Genealogy:
+    """Who taught whom, by a study and its `results.summary`."""
+    _, defaults = domains.at(study.space.tree, {})
+    groups: dict[str | None, list[Student]] = defaultdict(list)
+    chains: dict[str, tuple[list[TeacherRef], ProbeSpec]] = {}
+    rows = [row for row in result["trials"] if row["repeats"] is None]
+    for row in rows:
+        if row["state"] != "UNAVAILABLE":
+            key = row["teacher_key"]
+            groups[key].append(_student(row, defaults))
+            if key is not None and key not in chains:
+                trial = study.trials[row["trial"]]
+                chains[key] = (runs.teachers(study.run(trial)), study.probe(trial))
+    for students in groups.values():
+        students.sort(key=lambda student: rank(student, study.metric))
+    found: dict[str, Checkpoint] = {}
+    taught: dict[str, str] = {}  # a teacher's checkpoint -> that of the teacher's teacher
+    for refs, spec in chains.values():
+        chain = [_checkpoint(study, ref, spec, found) for ref in refs]
+        taught |= {younger.key: older.key for younger, older in pairwise(chain)}
+    for key, checkpoint in found.items():
+        checkpoint.students = groups.get(key, [])
+    teachers = list(_lines(found.values()))
+    for teacher in teachers:
+        if teacher.key in taught:
+            teacher.taught_by = found[taught[teacher.key]]
+            teacher.taught_by.pupils.append(teacher)
+    teachers.sort(key=lambda each: (-sum(_descendants(one) for one in each.checkpoints), each.title, -each.steps))
+    unavailable = sum(row["state"] == "UNAVAILABLE" for row in rows)
     best = result["best"]["trial"] if result["best"] else None
-    for row in result["trials"]:
-        if row["repeats"] is not None or row["state"] == "UNAVAILABLE":
-            continue
-        trial = study.trials[row["trial"]]
-        student = _student(study, row, row["trial"] == best)
-        found = runs.teachers(study.run(trial))
-        if not found:
-            alone.append(student)
-            continue
-        if row["teacher_key"] not in ages:
-            key = history.key(found[0].run, found[0].run.steps)
-            teacher = teachers.setdefault(key, Teacher(_kind(found[0]), key, _told(found[1]) if found[1:] else ""))
-            ages[row["teacher_key"]] = Age(found[0].step, row["teacher_key"], _probed(study, trial, found[0]))
-            teacher.ages.append(ages[row["teacher_key"]])
-        ages[row["teacher_key"]].students.append(student)
-    for students in [alone, *(age.students for age in ages.values())]:
-        students.sort(key=lambda one: (not one.best, -one.row["steps"], one.value))
-    for teacher in teachers.values():
-        teacher.ages.sort(key=lambda age: age.step)
-    return Family(study.space.id, study.metric, list(teachers.values()), alone)
+    return Genealogy(study.space.id, study.metric, best, teachers, groups.get(None, []), unavailable)
 
 
-def _student(study: Study, row: Row, best: bool) -> Student:
-    metric = tables.with_error(row["metrics"], study.metric)
-    value = row["metrics"].get(study.metric, float("inf"))
-    return Student(row, results.changed(study, row["params"]), value, metric, best)
+def _student(row: Row, defaults: Point) -> Student:
+    differs = {
+        name: value
+        for name, value in results.differing(row["params"], defaults).items()
+        if not name.startswith(OF_THE_TEACHER)
+    }
+    same = {name: row[name] for name in ("trial", "row", "params", "state", "reason", "steps", "metrics")}
+    return Student(differs=differs, key=row["history_key"], **same)
 
 
-def _probed(study: Study, trial: TrialState, teacher: TeacherRef) -> str:
-    record = study.store.record("probes", probe_key(teacher.run, teacher.step, study.probe(trial)))
-    return tables.with_error(record["metrics"], study.metric) if record else ""
+def rank(student: Student, metric: str) -> tuple[bool, int, float, int]:
+    """What students are ordered by: the complete ones by their metric; then the others, further first, better first."""
+    complete = student.state == "COMPLETE"
+    return (not complete, 0 if complete else -student.steps, student.metrics.get(metric, math.inf), student.trial)
 
 
-def _kind(teacher: TeacherRef) -> str:
-    return teacher.run.phases[0].term.kind
+def _checkpoint(study: Study, ref: TeacherRef, spec: ProbeSpec, found: dict[str, Checkpoint]) -> Checkpoint:
+    description = history.describe(ref.run, ref.step)
+    key = history.key_of(description)
+    if key not in found:
+        record = study.store.record("probes", probe_key(ref.run, ref.step, spec)) or {}
+        found[key] = Checkpoint(ref.step, key, description, record.get("metrics", {}))
+    return found[key]
 
 
-def _told(teacher: TeacherRef) -> str:
-    return f"{_kind(teacher)} at {short(teacher.step)}"
+def _lines(checkpoints: Iterable[Checkpoint]) -> Iterator[Teacher]:
+    """Checkpoints of one line of training together. One that several lines pass stands on the longest."""
+    begun: dict[str, list[Checkpoint]] = defaultdict(list)
+    for checkpoint in sorted(checkpoints, key=lambda each: -each.step):
+        begun[_at(checkpoint, 1)].append(checkpoint)
+    lines: dict[str, list[list[Checkpoint]]] = defaultdict(list)
+    for family in begun.values():
+        steps = {checkpoint.step for checkpoint in family}
+        passed: dict[str, list[Checkpoint]] = {}  # history -> the line that goes through it
+        for checkpoint in family:
+            if checkpoint.key not in passed:
+                line: list[Checkpoint] = []
+                lines[lineage.title(checkpoint.description)].append(line)
+                for step in steps:
+                    if step <= checkpoint.step:
+                        passed.setdefault(_at(checkpoint, step), line)
+            passed[checkpoint.key].append(checkpoint)
+    for title, alike in lines.items():
+        for line, told in zip(alike, _differences([line[0].description for line in alike]), strict=True):
+            yield Teacher(", ".join([title, *told]), line)
 
 
-# --- as a table
+def _at(checkpoint: Checkpoint, step: int) -> str:
+    return history.key_of(history.cut(checkpoint.description, step))
 
 
-def markdown(family: Family) -> str:
-    """A line for each checkpoint that taught."""
-    head = ["teacher", "at step", "checkpoint", family.metric, "students", f"best of them: {family.metric}", "trials"]
-    lines = [head, ["---"] * len(head)]
-    for teacher in family.teachers:
-        for age in teacher.ages:
-            kind = f"{teacher.kind}, taught by {teacher.taught_by}" if teacher.taught_by else teacher.kind
-            lines.append([kind, str(age.step), age.key[:12], age.metric, *_counted(age.students)])
-    if family.alone:
-        lines.append(["none", "", "", "", *_counted(family.alone)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def _differences(alike: list[dict[str, Any]]) -> list[list[str]]:
+    """What tells histories of one title apart, in words: a seed, a rate, a block."""
+    leaves = [dict(_leaves(description)) for description in alike]
+    names = sorted({name for each in leaves for name in each})
+    varied = [name for name in names if len({str(each.get(name)) for each in leaves}) > 1]
+    return [[f"{name} {each[name]}" for name in varied if name in each] for each in leaves]
 
 
-def _counted(students: list[Student]) -> list[str]:
-    first = students[0]
-    numbers = sorted(student.row["trial"] for student in students)
-    shown = ", ".join(map(str, numbers[:MOST])) + (f", … {len(numbers) - MOST} more" if len(numbers) > MOST else "")
-    return [str(len(students)), f"trial {first.row['trial']}: {first.metric or '–'}", shown]
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a history by their names; not how long it is, nor its teacher, which are told otherwise."""
+    for key, value in node.items():
+        inner = f"{name}.{key}" if name else key
+        if key == "phases":
+            for phase in value:
+                yield from _leaves(phase["term"])
+            yield from (("until", phase["until"]) for phase in value[:-1])
+        elif isinstance(value, dict):
+            yield from _leaves(value, inner)
+        elif key != "step":
+            yield inner, value
 
 
-# --- as a picture
+def _descendants(checkpoint: Checkpoint) -> int:
+    below = sum(_descendants(one) for pupil in checkpoint.pupils for one in pupil.checkpoints)
+    return len(checkpoint.students) + below
 
 
-def drawing(family: Family) -> str:
-    """An SVG: teachers' checkpoints as lines of training from step 0, to their right the students that they taught."""
-    groups = [(teacher, age, age.students) for teacher in family.teachers for age in teacher.ages]
-    heights = [max(2 * ROW, ROW * len(list(_lines(students)))) for _, _, students in groups]
-    alone = ROW * len(list(_lines(family.alone)))
-    height = TOP + sum(heights) + GAP * len(heights) + (alone + GAP if alone else 0) + 40
-    picture = svg.sheet(WIDTH, height)
-    svg.write(picture, 20, 24, f"{family.study}: which teacher checkpoint taught whom", size=15, weight="bold")
-    for x, told, anchor in (
-        (20, "teacher", "start"),
-        (_START, "trained to step", "start"),
-        (_NAMES, "student: how it differs from the defaults", "start"),
-        (_VALUES, f"{family.metric} (lower is better)", "end"),
-    ):
-        svg.write(picture, x, 48, told, size=11, colour=svg.QUIET, anchor=anchor)
-    longest = max((age.step for _, age, _ in groups), default=1)
-    y, spine = float(TOP), dict[str, float]()
-    for (teacher, age, students), tall in zip(groups, heights, strict=True):
-        middle = y + tall / 2
-        if teacher.key in spine:  # the same training, further: what is drawn above is its beginning
-            svg.line(picture, (_START, spine[teacher.key]), (_START, middle), "#E69F00", 2)
+# --- the table
+
+
+def rows(found: Genealogy) -> list[dict[str, Any]]:
+    """A row for each checkpoint that taught, as plain data; the last is of the trials that none taught."""
+    told = [
+        {
+            "teacher": teacher.title,
+            "taught_by": teacher.taught_by.key if teacher.taught_by else None,
+            "step": checkpoint.step,
+            "key": checkpoint.key,
+            "metrics": checkpoint.metrics,
+            "taught": taught(checkpoint.pupils),
+            **_class(checkpoint.students),
+        }
+        for teacher in found.teachers
+        for checkpoint in teacher.checkpoints
+    ]
+    nobody: dict[str, Any] = {
+        "teacher": None,
+        "taught_by": None,
+        "step": None,
+        "key": None,
+        "metrics": {},
+        "taught": "",
+    }
+    return told + ([nobody | _class(found.alone)] if found.alone else [])
+
+
+def _class(students: list[Student]) -> dict[str, Any]:
+    best = students[0] if students else None
+    return {
+        "students": len(students),
+        "best": best.trial if best else None,
+        "best_steps": best.steps if best else 0,
+        "best_metrics": best.metrics if best else {},
+        "trials": sorted(student.trial for student in students),
+    }
+
+
+def markdown(found: Genealogy) -> str:
+    """The table as Markdown."""
+    metric = found.metric
+    head = ["teacher", "step", "key", metric, "students", "best", f"its {metric}", "at step", "trials"]
+    return tables.piped(head, ([*_teacher(row, metric), *_students(row, metric)] for row in rows(found)))
+
+
+def _teacher(row: dict[str, Any], metric: str) -> list[str]:
+    if row["key"] is None:
+        return ["none", "", "", ""]
+    told = row["teacher"] + (f", taught by {row['taught_by'][:12]}" if row["taught_by"] else "")
+    return [told, str(row["step"]), row["key"][:12], tables.with_error(row["metrics"], metric)]
+
+
+def _students(row: dict[str, Any], metric: str) -> list[str]:
+    told = "; ".join(filter(None, (numbers(row["trials"]), row["taught"])))
+    best = [str(row["best"]), tables.with_error(row["best_metrics"], metric), str(row["best_steps"])]
+    return [str(row["students"]), *(best if row["students"] else ["", "", ""]), told]
+
+
+def taught(pupils: list[Teacher]) -> str:
+    """The teachers that one taught."""
+    return f"{len(pupils)} teachers" if len(pupils) > 1 else "".join(f"the teacher {pupil.title}" for pupil in pupils)
+
+
+def numbers(trials: list[int]) -> str:
+    """Rising numbers as people write them: 0–8, 14, 16; many are counted from the thirteenth range on."""
+    ranges: list[list[int]] = []
+    for trial in trials:
+        if ranges and trial == ranges[-1][1] + 1:
+            ranges[-1][1] = trial
         else:
-            svg.write(picture, 20, middle, teacher.kind, weight="bold")
-            under = f"by {teacher.taught_by}" if teacher.taught_by else f"run {teacher.key[:8]}"
-            svg.write(picture, 20, middle + 15, under, size=10, colour=svg.QUIET)
-        spine[teacher.key] = middle
-        _age(picture, age, middle, longest)
-        _group(picture, students, y, middle)
-        y += tall + GAP
-    if family.alone:
-        svg.write(picture, 20, y + 14, "no teacher", weight="bold")
-        _group(picture, family.alone, y, None)
-    _legend(picture, height - 14)
-    return svg.finish(picture)
-
-
-def _age(picture: ET.Element, age: Age, y: float, longest: int) -> None:
-    x = _START + (_END - _START) * age.step / longest
-    svg.line(picture, (_START, y), (x, y), "#E69F00", 4)
-    node = ET.SubElement(picture, "circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="6", fill="white", stroke="#E69F00")
-    node.set("stroke-width", "3")
-    ET.SubElement(node, "title").text = f"checkpoint {age.key} at step {age.step}"
-    svg.write(picture, x, y - 11, short(age.step), size=11, weight="bold", anchor="middle")
-    if age.metric:
-        svg.write(picture, x, y + 19, age.metric, size=10, anchor="middle")
-    svg.line(picture, (x + 6, y), (_TRUNK, y), svg.LINE)
-
-
-def _lines(students: list[Student]) -> Iterator[Student | int]:
-    """The students that are drawn, and how many more there are."""
-    shown = len(students) if len(students) <= MOST + 1 else MOST  # the line that says "1 more" can as well show it
-    yield from students[:shown]
-    if shown < len(students):
-        yield len(students) - shown
-
-
-def _group(picture: ET.Element, students: list[Student], top: float, middle: float | None) -> None:
-    places = [top + ROW * (number + 0.5) for number in range(len(list(_lines(students))))]
-    if middle is not None:
-        aside = middle - (places[0] + places[-1]) / 2  # a group that is lower than its teacher's words
-        places = [place + aside for place in places]
-        svg.line(picture, (_TRUNK, min(places[0], middle)), (_TRUNK, max(places[-1], middle)), svg.LINE)
-    for place, student in zip(places, _lines(students), strict=True):
-        if middle is not None:
-            svg.line(picture, (_TRUNK, place), (_TRUNK + 16, place), svg.LINE)
-        if isinstance(student, int):
-            svg.write(picture, _NAMES, place + 4, f"… and {student} more", colour=svg.QUIET)
-        else:
-            _draw(picture, student, place)
-
-
-def _draw(picture: ET.Element, student: Student, y: float) -> None:
-    row = student.row
-    colour, shape, word = _LOOKS["best" if student.best else row["state"]]
-    _mark(picture, _TRUNK + 26, y, colour, shape)
-    told = student.told if len(student.told) <= _FITS else f"{student.told[: _FITS - 1]}…"
-    name = svg.write(picture, _NAMES, y + 4, "", weight="bold" if student.best else "normal")
-    bold = ET.SubElement(name, "tspan", {"font-weight": "bold"})
-    bold.text, bold.tail = f"trial {row['trial']} ", told
-    full = f"trial {row['trial']}: {student.told}; {word}, {row['reason']}; checkpoint {row['history_key']}"
-    ET.SubElement(name, "title").text = full
-    at = "" if row["state"] == "COMPLETE" else f"  at {short(row['steps'])}"
-    svg.write(
-        picture, _VALUES, y + 4, f"{student.metric}{at}", anchor="end", weight="bold" if student.best else "normal"
-    )
-
-
-def _legend(picture: ET.Element, y: float) -> None:
-    x = float(_NAMES)
-    for colour, shape, word in _LOOKS.values():
-        _mark(picture, x, y - 4, colour, shape)
-        svg.write(picture, x + 10, y, word, size=11)
-        x += 34 + 6.5 * len(word)
-
-
-def _mark(picture: ET.Element, x: float, y: float, colour: str, shape: str) -> None:
-    ET.SubElement(picture, "path", d=shape, fill=colour, transform=f"translate({x:.1f} {y:.1f})")
+            ranges.append([trial, trial])
+    told = [str(low) if low == high else f"{low}–{high}" for low, high in ranges[:RANGES]]
+    more = sum(high - low + 1 for low, high in ranges[RANGES:])
+    return ", ".join(told) + (f" and {more} more" if more else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raysweep import genealogy, plots, tables
+from raysweep import genealogy, genealogy_svg, plots, tables
 from raysweep.agreement import agreement
 from raysweep.command import add_storage, guarded
 from raysweep.page import page
@@ -33,7 +33,7 @@ def write(study: Study, result: dict[str, Any]) -> list[Path]:
             "table.md": tables.markdown(study, rows),
             "table.csv": tables.as_csv(study, rows),
             "table.tex": tables.latex(study, rows, result["best"]),
-            "lineage.svg": genealogy.drawing(family),
+            "lineage.svg": genealogy_svg.drawing(family),
             "lineage.md": genealogy.markdown(family),
         }
         texts["report.html"] = page(study, result, figures, texts["lineage.svg"])

@@ -131,8 +131,12 @@ def name(path: str) -> str:
 def changed(study: Study, point: Point) -> str:
     """How a point differs from the space's defaults, in a few words."""
     _, defaults = domains.at(study.space.tree, {})
-    differs = [f"{name(path)} {text(value)}" for path, value in point.items() if defaults.get(path) != value]
-    return ", ".join(differs) or "the defaults"
+    return ", ".join(f"{path} {value}" for path, value in differing(point, defaults).items()) or "the defaults"
+
+
+def differing(point: Point, defaults: Point) -> dict[str, str]:
+    """The same by parameter."""
+    return {name(path): text(value) for path, value in point.items() if defaults.get(path) != value}
 
 
 def text(value: Any) -> str:

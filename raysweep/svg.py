@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 INK, QUIET, LINE = "#1c2733", "#66717d", "#8d99a6"
+_WIDE = 0.63  # of a character, on average, in units of the font's size: DejaVu Sans, which is wide
 
 
 def sheet(width: float, height: float) -> ET.Element:
@@ -39,6 +40,12 @@ def line(
     (x1, y1), (x2, y2) = begin, end
     facts = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
     ET.SubElement(picture, "line", facts | {"stroke": colour, "stroke-width": f"{width:g}"})
+
+
+def fitting(text: str, width: float, size: int = 12) -> str:
+    """As much of a text as there is room for."""
+    most = int(width / (_WIDE * size))
+    return text if len(text) <= most else text[: max(0, most - 1)].rstrip(" ,") + "…"
 
 
 def finish(picture: ET.Element) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -67,7 +67,12 @@ def ordered(rows: list[Row], metric: str) -> list[Row]:
 
 def markdown(study: Study, rows: list[Row]) -> str:
     """The table as Markdown."""
-    lines = [columns(study), ["---"] * len(columns(study)), *(cells(study, row) for row in rows)]
+    return piped(columns(study), (cells(study, row) for row in rows))
+
+
+def piped(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Any table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from scipy import stats
 
-from raysweep import genealogy, plots, report, results, space, tables
+from raysweep import genealogy, genealogy_svg, plots, report, results, space, tables
 from raysweep.agreement import agreement
 from raysweep.configurations import configurations
 from raysweep.curves import Synthetic
@@ -240,14 +240,15 @@ def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_pat
 def test_each_student_hangs_on_the_checkpoint_that_taught_it(read):
     study, result = read
     family = genealogy.trace(study, result)
-    taught = {s.row["trial"]: age.key for teacher in family.teachers for age in teacher.ages for s in age.students}
-    taught |= {student.row["trial"]: None for student in family.alone}
+    taught = {student.trial: each.key for each in family.checkpoints for student in each.students}
+    taught |= {student.trial: None for student in family.alone}
     expected = [row for row in result["trials"] if row["repeats"] is None]
     assert taught == {row["trial"]: row["teacher_key"] for row in expected}
-    for students in [family.alone, *(age.students for teacher in family.teachers for age in teacher.ages)]:
-        assert all(one.row["steps"] >= other.row["steps"] for one, other in pairwise(students) if not one.best)
+    for students in [family.alone, *(each.students for each in family.checkpoints)]:
+        pairs = [(one, other) for one, other in pairwise(students) if one.state == other.state == "PRUNED"]
+        assert all(one.steps >= other.steps for one, other in pairs)
     lines = genealogy.markdown(family).splitlines()
-    assert len(lines) == 2 + sum(len(teacher.ages) for teacher in family.teachers) + bool(family.alone)
+    assert len(lines) == 2 + len(family.checkpoints) + bool(family.alone)
 
 
 def texts(drawing: str) -> list[tuple[float, float, str, str]]:
@@ -263,12 +264,12 @@ def texts(drawing: str) -> list[tuple[float, float, str, str]]:
 @pytest.mark.parametrize("trials", [3, 400])
 def test_the_lineage_of_any_size_is_legible(trials):
     study, result = simulated(trials)
-    drawing = genealogy.drawing(genealogy.trace(study, result))
+    drawing = genealogy_svg.drawing(genealogy.trace(study, result))
     lines: dict[float, list[tuple[float, float]]] = {}
     for x, y, anchor, words in texts(drawing):
         wide = 6.4 * len(words)  # of 12 pixels
         left = {"start": x, "middle": x - wide / 2, "end": x - wide}[anchor]
-        assert left >= 0 and left + wide <= genealogy.WIDTH + 40, words
+        assert left >= 0 and left + wide <= genealogy_svg.WIDTH + 40, words
         lines.setdefault(y, []).append((left, left + wide))
     for spans in lines.values():
         assert all(one[1] <= other[0] + 8 for one, other in pairwise(sorted(spans)))
