@@ -275,10 +275,8 @@ class Study:
         kind, when = entry["kind"], entry.get("time", 0.0)
         facts = {name: value for name, value in entry.items() if name not in ("kind", "trial", "time")}
         if kind == "proposed":
-            by = {"proposed_at": when, "driver": max(0, len(self.drivers) - 1)}
+            by = {"proposed_at": when, "ended_at": when, "driver": max(0, len(self.drivers) - 1)}
             self.trials.append(proposed := TrialState(entry["trial"], **facts, **by))
-            if proposed.ended:
-                proposed.ended_at = when
             if proposed.repeats is None:
                 self._first.setdefault(shape(proposed.point), proposed.number)
             else:

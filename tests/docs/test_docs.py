@@ -1,0 +1,122 @@
+"""The documentation can be followed: it builds, its links lead somewhere, its commands are commands."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysweep.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks/README.md",
+]
+SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+GENERATED = {"commands.md", "keys.md"}  # by docs/hooks.py
+LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:python -m raysweep\.|\braysweep )([a-z][\w-]*)\b([^|`\n]*)")
+CHOICES = re.compile(r"[…\[]|\b[a-z]+\|[a-z]+")  # a synopsis: it shows what may stand there
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name) if name else page
+        if target.name in GENERATED:
+            continue
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
+
+
+def written() -> list[tuple[str, str]]:
+    """(where, command line) of each command in a block of code, and of those that search spaces name."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```(?:\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            found += [(page.name, line) for line in block.replace("\\\n", " ").splitlines()]
+    for path in SPACES:
+        found += [
+            (path.name, line.partition("Command")[2]) for line in path.read_text().splitlines() if "# Command" in line
+        ]
+    return found
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    parsed = []
+    for where, line in written():
+        for name, rest in COMMAND.findall(line):
+            rest = re.split(r"\s{2,}|\s#|'\s*$|[()]", rest.partition(" [--profile laptop]")[0])[0].replace("\\", "")
+            if not CHOICES.search(rest) and name in COMMANDS:
+                parsed.append((where, name, [word for word in shlex.split(rest.replace("'", "")) if word]))
+    return parsed
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 20 and {"run", "report", "store", "sync-mlflow", "prepare"} <= {
+        c for _, c, _ in commands()
+    }
+
+
+@pytest.mark.parametrize("where, name, words", commands(), ids=lambda value: value if isinstance(value, str) else None)
+def test_every_command_is_understood_and_its_files_are_there(where, name, words):
+    parser = importlib.import_module(f"raysweep.{COMMANDS[name]}").parser()
+    parser.exit_on_error = False
+    parser.parse_args(words)  # exits where it is not
+    for word in words:
+        if word.endswith((".yaml", ".sh")) and "*" not in word:
+            assert (ROOT / word).exists() or word.isupper() or "FILE" in word, word
+
+
+def test_every_command_and_make_target_that_is_offered_is_documented():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f"raysweep.{name}" in readme or f"raysweep {name}" in readme, name
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    for named in re.findall(r"`make ([a-z]+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES)):
+        assert named in targets
+
+
+def test_every_module_of_raysweep_is_in_the_architecture():
+    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "raysweep").glob("*")):
+        name = path.name if path.suffix == ".py" else f"{path.name}/"
+        if not name.startswith("_") and path.suffix in ("", ".py") and name not in ("profiles/", "templates/"):
+            assert name in told or path.stem in told, name
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    for page in ("index", "tutorial", "results", "commands", "keys", "python", "architecture"):
+        text = (tmp_path / "site" / f"{page}.html").read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://", text), page
+    assert "sync-mlflow" in (tmp_path / "site" / "commands.html").read_text()
+    assert "guidance_scale" in (tmp_path / "site" / "keys.html").read_text()
+    assert (tmp_path / "site" / "schema" / "search-space.json").exists()
+
+
+def test_every_page_is_in_the_navigation():
+    class Loader(yaml.SafeLoader):
+        pass
+
+    nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    assert all(page.name in nav for page in (ROOT / "docs").glob("*.md"))
