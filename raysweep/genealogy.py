@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from raysweep import domains, history, lineage, results, runs, tables
+from raysweep import history, lineage, results, runs, tables
 from raysweep.domains import Point
 from raysweep.results import Row
 from raysweep.study import Study
@@ -90,7 +90,7 @@ class Genealogy:
 
 def trace(study: Study, result: Mapping[str, Any]) -> Genealogy:
     """Who taught whom, by a study and its `results.summary`."""
-    _, defaults = domains.at(study.space.tree, {})
+    defaults = study.space.defaults
     groups: dict[str | None, list[Student]] = defaultdict(list)
     chains: dict[str, tuple[list[TeacherRef], ProbeSpec]] = {}
     rows = [row for row in result["trials"] if row["repeats"] is None]

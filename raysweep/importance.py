@@ -21,7 +21,7 @@ from raysweep.optuna_views import distribution, told
 from raysweep.results import Row
 from raysweep.study import Study
 
-MOST = 1000  # trials that fANOVA looks at, drawn by chance from more: it takes a second for these
+MOST = 400  # trials that fANOVA looks at, drawn by chance from more: its time grows with their square
 FEWEST = 4
 SEED = 0
 

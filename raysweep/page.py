@@ -54,7 +54,7 @@ def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], linea
         cost={name: f"{seconds / 3600:.3g}" for name, seconds in result["cost"].items()},
         saved=_saved(result["cost"]),
         head=tables.columns(study)[:-1],  # reasons have a table of their own
-        cells=[tables.cells(study, row)[:-1] for row in rows[:MOST]],
+        cells=[line[:-1] for line in tables.cells(study, rows[:MOST])],
         count=len(rows),
         pictures=[(name, CAPTIONS[name], _source(name, figure)) for name, figure in figures.items()],
         lineage=_data(lineage.encode(), "svg+xml"),

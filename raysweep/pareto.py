@@ -16,12 +16,15 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
     """
     signs = [1 if direction == "falls" else -1 for direction in directions]
     costs = [tuple(sign * value for sign, value in zip(signs, point, strict=True)) for point in points]
-    known = [place for place, cost in enumerate(costs) if not any(map(math.isnan, cost))]
-    found: list[int] = []
-    for place in sorted(known, key=lambda place: costs[place]):  # whoever dominates a point stands before it
-        if not any(dominates(costs[member], costs[place]) for member in found):
-            found.append(place)
-    return sorted(found)
+    known = sorted({cost for cost in costs if not any(map(math.isnan, cost))})  # whoever dominates one stands before it
+    members: list[tuple[float, ...]] = []
+    for cost in known:
+        # Of two numbers, the last member's second is the least so far: it dominates whatever any of them does.
+        rivals = members[-1:] if len(signs) == 2 else members
+        if not any(dominates(member, cost) for member in rivals):
+            members.append(cost)
+    kept = set(members)
+    return [place for place, cost in enumerate(costs) if cost in kept]
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -18,6 +18,8 @@ from raysweep.results import LEVEL, summary, text
 from raysweep.store import Store
 from raysweep.study import Study
 
+SHOWN = 100  # trials in the terminal
+
 
 def write(study: Study, result: dict[str, Any]) -> list[Path]:
     """Write tables, pictures and the page beside the study's journal; returns their paths."""
@@ -50,7 +52,9 @@ def show(study: Study, result: dict[str, Any], files: list[Path], console: Conso
     """The table, the best trial and where everything is."""
     best, steps = result["best"], result["steps"]
     rows = tables.ordered([row for row in result["trials"] if row["repeats"] is None], study.metric)
-    console.print(tables.terminal(study, rows, best["trial"] if best else None))
+    console.print(tables.terminal(study, rows[:SHOWN], best["trial"] if best else None))
+    if len(rows) > SHOWN:
+        console.print(f"… and {len(rows) - SHOWN} more: table.csv", highlight=False)
     for reason in dict.fromkeys(row["reason"] for row in rows if row["state"] == "UNAVAILABLE"):
         numbers = ", ".join(str(row["row"]) for row in rows if row["reason"] == reason)
         console.print(f"Not trained, row {numbers}: {reason}", highlight=False, soft_wrap=True)

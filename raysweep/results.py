@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raysweep import domains, history, runs
+from raysweep import history, runs
 from raysweep.attribution import Charge, Payer, charges
 from raysweep.domains import Point, label
 from raysweep.pareto import Direction, front
@@ -130,8 +130,8 @@ def name(path: str) -> str:
 
 def changed(study: Study, point: Point) -> str:
     """How a point differs from the space's defaults, in a few words."""
-    _, defaults = domains.at(study.space.tree, {})
-    return ", ".join(f"{path} {value}" for path, value in differing(point, defaults).items()) or "the defaults"
+    differs = differing(point, study.space.defaults)
+    return ", ".join(f"{path} {value}" for path, value in differs.items()) or "the defaults"
 
 
 def differing(point: Point, defaults: Point) -> dict[str, str]:

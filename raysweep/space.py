@@ -164,6 +164,11 @@ class Space:
         return sorted({step for step in map(self.steps, written) if step < end}) + [end]
 
     @cached_property
+    def defaults(self) -> Point:
+        """The point with every domain at its default."""
+        return domains.at(self.tree, {})[1]
+
+    @cached_property
     def resolved(self) -> dict[str, Any]:
         """The space with profile and overrides applied, as plain data."""
         return {

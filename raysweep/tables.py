@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from rich.table import Table
 from raysweep import results
 from raysweep.results import Row
 from raysweep.study import Study
-from trainables.spec import error_name
+from trainables.spec import ProbeSpec, error_name
 
 STATES = {
     "COMPLETE": "complete",
@@ -34,16 +34,20 @@ def columns(study: Study, errors_apart: bool = False) -> list[str]:
     return ["trial", "row", *paths, "steps", "own hours", "shared hours", *ours, *published, "state", "reason"]
 
 
-def cells(study: Study, row: Row, errors_apart: bool = False) -> list[str]:
-    """One trial under `columns`."""
-    probe = study.space.probe
-    params = [results.text(row["params"][path]) if path in row["params"] else "" for path in results.searched(study)]
+def cells(study: Study, rows: Iterable[Row], errors_apart: bool = False) -> Iterator[list[str]]:
+    """What stands under `columns`, trial by trial."""
+    paths, published = results.searched(study), results.published(study)
+    for row in rows:
+        yield _cells(study.space.probe, row, paths, published, errors_apart)
+
+
+def _cells(probe: ProbeSpec, row: Row, paths: list[str], published: list[str], errors_apart: bool) -> list[str]:
+    params = [results.text(row["params"][path]) if path in row["params"] else "" for path in paths]
     metrics = row["metrics"]
     if errors_apart:
         ours = [_number(metrics.get(name)) for name in probe.reported]
     else:
         ours = [with_error(metrics, name) for name in probe.measured]
-    published = [_number(row["published"].get(name)) for name in results.published(study)]
     number = "" if row["row"] is None else str(row["row"])
     return [
         str(row["trial"]),
@@ -52,7 +56,7 @@ def cells(study: Study, row: Row, errors_apart: bool = False) -> list[str]:
         str(row["steps"]),
         *(f"{row['cost'][which] / 3600:.3g}" for which in ("own_device_s", "shared_device_s")),
         *ours,
-        *published,
+        *(_number(row["published"].get(name)) for name in published),
         STATES[row["state"]],
         row["reason"],
     ]
@@ -67,7 +71,7 @@ def ordered(rows: list[Row], metric: str) -> list[Row]:
 
 def markdown(study: Study, rows: list[Row]) -> str:
     """The table as Markdown."""
-    return piped(columns(study), (cells(study, row) for row in rows))
+    return piped(columns(study), cells(study, rows))
 
 
 def piped(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -81,7 +85,7 @@ def as_csv(study: Study, rows: list[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns(study, errors_apart=True))
-    writer.writerows(cells(study, row, errors_apart=True) for row in rows)
+    writer.writerows(cells(study, rows, errors_apart=True))
     return out.getvalue()
 
 
@@ -112,12 +116,12 @@ def latex(study: Study, rows: list[Row], best: Row | None) -> str:
         " & ".join(_tex(head[place]) for place in kept) + " \\\\",
         "\\midrule",
     ]
-    for row in rows:
-        if row["repeats"] is None:
-            cell = [_tex(cells(study, row)[place]) for place in kept]
-            if best and row["trial"] == best["trial"]:
-                cell = [f"\\textbf{{{each}}}" if each else "" for each in cell]
-            lines.append(" & ".join(cell) + " \\\\")
+    shown = [row for row in rows if row["repeats"] is None]
+    for row, whole in zip(shown, cells(study, shown), strict=True):
+        cell = [_tex(whole[place]) for place in kept]
+        if best and row["trial"] == best["trial"]:
+            cell = [f"\\textbf{{{each}}}" if each else "" for each in cell]
+        lines.append(" & ".join(cell) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

@@ -39,7 +39,7 @@ class Panel:
 def panels(study: Study, rows: Sequence[Row]) -> list[Panel]:
     """Each searched parameter with the trials that differ from the defaults in it alone, the defaults among them; all
     of them at the same step, or all at their ends."""
-    _, base = domains.at(study.space.tree, {})
+    base = study.space.defaults
     known = [row for row in rows if row["repeats"] is None and row["probes"]]
     alone = [(row, differs) for row in known if len(differs := _differs(row["params"], base)) <= 1]
     if all(differs for _, differs in alone):  # the defaults themselves were not tried

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raysweep import domains
 from raysweep.plots.style import figure
 from raysweep.results import Row, changed
 from raysweep.study import Study
@@ -58,7 +57,7 @@ def _chosen(study: Study, result: dict[str, Any]) -> list[Row]:
     """The best trials of those that came furthest, and the defaults."""
     known = [row for row in result["trials"] if row["repeats"] is None and row["probes"]]
     known.sort(key=lambda row: (-row["steps"], row["metrics"][study.metric]))
-    _, base = domains.at(study.space.tree, {})
+    base = study.space.defaults
     default = [row for row in known[TRIALS:] if row["params"] == base]
     return [*known[: TRIALS - len(default)], *default]
 

@@ -50,7 +50,7 @@ def written() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for block in re.findall(r"^```(?:\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-            found += [(page.name, line) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+            found += [(page.name, line) for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
     for path in SPACES:
         found += [
             (path.name, line.partition("Command")[2]) for line in path.read_text().splitlines() if "# Command" in line
