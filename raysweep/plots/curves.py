@@ -48,7 +48,7 @@ def curves(study: Study, result: dict[str, Any]) -> Figure | None:
     axes[0].set_xlabel("optimizer steps" + ("; dotted: rungs" if any(row["decisions"] for row in rows) else ""))
     if hours:
         spent = {trial: [hour * per_hour for hour in places] for trial, places in hours.items()}
-        _draw(axes[1], study, rows, spent, best)
+        _draw(axes[1], study, [row for row in rows if row["trial"] in spent], spent, best)
         axes[1].set_xlabel(f"device-{unit} of the trial’s training and its teacher’s, without sharing")
         axes[1].set_xlim(left=0)
     _legend(axes[0], rows, best)
@@ -136,18 +136,17 @@ def _legend(axes: Axes, rows: list[Row], best: int | None) -> None:
             axes.plot([], [], MARKERS[state], linestyle="-", color=COLOURS[state], label=f"{told} ({count})")
     if best is not None:
         axes.plot([], [], "o-", color=BEST, linewidth=2.4, label=f"best (trial {best})")
-    axes.legend(fontsize=9, loc="lower left")
+    axes.legend(fontsize=9, loc="upper right")
 
 
 def _hours(study: Study, rows: list[Row]) -> dict[int, list[float]] | None:
-    """Device-hours by trial and probe; None where the store does not have them."""
+    """Device-hours by trial and probe, of those whose manifests are still there; None where none are."""
     teachers: dict[str, float] = {}
     found = {}
     for row in rows:
         run = study.run(study.trials[row["trial"]])
-        way = study.store.way(run, row["steps"])
-        if not way:
-            return None
+        if not (way := study.store.way(run, row["steps"])):
+            continue
         total = 0.0
         for teacher in runs.teachers(run):
             key = f"{row['teacher_key']} {teacher.step}"
@@ -158,7 +157,7 @@ def _hours(study: Study, rows: list[Row]) -> dict[int, list[float]] | None:
         found[row["trial"]] = [
             (total + sum(seconds for end, seconds in spent if end <= probe["step"])) / 3600 for probe in row["probes"]
         ]
-    return found
+    return found or None
 
 
 def _device_s(manifest: dict[str, Any]) -> float:

@@ -1,0 +1,54 @@
+"""What MLflow costs: the time to tell it all of a stored study, against the time that training took.
+
+    python benchmarks/tracking.py table5 --storage runs
+
+The study is mirrored into an empty SQLite file, as the sweep's own thread does while it trains: curves, probes, pictures,
+checkpoints, in batches. Compared with the seconds that workers trained for the same study. Workers never wait for it: this is
+what it takes from the driver's core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from raysweep.results import summary
+from raysweep.store import Store
+from raysweep.study import Study
+from raysweep.tracking import Mirror
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--storage", default="runs")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    study = Study.reopen(Store(options.storage), options.study)
+    cost = summary(study)["cost"]
+    trained = cost["own_device_s"] + cost["shared_device_s"] - cost["of_it_probes_device_s"]
+    steps = sum(trial.step for trial in study.distinct)
+    told = []
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            mirror = Mirror(study, f"sqlite:///{Path(folder, 'mlflow.db')}")
+            began = time.process_time()
+            for trial in study.trials:
+                mirror.sync_trial(trial)
+            told.append(time.process_time() - began)
+    seconds = statistics.median(told)
+    print(
+        f"{study.space.id}: {len(study.trials)} trials, {steps} steps of students; training {trained:.0f} device-seconds, "
+        f"MLflow {seconds:.2f} s of CPU (median of {options.repeats}): {seconds / len(study.trials) * 1000:.0f} ms a trial, "
+        f"{seconds / steps * 1000:.2f} ms a step, {seconds / trained:.2%} of training"
+    )
+
+
+if __name__ == "__main__":
+    main()
