@@ -2,9 +2,9 @@
 
     python benchmarks/tracking.py table5 --storage runs
 
-The study is mirrored into an empty SQLite file, as the sweep's own thread does while it trains: curves, probes, pictures,
-checkpoints, in batches. Compared with the seconds that workers trained for the same study. Workers never wait for it: this is
-what it takes from the driver's core.
+The study is mirrored into an empty SQLite file, as the sweep's own thread does while it trains: curves, probes,
+pictures, checkpoints, in batches. Compared with the seconds that workers trained for the same study. Workers never wait
+for it: this is what it takes from the driver's core.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def main() -> None:
             told.append(time.process_time() - began)
     seconds = statistics.median(told)
     print(
-        f"{study.space.id}: {len(study.trials)} trials, {steps} steps of students; training {trained:.0f} device-seconds, "
-        f"MLflow {seconds:.2f} s of CPU (median of {options.repeats}): {seconds / len(study.trials) * 1000:.0f} ms a trial, "
-        f"{seconds / steps * 1000:.2f} ms a step, {seconds / trained:.2%} of training"
+        f"{study.space.id}: {len(study.trials)} trials, {steps} steps of students\n"
+        f"training {trained:.0f} device-seconds, MLflow {seconds:.2f} s of CPU (median of {options.repeats}): "
+        f"{seconds / len(study.trials) * 1000:.0f} ms a trial, {seconds / steps * 1000:.2f} ms a step, "
+        f"{seconds / trained:.2%} of training"
     )
 
 
