@@ -6,12 +6,13 @@ PRUNED and FAIL are told as what they are, with the metric at the training steps
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState as OptunaState
@@ -157,6 +158,10 @@ class Dashboard(View):
     def __init__(self, study: Study, storage: str | None, tell: Tell):
         super().__init__(study, study.space.tree, optuna.storages.get_storage(storage))
         self._say = tell
+        second = {None: [], "steps": ["steps"], "is": [study.space.probe.name("is")]}
+        with warnings.catch_warnings():  # of what is experimental in Optuna: else axes say "Objective 0"
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.optuna.set_metric_names([study.metric, *second[study.space.search.second_objective]])
         self._adopt()
         for trial in study.trials:
             self._hear(trial)
