@@ -69,6 +69,9 @@ class Mirror:
             self._runs = Runs(self._client, study.space.id, study.store, bare)
             self._models = Models(self._client, self._runs.experiment, study.store, self._runs.adopted.values())
             self.parent = self._describe_sweep()
+        except ModuleNotFoundError as error:  # the driver of a database
+            told = f"needs {error.name}, which is not installed; for PostgreSQL: pip install 'raysweep[postgres]'"
+            raise UserError(public(f"--tracking-uri {uri}: {told}")) from None
         except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
             raise UserError(public(f"--tracking-uri {uri}: {str(error).splitlines()[0]}")) from None
 

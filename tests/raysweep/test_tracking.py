@@ -197,6 +197,7 @@ def test_a_wrong_study_storage_or_server_is_a_line(swept, tmp_path, capsys):
         ["nothing", "--storage", study.store.uri],
         ["--storage", str(tmp_path / "nowhere")],
         ["mirrored", "--storage", study.store.uri, "--tracking-uri", "mlruns"],
+        ["mirrored", "--storage", study.store.uri, "--tracking-uri", "mysql://nobody@127.0.0.1/nothing"],  # no driver
     ):
         assert sync_mlflow.main(wrong) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
