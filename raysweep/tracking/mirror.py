@@ -164,8 +164,8 @@ class Mirror:
         store, known = self.study.store, self._runs.tags(run_id)
         drawn, probed = int(known.get(_CURVE, 0)), int(known.get(_PROBED, 0))
         reached = trial.step
-        if not trial.ended and (found := store.deepest(run, run.steps)):
-            reached = max(reached, found.step)  # what was published between two rungs
+        if trial.state in ("RUNNING", "FAILED") and (found := store.deepest(run, self.study.next_rung(trial))):
+            reached = max(reached, found.step)  # what was published on the way to its next rung, and no other trial's
         tags: dict[str, str] = {}
         judged: list[Metric] = []
         for step in sorted(step for step in trial.probes if step > probed):

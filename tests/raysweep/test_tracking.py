@@ -46,9 +46,11 @@ def swept(tmp_path_factory, cache) -> tuple[Study, str]:
     study = Study(space.load(folder / "space.yaml", "smoke"), Store(str(folder / "runs")))
     study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
     uri = f"sqlite:///{folder / 'live.db'}"
-    mirroring = Mirroring(study, uri, print)
-    lanes.sweep(study, cache)
-    assert mirroring.finish(report.write(study, summary(study)), study.best)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirroring, "LOOK_S", 0.05)  # so that it looks at every trial that is under way
+        mirror = Mirroring(study, uri, print)
+        lanes.sweep(study, cache)
+        assert mirror.finish(report.write(study, summary(study)), study.best)
     return study, uri
 
 
