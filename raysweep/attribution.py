@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep import runs
+from raysweep import history, runs
 from raysweep.study import Study
 from raysweep.trials import TrialState
 from raysweep.work import probe_key
@@ -38,6 +38,7 @@ class Charge:
 
 
 Payer = tuple[str, int]  # a study's name and a trial's number
+Ways = dict[str, list[dict[str, Any]]]  # the manifests that led to a checkpoint, by its key
 
 
 def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
@@ -45,12 +46,13 @@ def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
     users: dict[tuple[bool, str], set[Payer]] = defaultdict(set)  # by whether it is a probe, and its key
     seconds: dict[tuple[bool, str], float] = {}
     found: dict[Payer, Charge] = {}
+    ways: Ways = {}
     for study in studies:
         for trial in study.trials:
             payer = (study.space.id, trial.number)
             found[payer] = Charge()
             if trial.repeats is None and trial.state != "UNAVAILABLE":
-                for is_probe, key, facts in _behind(study, trial):
+                for is_probe, key, facts in _behind(study, trial, ways):
                     users[is_probe, key].add(payer)
                     seconds[is_probe, key] = float(facts.get("seconds", 0.0)) * int(facts.get("workers", 1))
     for (is_probe, key), payers in users.items():
@@ -65,18 +67,22 @@ def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
     return found
 
 
-def _behind(study: Study, trial: TrialState) -> Iterator[tuple[bool, str, dict[str, Any]]]:
-    """All that was computed for a trial, whoever asked for it first."""
+def _behind(study: Study, trial: TrialState, ways: Ways) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+    """All that was computed for a trial, whoever asked for it first. `ways` are those of teachers, read once."""
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
     step = max([trial.step, *ahead])
-    ends = [(run, step), *((t.run, t.step) for t in runs.teachers(run))] if step else []
-    for trained, end in ends:
-        yield from ((False, manifest["key"], manifest) for manifest in study.store.way(trained, end))
+    behind = study.store.way(run, step) if step else []
+    for teacher in runs.teachers(run) if step else []:
+        key = history.key(teacher.run, teacher.step)
+        if key not in ways:
+            ways[key] = study.store.way(teacher.run, teacher.step)
+        behind += ways[key]
+    yield from ((False, manifest["key"], manifest) for manifest in behind)
     keys = [probe_key(run, rung, probe) for rung in trial.probes]
     for doubt in trial.doubts.values():
         both = (trial, study.trials[doubt.rival])
         keys += [probe_key(study.run(one), doubt.step, study.probe(one, doubt)) for one in both]
     for key in keys:
-        if record := study.store.record("probes", key):
-            yield True, key, record
+        if noted := study.store.noted("probes", key):
+            yield True, key, noted

@@ -141,7 +141,7 @@ def _checkpoint(study: Study, ref: TeacherRef, spec: ProbeSpec, found: dict[str,
     description = history.describe(ref.run, ref.step)
     key = history.key_of(description)
     if key not in found:
-        record = study.store.record("probes", probe_key(ref.run, ref.step, spec)) or {}
+        record = study.store.noted("probes", probe_key(ref.run, ref.step, spec)) or {}
         found[key] = Checkpoint(ref.step, key, description, record.get("metrics", {}))
     return found[key]
 

@@ -218,6 +218,11 @@ class Store(Files):
         content: dict[str, Any] = sealed["content"]
         return content
 
+    def noted(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What a record says, its files unseen: for who counts, and builds nothing on them."""
+        sealed = self.sealed(f"records/{kind}/{key}.json")
+        return None if sealed is None else dict(sealed["content"])
+
     def put_record(
         self, kind: str, key: str, record: Mapping[str, Any], files: Mapping[str, Path] = MappingProxyType({})
     ) -> None:
