@@ -40,12 +40,12 @@ class Pen:
 
 def studies(store: Store) -> list[str]:
     """The names of the studies in a store."""
-    return sorted(name for name in store.names("studies") if Journal(store, name).read())
+    return sorted(name for name in store.names("studies") if opening(store, name))
 
 
-def opening(store: Store, name: str) -> dict[str, Any]:
-    """What a study's journal begins with: its `space`, and the studies that it `extends`."""
-    return Journal(store, name).read()[0]
+def opening(store: Store, name: str) -> Entry:
+    """What a study's journal begins with: its `space`, and the studies that it `extends`; empty where it has none."""
+    return Journal(store, name).first()
 
 
 class Journal:
@@ -59,7 +59,9 @@ class Journal:
 
     def read(self) -> list[Entry]:
         """All entries, oldest first."""
-        copies = [self._read_copy(name) for name in COPIES]
+        contents = [self._contents(name) for name in COPIES]
+        copies = [_lines(content) for content in contents[: 1 if contents[0] == contents[1] else 2]]
+        copies = [copies[0], copies[-1]]  # the same, mostly: read once
         merged: dict[int, bytes] = {}
         for number, line in (each for copy in copies for each in copy.items()):
             if number not in merged or _place(line)[1] > _place(merged[number])[1]:
@@ -106,20 +108,18 @@ class Journal:
             else:
                 self._write_part(name, (len(self._lines) - 1) // PART_LINES)
 
-    def _read_copy(self, name: str) -> dict[int, bytes]:
+    def first(self) -> Entry:
+        """The first entry, or an empty one."""
+        lines = [line for name in COPIES for content in self._contents(name) for line in content.split(b"\n")]
+        found = _lines([b"\n".join(line for line in lines if line.startswith(b'{"n": 0,'))])
+        return json.loads(found[0])["entry"] if found else {}
+
+    def _contents(self, name: str) -> list[bytes]:
         if self._store.local():
             files = [f"{name}.jsonl"]
         else:
             files = sorted(file for file in self._store.names(self._folder) if file.startswith(f"{name}."))
-        found: dict[int, bytes] = {}
-        epochs: dict[int, int] = {}
-        for file in files:
-            for line in (self._store.read(f"{self._folder}/{file}") or b"").split(b"\n"):
-                number, epoch = _place(line)
-                if epoch >= epochs.get(number, 0):  # a driver that was outbid may have written one line too many
-                    found[number], epochs[number] = line, epoch
-        found.pop(TORN, None)
-        return found
+        return [self._store.read(f"{self._folder}/{file}") or b"" for file in files]
 
     def _rewrite(self, name: str) -> None:
         assert self._lines is not None
@@ -133,6 +133,18 @@ class Journal:
         assert self._lines is not None
         lines = self._lines[part * PART_LINES : (part + 1) * PART_LINES]
         self._store.write(f"{self._folder}/{name}.{part:06d}.jsonl", b"\n".join(lines) + b"\n")
+
+
+def _lines(contents: list[bytes]) -> dict[int, bytes]:
+    """The lines of a copy that are as they were written, by number."""
+    found: dict[int, bytes] = {}
+    epochs: dict[int, int] = {}
+    for line in (line for content in contents for line in content.split(b"\n")):
+        number, epoch = _place(line)
+        if epoch >= epochs.get(number, 0):  # a driver that was outbid may have written one line too many
+            found[number], epochs[number] = line, epoch
+    found.pop(TORN, None)
+    return found
 
 
 def _seal(number: int, entry: Entry, epoch: int) -> bytes:
