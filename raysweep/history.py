@@ -14,7 +14,7 @@ from typing import Any
 from trainables import catalog
 from trainables.spec import Recipe, Run
 
-NUMERICS = 1
+NUMERICS = 2
 _SAME_NAME = sorted(set(Recipe.model_fields) - {"data"})
 
 
@@ -41,6 +41,8 @@ def describe(run: Run, step: int) -> dict[str, Any]:
         if phase.teacher:
             teacher = phase.teacher
             described["teacher"] = {"history": describe(teacher.run, teacher.step), "weights": teacher.weights}
+            if teacher.precision:
+                described["teacher"]["precision"] = teacher.precision
         phases.append(described)
         begins = phase.until
     return {**recipe, "numerics": NUMERICS, "data": catalog.identity(run.data), "step": step, "phases": phases}

@@ -116,7 +116,8 @@ def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
         age = method.teacher.iterations
         # As long as the student's, so that it is a baseline's run too; longer where an older teacher is asked for.
         run = _run(trial, method.teacher.method, max(age, trial.iterations), scale)
-        teacher = TeacherRef(run=run, step=scale(age), weights=method.teacher.weights)
+        own = method.teacher
+        teacher = TeacherRef(run=run, step=scale(age), weights=own.weights, precision=own.precision)
     return Phase(
         until=until,
         term=term,

@@ -1,8 +1,9 @@
 """Everything random about a step, from (seed, step) alone.
 
-Drawn on the CPU for the whole global batch, of which each rank takes its slice: the same seed gives every trial the
-same images, times and noise, on any number of ranks, whatever was trained or resumed before. Each purpose has a
-generator of its own, so that a new purpose never shifts the others.
+Drawn on the CPU for the global batch, of which each rank takes its slice: the same seed gives every trial the same
+images, times and noise, on any number of ranks, whatever was trained or resumed before. Each purpose has a generator of
+its own, so that a new purpose never shifts the others; noise has one for every `CHUNK` images of the batch, so that a
+rank draws its own share and hardly more, however large the batch is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ def generator(*identity: int | str) -> torch.Generator:
     """A CPU generator seeded by the SHA-256 of `identity`, e.g. `generator(seed, "noise", step)`."""
     digest = hashlib.sha256("/".join(map(str, identity)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+CHUNK = 16  # images whose noise comes from one generator: a change of it is a change of numerics
 
 
 class Draws(NamedTuple):
@@ -89,8 +93,8 @@ def draw(
     """
     mine = share_of(batch_size, rank, world_size)
 
-    def normal(purpose: str, *shape: int) -> Tensor:
-        return torch.randn(batch_size, *shape, generator=generator(seed, purpose, step))[mine]
+    def noise(purpose: str) -> Tensor:
+        return _noise((seed, purpose, step), mine, batch_size, latent_shape)
 
     def uniform(purpose: str) -> Tensor:
         return torch.rand(batch_size, generator=generator(seed, purpose, step))[mine]
@@ -100,10 +104,21 @@ def draw(
     )
     return Draws(
         indices=indices,
-        time=normal("time") if normal_time else uniform("time"),
-        noise=normal("noise", *latent_shape),
-        posterior=normal("posterior", *latent_shape),
+        time=torch.randn(batch_size, generator=generator(seed, "time", step))[mine] if normal_time else uniform("time"),
+        noise=noise("noise"),
+        posterior=noise("posterior"),
         dropped=uniform("label-dropout"),
         flipped=flipped,
         offset=uniform("method"),
     )
+
+
+def _noise(identity: tuple[int | str, ...], mine: slice, batch_size: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals for the images `mine` of a batch, (B, *shape): of the chunks that hold them, and no others."""
+    first, end = mine.start // CHUNK, -(-mine.stop // CHUNK)
+    parts = [
+        torch.randn(min(CHUNK, batch_size - number * CHUNK), *shape, generator=generator(*identity, number))
+        for number in range(first, end)
+    ]
+    drawn = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return drawn[mine.start - first * CHUNK : mine.stop - first * CHUNK]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def shadow(model: nn.Module) -> nn.Module:
+
+def shadow(model: Network) -> Network:
     """A frozen copy in evaluation mode: the average before the first update."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, for all parameters at once."""
-    averages: list[Tensor] = list(average.parameters())
-    values: list[Tensor] = list(model.parameters())
-    torch._foreach_mul_(averages, decay)
-    torch._foreach_add_(averages, values, alpha=1 - decay)
+def update(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
+    """average <- average + (1 - decay) (value - average), for all parameters at once, in one pass over them."""
+    torch._foreach_lerp_(list(averages), list(values), 1 - decay)

@@ -6,20 +6,19 @@ A `Bench` outlives the pieces: what one piece loads (data, detector, teachers) i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from trainables import cached, catalog, encode
+from trainables.backbones import Backbone
 from trainables.checkpoint import Checkpoint, load_weights
 from trainables.data import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
 from trainables.evaluation.probe import Probed, Shards, probe
 from trainables.evaluation.reference import Reference
 from trainables.spec import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
-from trainables.train import Context, Outcome, load_backbone, train
+from trainables.train import Context, NonFiniteLoss, Outcome, load_backbone, train_together
 
 TEACHERS_KEPT = 2
 Folder = Callable[[TeacherRef], Path]
@@ -34,20 +33,22 @@ class Bench:
         self._autoencoders: dict[str, Any] = {}
         self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
         self._detectors: dict[str, detectors.Detector] = {}
-        self._teachers: OrderedDict[tuple[Path, str], nn.Module] = OrderedDict()
+        self._teachers: OrderedDict[tuple[Path, str], Backbone] = OrderedDict()
 
-    def train(self, run: Run, until: int, start: tuple[Path, int] | None, teacher_folder: Folder) -> Outcome:
-        """Train `run` to step `until`, from a checkpoint's folder and step or from the beginning."""
+    def train(
+        self, runs: Sequence[Run], until: int, starts: Sequence[tuple[Path, int] | None], teacher_folder: Folder
+    ) -> list[Outcome | NonFiniteLoss]:
+        """Train runs together to step `until`, each from a checkpoint's folder and step or from the beginning."""
 
-        def teacher(reference: TeacherRef) -> nn.Module:
+        def teacher(reference: TeacherRef) -> Backbone:
             return self._teacher(teacher_folder(reference), reference)
 
-        return train(
-            run,
+        return train_together(
+            runs,
             until,
-            data=self._training_data(run),
+            data=self._training_data(runs),
             context=self.context,
-            start=Checkpoint.load(*start) if start else None,
+            starts=[Checkpoint.load(*start) if start else None for start in starts],
             teacher=teacher,
         )
 
@@ -55,7 +56,7 @@ class Bench:
         """What a probe finds of the snapshot in `folder`; `shards` are what an earlier attempt has left."""
         data, context = self.data(recipe.data), self.context
         return probe(
-            load_backbone(recipe, data, load_weights(folder), context.device),
+            load_backbone(recipe, data, load_weights(folder), context.device, context.compile),
             spec,
             autoencoder=self.autoencoder(recipe.data),
             detector=self.detector(spec),
@@ -78,9 +79,9 @@ class Bench:
             self._data[wanted] = load_latents(name, self.cache, mirrored=mirrored, images=images, device=device)
         return self._data[wanted]
 
-    def _training_data(self, run: Run) -> LatentSet:
-        looked_at = any(isinstance(phase.term, RepaTerm) for phase in run.phases)
-        return self.data(run.data, mirrored=run.horizontal_flip, images=looked_at)
+    def _training_data(self, runs: Sequence[Run]) -> LatentSet:
+        looked_at = any(isinstance(phase.term, RepaTerm) for run in runs for phase in run.phases)
+        return self.data(runs[0].data, mirrored=runs[0].horizontal_flip, images=looked_at)
 
     def autoencoder(self, data: str) -> Any:
         """The autoencoder that made a data set's latents."""
@@ -123,12 +124,13 @@ class Bench:
             raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")
         return Reference(tensors)
 
-    def _teacher(self, folder: Path, reference: TeacherRef) -> nn.Module:
+    def _teacher(self, folder: Path, reference: TeacherRef) -> Backbone:
         name = (folder, reference.weights)
         if name not in self._teachers:
             weights = load_weights(folder, reference.weights)
             run = Run.model_validate(reference.run)
-            self._teachers[name] = load_backbone(run, self.data(run.data), weights, self.context.device)
+            context = self.context
+            self._teachers[name] = load_backbone(run, self.data(run.data), weights, context.device, context.compile)
             while len(self._teachers) > TEACHERS_KEPT:
                 self._teachers.popitem(last=False)
         self._teachers.move_to_end(name)

@@ -1,8 +1,9 @@
 """The one training loop, for every method, teacher and student alike.
 
-`train` takes a run from a checkpoint to a later step. It knows nothing of who asks for it: a `Context` tells it its
-rank and device and takes its progress. What it returns follows from the run's description alone ("same history, same
-bits"): draws come from (seed, step), weights of a new network from (seed, name), nothing from global state.
+`train` takes a run from a checkpoint to a later step, `train_together` several that see the same batches. They know
+nothing of who asks: a `Context` tells them their rank and device and takes their progress. What they return follows
+from a run's description alone ("same history, same bits"): draws come from (seed, step), weights of a new network from
+(seed, name), nothing from global state.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from trainables import backbones, ema, encoders, methods
 from trainables.checkpoint import Checkpoint, Tensors
 from trainables.data import LatentSet
 from trainables.draws import draw, draw_images, generator, share_of
-from trainables.methods import Batch, Method, View
+from trainables.methods import Batch, Guide, Method, Teacher, View
 from trainables.spec import (
     PROJECTED,
     OptimizerSpec,
@@ -42,9 +43,10 @@ from trainables.training_step import TrainingStep, make_batch, split
 POINTS_PER_STRETCH = 20  # of the curve that is kept
 LOOK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
 TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
+# What a run's batches follow from, beside the step.
+OF_THE_BATCH = {"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"}
+LoadTeacher = Callable[[TeacherRef], Teacher]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -57,12 +59,14 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass
 class Context:
-    """Where a training runs. `progress(step)` is called after every step, on every rank; so is `should_stop(step)`
-    until it says, on all ranks at the same step, that training is to end there.
+    """Where a training runs. `progress(step)` is called after every step, on every rank; so are, until the last one,
+    `should_publish(step)` and `should_stop(step)`, which say the same on all ranks: that `publish` is to be called with
+    what there is while training goes on, and that training is to end there.
 
     `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
     share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
-    rounding, the second nothing. `hold_data` holds the data set in the device's memory.
+    rounding, the second nothing. `compile` has blocks compiled, which changes rounding. `hold_data` holds the data set
+    in the device's memory. The tensors that `publish` is given change with the next step: it copies what it keeps.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,19 +74,22 @@ class Context:
     world_size: int = 1
     micro_batch: int | None = None
     checkpoint_blocks: bool = False
+    compile: bool = False
     hold_data: bool = False
     progress: Callable[[int], None] = lambda step: None
+    should_publish: Callable[[int], bool] = lambda step: False
     should_stop: Callable[[int], bool] = lambda step: False
+    publish: Callable[[list[Outcome]], None] = lambda outcomes: None
 
 
 @dataclass
 class Outcome:
-    """What training yields: the state at its last step and what was measured on the way. The last step is the one that
-    was asked for, or an earlier one where `Context.should_stop` said so."""
+    """What training yields: the state at its last step, and what was measured since it began or was last published. The
+    last step is the one that was asked for, or an earlier one where `Context.should_stop` said so."""
 
     checkpoint: Checkpoint
     curve: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of one run: its share of what several took together
 
 
 def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
@@ -97,11 +104,16 @@ def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
     )
 
 
-def load_backbone(recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device) -> backbones.Backbone:
+def load_backbone(
+    recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device, compiled: bool = False
+) -> backbones.Backbone:
     """A frozen backbone in evaluation mode with these weights: a teacher, or a snapshot to probe."""
     backbone = build_backbone(recipe, data)
     backbone.load_state_dict(weights)
-    return backbone.to(device).requires_grad_(False).eval()
+    backbone = backbone.to(device).requires_grad_(False).eval()
+    if compiled:
+        backbone.compile_blocks()
+    return backbone
 
 
 def train(
@@ -111,7 +123,7 @@ def train(
     data: LatentSet,
     context: Context,
     start: Checkpoint | None = None,
-    teacher: Callable[[TeacherRef], nn.Module] | None = None,
+    teacher: LoadTeacher | None = None,
 ) -> Outcome:
     """Train `run` from `start` (or from fresh weights) up to and including step `until`, across its phases.
 
@@ -122,30 +134,66 @@ def train(
         NonFiniteLoss: the loss left the finite numbers; names the stretch and the terms.
         ValueError: `until` lies before `start` or beyond the run's end.
     """
-    first = start.step if start else 0
-    if not first <= until <= run.steps:
-        raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
-    backbone = build_backbone(run, data).to(context.device)
-    backbone.checkpoint_blocks = context.checkpoint_blocks
-    if start:
-        backbone.load_state_dict(start.backbone)
-    average = ema.shadow(backbone)
-    if start:
-        average.load_state_dict(start.ema)
-    outcome = Outcome(start or Checkpoint(0, backbone.state_dict(), average.state_dict()))
+    (found,) = train_together([run], until, data=data, context=context, starts=[start], teacher=teacher)
+    if isinstance(found, NonFiniteLoss):
+        raise found
+    return found
 
-    while (step := outcome.checkpoint.step) < until:
-        phase = run.phase_after(step)
-        method = build_method(run, phase, backbone, data, teacher).to(context.device)
-        begins = max((earlier.until for earlier in run.phases if earlier.until <= step), default=0)
-        if step > begins:
-            method.load_state_dict(outcome.checkpoint.method)
-        training = _Stretch(run, phase, backbone, average, method, outcome.checkpoint.optimizer, data, context)
-        last = min(phase.until, until)
-        outcome = training.go(step, last, outcome)
-        if outcome.checkpoint.step < last:
-            break
-    return outcome
+
+def train_together(
+    runs: Sequence[Run],
+    until: int,
+    *,
+    data: LatentSet,
+    context: Context,
+    starts: Sequence[Checkpoint | None],
+    teacher: LoadTeacher | None = None,
+) -> list[Outcome | NonFiniteLoss]:
+    """Train several runs in lockstep, each to the bits that `train` would give it. A batch is drawn, read and moved
+    once for all of them, and a teacher looks at it once for all that it guides.
+
+    Args:
+        starts: of each run, all at the same step.
+
+    Returns:
+        Of each run what `train` returns, or the error that it raises while the others go on.
+
+    Raises:
+        ValueError: as `train`; or the runs do not start at one step, or do not see the same batches.
+    """
+    first = starts[0].step if starts[0] else 0
+    if any((start.step if start else 0) != first for start in starts):
+        raise ValueError("runs that train together start at the same step")
+    for run in runs:
+        if not first <= until <= run.steps:
+            raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
+        if run.model_dump(include=OF_THE_BATCH) != runs[0].model_dump(include=OF_THE_BATCH):
+            raise ValueError(f"runs that train together agree in {', '.join(sorted(OF_THE_BATCH))}")
+    students = [_Student(run, start, data, context) for run, start in zip(runs, starts, strict=True)]
+    guides = _Guides(teacher)
+    step, stopped = first, False
+    while step < until and not stopped and (sound := [student for student in students if student.error is None]):
+        last = min(until, *(student.run.phase_after(step).until for student in sound))
+        for student in sound:
+            student.enter(step, last, guides)
+        step, stopped = _advance(sound, step, last, data, context)
+    return [student.error or student.outcome() for student in students]
+
+
+class _Guides:
+    """The teachers of runs that train together, one guide for each."""
+
+    def __init__(self, load: LoadTeacher | None):
+        self._load = load
+        self._known: dict[str, Guide] = {}
+
+    def find(self, reference: TeacherRef | None) -> Guide:
+        if reference is None or self._load is None:
+            raise ValueError("a self_guided phase needs a teacher")
+        name = reference.model_dump_json()
+        if name not in self._known:
+            self._known[name] = Guide(self._load(reference), reference.precision)
+        return self._known[name]
 
 
 def build_method(
@@ -153,7 +201,7 @@ def build_method(
     phase: Phase,
     backbone: Any,
     data: LatentSet,
-    teacher: Callable[[TeacherRef], nn.Module] | None,
+    guides: _Guides,
 ) -> Method:
     """The method of a phase; what is trained of it is drawn from the run's seed."""
     term = phase.term.resolved(run.size)
@@ -166,9 +214,7 @@ def build_method(
     if isinstance(term, VaeAlignTerm):
         options |= {"patch": backbone.patch_size, "channels": data.latent_shape[0]}
     if isinstance(term, SelfGuidedTerm):
-        if phase.teacher is None or teacher is None:
-            raise ValueError("a self_guided phase needs a teacher")
-        options["teacher"] = teacher(phase.teacher)
+        options["teacher"] = guides.find(phase.teacher)
     if isinstance(term, RepaTerm):
         if phase.encoder is None:
             raise ValueError("a repa phase needs an encoder")
@@ -178,81 +224,71 @@ def build_method(
     return methods.create(term.kind, **options)
 
 
-class _Stretch:
-    """Consecutive steps of one phase."""
+class _Student:
+    """One run on its way, whatever its phase."""
 
-    def __init__(
-        self,
-        run: Run,
-        phase: Phase,
-        backbone: nn.Module,
-        average: nn.Module,
-        method: Method,
-        moments: Tensors,
-        data: LatentSet,
-        context: Context,
-    ):
+    error: NonFiniteLoss | None = None
+
+    def __init__(self, run: Run, start: Checkpoint | None, data: LatentSet, context: Context):
         self.run, self.data, self.context = run, data, context
-        self.average = average
-        self.module = TrainingStep(backbone, method, run.velocity_cosine)
-        self.weight_at = phase.term.weight_at
-        self.view = View(average=average, path=run.path)
+        self.backbone = build_backbone(run, data).to(context.device)
+        self.backbone.checkpoint_blocks = context.checkpoint_blocks
+        if start:
+            self.backbone.load_state_dict(start.backbone)
+        self.average = ema.shadow(self.backbone)
+        if start:
+            self.average.load_state_dict(start.ema)
+        if context.compile:
+            self.backbone.compile_blocks()
+            self.average.compile_blocks()
+        self.view = View(average=self.average, path=run.path)
+        self.phase: Phase | None = None
+        self._step = start.step if start else 0
+        self._start: Checkpoint | None = start
+        self._curve: list[dict[str, float]] = []
+        self._seconds = 0.0
+
+    def enter(self, step: int, last: int, guides: _Guides) -> None:
+        """Get ready for the steps from `step` to `last`, which lie in one phase."""
+        if self.phase is not (phase := self.run.phase_after(step)):
+            self._begin(phase, step, guides)
+        # Losses stay on the device until they are asked for, so that hardly a step waits for a transfer.
+        self._rows, self._first = torch.zeros(last - step, len(TERMS), device=self.context.device), step
+
+    def _begin(self, phase: Phase, step: int, guides: _Guides) -> None:
+        run, context = self.run, self.context
+        moments = self._moments() if self.phase else self._start.optimizer if self._start else {}
+        method = build_method(run, phase, self.backbone, self.data, guides).to(context.device)
+        if self._start and step > max((earlier.until for earlier in run.phases if earlier.until <= step), default=0):
+            method.load_state_dict(self._start.method)
+        self._start = None
+        share = _share(run, context)
+        if method.whole_batch and _piece(run, context) < share.stop - share.start:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
+        if method.whole_batch and run.batch_size % context.world_size:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: ranks need equal shares of it")
+        self.phase, self.weight_at = phase, phase.term.weight_at
+        self.module = TrainingStep(self.backbone, method, run.velocity_cosine)
         self.optimizer = _optimizer(self.module, run.optimizer, moments, context.device)
         # The buffers are constants (positions): nothing to broadcast.
         self.replica: Any = self.module
         if context.world_size > 1:
             self.replica = DistributedDataParallel(self.module, broadcast_buffers=False)
-        mine = share_of(run.batch_size, context.rank, context.world_size)
-        share = mine.stop - mine.start
-        self.piece = min(context.micro_batch or share, share)
-        if method.whole_batch and self.piece < share:
-            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
-        if method.whole_batch and run.batch_size % context.world_size:
-            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: ranks need equal shares of it")
+        # Looked up once: walking through the modules takes longer than some of what is done with their parameters.
+        self._parameters = list(self.backbone.parameters()), list(method.parameters())
+        self._averages = list(self.average.parameters())
 
-    def go(self, first: int, last: int, before: Outcome) -> Outcome:
-        """Train from step `first` to `last`, or as far as may be; what `before` measured stays in front of what this
-        measures."""
-        began = time.perf_counter()
-        # Losses stay on the device until the end, so that hardly a step waits for a transfer.
-        history = torch.zeros(last - first, len(TERMS), device=self.context.device)
-        step = first
-        while step < last:
-            history[step - first] = self.step(step)
-            step += 1
-            self.context.progress(step)
-            # The norm is that of the reduced gradients: all ranks see the same one and leave together.
-            if (step - first) % LOOK_EVERY == 0 and not history[
-                step - first - LOOK_EVERY : step - first, 3
-            ].isfinite().all():
-                break
-            if step < last and self.context.should_stop(step):
-                break
-        history = history[: step - first]
-        if self.context.world_size > 1:
-            dist.all_reduce(history)
-            history /= self.context.world_size
-        history = history.cpu()
-        seconds = before.seconds + time.perf_counter() - began
-        _check_finite(history, first)
-        return Outcome(self.checkpoint(step), before.curve + _curve(history, first), seconds)
-
-    def step(self, step: int) -> Tensor:
-        """The optimizer step that leads from `step` to `step + 1`; returns its losses and gradient norm (4,)."""
-        run, context = self.run, self.context
-        whose = {"batch_size": run.batch_size, "num_images": self.data.num_images}
-        whose |= {"rank": context.rank, "world_size": context.world_size}
-        shape, normal_time = self.data.latent_shape, run.time == "log_normal"
-        draws = draw(run.seed, step, **whose, latent_shape=shape, normal_time=normal_time)
-        batch = make_batch(run, draws, self.data, context.device)
-        self.data.expect(*draw_images(run.seed, step + 1, **whose))  # while this step computes
-        self.optimizer.zero_grad(set_to_none=True)
-        pieces = split(batch, self.piece)
-        losses = torch.stack([self._gradients(piece, step, last=piece is pieces[-1]) for piece in pieces])
-        norm = _clip_gradients(self.module, run.optimizer.grad_clip)
-        self.optimizer.step()
-        ema.update(self.average, self.module.backbone, run.ema_decay)
-        return torch.cat([losses.sum(dim=0), norm[None]])
+    def learn(self, piece: Batch, step: int, last: bool) -> None:
+        """Add the gradients of a piece of the batch that leads from `step` to `step + 1`; with the last piece, take the
+        optimizer's step."""
+        row = self._rows[step - self._first]
+        row[:3] += self._gradients(piece, step, last)
+        if last:
+            row[3] = _clip_gradients(*self._parameters, self.run.optimizer.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            ema.update(self._averages, self._parameters[0], self.run.ema_decay)
+            self._step = step + 1
 
     def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
         """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last.
@@ -268,17 +304,96 @@ class _Stretch:
             (losses.total * part).backward()
         return torch.stack(losses).detach() * part
 
-    def checkpoint(self, step: int) -> Checkpoint:
-        moments = {
+    def seems_sound(self) -> bool:
+        """Whether the last `LOOK_EVERY` steps were finite: waits for the device."""
+        done = self._step - self._first
+        return bool(self._rows[max(0, done - LOOK_EVERY) : done, 3].isfinite().all())
+
+    def settle(self) -> None:
+        """Bring what was measured from the device, from all ranks, and see whether it is finite."""
+        if self.error or self._step == self._first:
+            return
+        rows = self._rows[: self._step - self._first]
+        if self.context.world_size > 1:
+            dist.all_reduce(rows)
+            rows /= self.context.world_size
+        rows = rows.cpu()
+        self.error = _not_finite(rows, self._first)
+        self._curve += _curve(rows, self._first)
+        self._rows, self._first = self._rows[len(rows) :], self._step
+
+    def took(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def outcome(self) -> Outcome:
+        """What there is, and what was measured since this was last asked for."""
+        if self.phase is None:
+            return Outcome(self._start or Checkpoint(0, self.backbone.state_dict(), self.average.state_dict()))
+        measured, self._curve = self._curve, []
+        seconds, self._seconds = self._seconds, 0.0
+        networks = self.backbone.state_dict(), self.average.state_dict(), self.module.method.state_dict()
+        return Outcome(Checkpoint(self._step, *networks, self._moments()), measured, seconds)
+
+    def _moments(self) -> Tensors:
+        return {
             f"{moment}.{name}": self.optimizer.state[parameter][moment]
             for name, parameter in self.module.named_parameters()
             if parameter in self.optimizer.state
             for moment in _MOMENTS
         }
-        module = self.module
-        return Checkpoint(
-            step, module.backbone.state_dict(), self.average.state_dict(), module.method.state_dict(), moments
-        )
+
+
+def _share(run: Run, context: Context) -> slice:
+    return share_of(run.batch_size, context.rank, context.world_size)
+
+
+def _piece(run: Run, context: Context) -> int:
+    """How many images go through the network at once."""
+    share = _share(run, context)
+    return min(context.micro_batch or run.batch_size, share.stop - share.start)
+
+
+def _advance(students: list[_Student], first: int, last: int, data: LatentSet, context: Context) -> tuple[int, bool]:
+    """Train from step `first` to `last`, within one phase of each, or as far as may be. Returns the step that was
+    reached and whether that is the end. Students whose numbers are not finite any more are left behind."""
+    run, going, step, began = students[0].run, list(students), first, time.perf_counter()
+    whose = {"batch_size": run.batch_size, "num_images": data.num_images}
+    whose |= {"rank": context.rank, "world_size": context.world_size}
+    shape, normal_time = data.latent_shape, run.time == "log_normal"
+    while True:
+        draws = draw(run.seed, step, **whose, latent_shape=shape, normal_time=normal_time)
+        batch = make_batch(run, draws, data, context.device)
+        data.expect(*draw_images(run.seed, step + 1, **whose))  # while this step computes
+        pieces = split(batch, _piece(run, context))
+        for piece in pieces:
+            for student in going:
+                student.learn(piece, step, last=piece is pieces[-1])
+        step += 1
+        context.progress(step)
+        if (step - first) % LOOK_EVERY == 0:
+            # The norm is that of the reduced gradients: all ranks see the same one and leave a student together.
+            going = [student for student in going if student.seems_sound()]
+        if step == last or not going:
+            break
+        publish, stop = context.should_publish(step), context.should_stop(step)
+        if stop:
+            break
+        if publish:
+            began = _settle(going, began)
+            going = [student for student in going if student.error is None]
+            context.publish([student.outcome() for student in going])
+    _settle(students, began)
+    return step, step < last
+
+
+def _settle(students: list[_Student], began: float) -> float:
+    """Settle all, and share out among them the seconds since `began`; returns when that was."""
+    for student in students:
+        student.settle()
+    now = time.perf_counter()
+    for student in students:
+        student.took((now - began) / len(students))
+    return now
 
 
 def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device: torch.device) -> torch.optim.AdamW:
@@ -299,31 +414,29 @@ def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device:
 
 
 @torch.no_grad()
-def _clip_gradients(module: TrainingStep, limit: float | None) -> Tensor:
+def _clip_gradients(backbone: list[nn.Parameter], method: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
 
     The backbone's squares are summed apart from the method's: a method of weight 0 then adds an exact zero, and the
     backbone's update keeps its bits (torch's own clipping would sum in another order).
     """
-    parts = [[p.grad for p in part.parameters() if p.grad is not None] for part in (module.backbone, module.method)]
-    norm = torch.stack([_square_sum(part, module) for part in parts]).sum().sqrt()
+    parts = [[p.grad for p in part if p.grad is not None] for part in (backbone, method)]
+    norm = torch.stack([_square_sum(part, like=backbone[0]) for part in parts]).sum().sqrt()
     if limit is not None:
         torch._foreach_mul_(parts[0] + parts[1], torch.clamp(limit / (norm + 1e-6), max=1.0))
     return norm
 
 
-def _square_sum(gradients: list[Tensor], module: nn.Module) -> Tensor:
-    if not gradients:
-        return next(module.parameters()).new_zeros(())
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+def _square_sum(gradients: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else like.new_zeros(())
 
 
-def _check_finite(history: Tensor, first: int) -> None:
+def _not_finite(history: Tensor, first: int) -> NonFiniteLoss | None:
     if history.isfinite().all():
-        return
+        return None
     wrong = int((~history.isfinite().all(dim=1)).nonzero()[0])
     at, before = (dict(zip(TERMS, history[row].tolist(), strict=True)) for row in (wrong, max(0, wrong - 1)))
-    raise NonFiniteLoss(first + wrong + 1, at, before if wrong else {})
+    return NonFiniteLoss(first + wrong + 1, at, before if wrong else {})
 
 
 def _curve(history: Tensor, first: int) -> list[dict[str, float]]:

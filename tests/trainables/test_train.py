@@ -152,7 +152,7 @@ def test_the_guided_feature_is_exact_at_scales_0_and_1(scale, branch, data, teac
     x, t, y = torch.randn(3, 8, 8, 8), torch.rand(3), torch.tensor([0, 4, 8])
     feature = guided_feature(teacher, x, t, y, block=8, guidance_scale=scale)
     null = torch.full_like(y, data.num_classes)
-    both = teacher.features(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), 8)
+    both = teacher.states(x, t, torch.cat([y, null]), (8,))[8]
     conditional, unconditional = both.chunk(2)
     assert torch.equal(feature, conditional if branch == "conditional" else unconditional)
     assert not torch.equal(conditional, unconditional)

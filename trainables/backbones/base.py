@@ -180,11 +180,35 @@ class Backbone(nn.Module):
         Raises:
             ValueError: no such block.
         """
-        self._check_blocks((block,))
-        x, c = self._embed(x_t, t, y)  # (B, T, D), (B, D)
-        for layer in islice(self.blocks, block):
-            x = self._through(layer, x, c)  # (B, T, D)
-        return x
+        return self.states(x_t, t, y, (block,))[block]
+
+    def states(self, x_t: Tensor, t: Tensor, y: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
+        """The states {block: (kB, T, D)} after `blocks`, at the cost of the deepest of them.
+
+        Args:
+            y: (kB,), k labels for every image: first one for each, then another for each, and so on. What does not
+                depend on the label is computed once.
+
+        Raises:
+            ValueError: a block that there is not, or none.
+        """
+        self._check_blocks(blocks)
+        found: dict[int, Tensor] = {}
+        x, c = self._embed(x_t, t, y)  # (kB, T, D), (kB, D)
+        for number, block in enumerate(islice(self.blocks, max(blocks)), start=1):
+            x = self._through(block, x, c)  # (kB, T, D)
+            if number in blocks:
+                found[number] = x
+        return found
+
+    def compile_blocks(self) -> None:
+        """From now on compute each block by code that torch.compile makes of it: equal to rounding, and faster from the
+        second step of a kind on. Blocks of one shape share their code; weights and their names stay as they are."""
+        # Beyond the limit torch would go on uncompiled without a word, and the same history would get other bits.
+        config = torch._dynamo.config
+        config.recompile_limit = config.accumulated_recompile_limit = 1024
+        for block in self.blocks:
+            block.compile(dynamic=False)
 
     def _block_inputs(self) -> tuple[Any, ...]:
         """What every block is given beside the tokens and the condition."""
@@ -201,9 +225,12 @@ class Backbone(nn.Module):
         return block(x, c, *self._block_inputs())  # (B, T, D)
 
     def _embed(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        looks = len(y) // len(x_t)
         tokens = self.x_embedder(x_t) + self.pos_embed  # (B, T, D)
-        condition = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
-        return tokens, condition
+        time = self.t_embedder(t)  # (B, D)
+        if looks > 1:
+            tokens, time = tokens.repeat(looks, 1, 1), time.repeat(looks, 1)
+        return tokens, time + self.y_embedder(y)
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         size = self.grid * self.patch_size

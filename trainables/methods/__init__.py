@@ -14,7 +14,7 @@ from trainables.methods.dispersive import Dispersive
 from trainables.methods.layersync import LayerSync
 from trainables.methods.none import NoMethod
 from trainables.methods.repa import Repa
-from trainables.methods.self_guided import SelfGuided
+from trainables.methods.self_guided import Guide, SelfGuided, Teacher
 from trainables.methods.sra import Sra
 from trainables.methods.vae_align import VaeAlign
 
@@ -40,4 +40,4 @@ def create(kind: str, **options: Any) -> Method:
     return METHODS[kind](**options)
 
 
-__all__ = ["METHODS", "Batch", "Method", "View", "create"]
+__all__ = ["METHODS", "Batch", "Guide", "Method", "Teacher", "View", "create"]

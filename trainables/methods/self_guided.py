@@ -9,47 +9,106 @@ the paper, options here: the target enters as it is or layer-normalised (`target
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+import contextlib
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.methods.base import Batch, Method, projector
+from trainables.spec import TeacherPrecision
 
 
 class Teacher(Protocol):
-    """What is asked of a teacher: a backbone's `features`, which stops at the block that is read."""
+    """What is asked of a teacher: a backbone's `states`, which stop at the deepest block that is read."""
 
     width: int
     num_classes: int
 
-    def features(self, x_t: Tensor, t: Tensor, y: Tensor, block: int) -> Tensor: ...
+    def states(self, x_t: Tensor, t: Tensor, y: Tensor, blocks: Collection[int]) -> dict[int, Tensor]: ...
+
+
+class Branches(NamedTuple):
+    """A teacher's states (B, T, D) after one block, for the true label and for the null class."""
+
+    conditional: Tensor
+    unconditional: Tensor
+
+
+class Guide:
+    """A frozen teacher as its students see it: both branches of all blocks that they read, computed once for a batch,
+    however many students ask.
+
+    Args:
+        precision: of the teacher's matrix products; None: as the student's. Between them states stay in float32.
+    """
+
+    def __init__(self, teacher: Teacher, precision: TeacherPrecision | None = None):
+        self.teacher, self.precision = teacher, precision
+        self._read: list[int] = []  # by each student
+        self._batch: Batch | None = None
+        self._seen: dict[int, Branches] = {}
+        self._waiting = 0  # students that have not asked for it yet
+
+    def expect(self, block: int) -> None:
+        """One more student will read that block of every batch."""
+        self._read.append(block)
+
+    def __call__(self, batch: Batch, block: int) -> Branches:
+        """What the teacher makes of a batch."""
+        if self._batch is not batch:
+            self._batch, self._seen, self._waiting = batch, self._look(batch), len(self._read)
+        found = self._seen[block]
+        self._waiting -= 1
+        if not self._waiting:  # nobody needs the memory any more
+            self._batch, self._seen = None, {}
+        return found
+
+    def _look(self, batch: Batch) -> dict[int, Branches]:
+        device = batch.x_t.device.type
+        context: AbstractContextManager[Any] = contextlib.nullcontext()  # the student's
+        if self.precision is not None:
+            dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+            context = torch.autocast(device, dtype, enabled=self.precision != "fp32")
+        with context:
+            return branches(self.teacher, batch.x_t, batch.t, batch.labels, set(self._read))
 
 
 @torch.no_grad()
+def branches(teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int]) -> dict[int, Branches]:
+    """Both branches in one batch of 2B, up to the deepest of `blocks` and no further."""
+    null = torch.full_like(labels, teacher.num_classes)
+    states = teacher.states(x_t, t, torch.cat([labels, null]), blocks)  # {block: (2B, T, D)}
+    return {block: Branches(*both.chunk(2)) for block, both in states.items()}
+
+
+def extrapolate(looks: Branches, guidance_scale: float) -> Tensor:
+    """f_g (B, T, D) float32 = f_u + omega (f_c - f_u)."""
+    # lerp is exact at both ends: scale 0 gives f_u and scale 1 gives f_c to the last bit.
+    return torch.lerp(looks.unconditional.float(), looks.conditional.float(), guidance_scale)
+
+
 def guided_feature(
     teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, *, block: int, guidance_scale: float
 ) -> Tensor:
-    """f_g (B, T, D): both branches in one batch of 2B, up to block `block` and no further."""
-    null = torch.full_like(labels, teacher.num_classes)
-    both = teacher.features(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, null]), block)  # (2B, T, D)
-    conditional, unconditional = both.chunk(2)
-    # lerp is exact at both ends: scale 0 gives f_u and scale 1 gives f_c to the last bit.
-    return torch.lerp(unconditional.float(), conditional.float(), guidance_scale)
+    """f_g (B, T, D) of a teacher after one block."""
+    return extrapolate(branches(teacher, x_t, t, labels, (block,))[block], guidance_scale)
 
 
 class SelfGuided(Method):
-    """`width`: the student's; `layers`: teacher block m -> student block n; `teacher`: frozen, in evaluation mode."""
+    """`width`: the student's; `layers`: teacher block m -> student block n; `teacher`: frozen, in evaluation mode, or a
+    guide that other students ask too."""
 
-    teacher: Teacher
+    guide: Guide
 
     def __init__(
         self,
         *,
         width: int,
-        teacher: Teacher,
+        teacher: Teacher | Guide,
         layers: tuple[int, int],
         guidance_scale: float,
         projector_width: int,
@@ -61,14 +120,12 @@ class SelfGuided(Method):
         self.taps = (student_block,)
         self.guidance_scale = guidance_scale
         self.target_norm = target_norm
-        self.projector = projector(width, projector_width, teacher.width, generator)
-        # Not a submodule: DDP, the optimizer and the checkpoint must not see it.
-        object.__setattr__(self, "teacher", teacher)
+        self.guide = teacher if isinstance(teacher, Guide) else Guide(teacher)
+        self.guide.expect(self.teacher_block)
+        self.projector = projector(width, projector_width, self.guide.teacher.width, generator)
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: Any = None) -> Tensor:
-        target = guided_feature(
-            self.teacher, batch.x_t, batch.t, batch.labels, block=self.teacher_block, guidance_scale=self.guidance_scale
-        )
+        target = extrapolate(self.guide(batch, self.teacher_block), self.guidance_scale)
         if self.target_norm == "layer":
             target = F.layer_norm(target, target.shape[-1:])
         return F.mse_loss(self.projector(hidden[self.taps[0]]).float(), target)

@@ -275,6 +275,9 @@ Method = Annotated[
 PROJECTED = (VaeAlignTerm, SelfGuidedTerm, RepaTerm)  # terms with a projector of the trial's `projector_width`
 
 
+TeacherPrecision = Literal["fp32", "bf16", "fp16"]
+
+
 class TeacherSpec(Spec):
     """Who teaches: a run of the same backbone, data and seed with its own method, as it was after `iterations`
     steps."""
@@ -282,6 +285,7 @@ class TeacherSpec(Spec):
     method: Method = VaeAlign()  # with which it is trained
     iterations: Steps = 200_000  # its age: optimizer steps
     weights: Literal["ema", "raw"] = "ema"  # that guide
+    precision: TeacherPrecision | None = None  # of its matrix products while it guides; default: the student's
 
 
 SelfGuided.model_rebuild()

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from trainables import catalog, prepared
 from trainables.spec.backbones import BACKBONES, BackboneSize
 from trainables.spec.base import Spec, Steps, WrongKey, effnet_missing
-from trainables.spec.methods import Method, NoMethod, SelfGuided, Term
+from trainables.spec.methods import Method, NoMethod, SelfGuided, TeacherPrecision, Term
 
 
 class EncoderSpec(Spec):
@@ -131,6 +131,7 @@ class TeacherRef(Spec):
     run: Run
     step: Steps
     weights: Literal["ema", "raw"] = "ema"
+    precision: TeacherPrecision | None = None
 
 
 class Phase(Spec):
