@@ -31,7 +31,7 @@ class Dispatcher(Pool):
         milestones: steps at which all runs publish.
         lanes: how many there are.
         leases: how drivers that share the store keep out of each other's way; None where there is only this one.
-        workers, micro_batch: as `Pool` takes them.
+        workers, micro_batch, cohort: as `Pool` takes them.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class Dispatcher(Pool):
         leases: Leases | None = None,
         workers: int = 1,
         micro_batch: int | None = None,
+        cohort: int = 1,
     ):
-        super().__init__(lanes, Claims(leases, store) if leases else None, workers, micro_batch)
+        super().__init__(lanes, Claims(leases, store) if leases else None, workers, micro_batch, cohort)
         self.store, self.milestones = store, list(milestones)
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._wants: dict[str, Want] = {}

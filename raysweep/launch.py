@@ -201,7 +201,8 @@ class _Shared(Dispatcher):
 
     def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
         store = Store(storage, mark)
-        super().__init__(store, milestones, launch.lanes, Leases(store), launch.fewest, launch.micro_batch)
+        each = launch.fewest, launch.micro_batch, launch.cohort
+        super().__init__(store, milestones, launch.lanes, Leases(store), *each)
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._note("the dispatcher died and has started anew")
             mine = (found for found in store.published() if found.manifest.get("session") == session)

@@ -20,6 +20,8 @@ class Launch(Spec):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0  # as Ray counts them
     concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
     micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
+    cohort: Count = 1  # students of one teacher that a lane trains in lockstep, at most: the teacher looks once for all
+    compile: bool | None = None  # blocks, by torch.compile; default: on GPUs. Changes rounding, as other hardware does
     checkpoint_blocks: bool = False  # compute activations again instead of keeping them
     hold_data: bool = False  # in the GPU's memory, where it fits: nothing is read while training
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600  # of training, beside the checkpoints at rungs and ends

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from raysweep.claims import POLL_S, Claims
@@ -27,9 +28,12 @@ class Pool:
         claims: what keeps drivers that share a store out of each other's way; None where there is only this one.
         workers: of each lane.
         micro_batch: images that a worker puts through the network at once; None: its whole share of the batch.
+        cohort: students of one teacher that a lane trains in lockstep, at most.
     """
 
-    def __init__(self, lanes: int, claims: Claims | None, workers: int = 1, micro_batch: int | None = None):
+    def __init__(
+        self, lanes: int, claims: Claims | None, workers: int = 1, micro_batch: int | None = None, cohort: int = 1
+    ):
         self.lanes: dict[int, Assignment | None] = {lane: None for lane in range(lanes)}
         self.groups: dict[int, str] = {}  # lane -> the placement group that its workers live in
         self.served: Counter[int] = Counter()  # pieces of work that a lane has finished
@@ -44,6 +48,7 @@ class Pool:
         self._progress: dict[int, tuple[int, float]] = {}  # lane -> (step, steps/s)
         self._heard: dict[int, float] = {}  # lane -> when it last said something
         self._memory = Memory(workers, micro_batch)
+        self._cohort = cohort
         self._silent_since: float | None = None  # the storage
         self._stopping = False
         self._closed = False
@@ -55,16 +60,16 @@ class Pool:
         if group:
             self.groups[lane] = group
         left, self.lanes[lane] = self.lanes.get(lane), None
-        if left is None:
-            return
-        if left.attempts < ATTEMPTS:
-            if not left.too_big:
-                self.notes.append(f"workers of lane {lane} died; {left} starts again")
-            left.too_big = False
-            self._queue(left)
-        else:
-            self._let_go(left)
-            self._answer(left, WorkLost(f"workers died {left.attempts} times during {left}"))
+        if left and left.attempts < ATTEMPTS and not left.too_big:
+            self.notes.append(f"workers of lane {lane} died; {left} starts again")
+        for member in _dissolve(left):
+            if member.attempts < ATTEMPTS:
+                member.too_big = False
+                member.alone |= member.attempts > 1  # perhaps they are too much for a machine together
+                self._queue(member)
+            else:
+                self._let_go(member)
+                self._answer(member, WorkLost(f"workers died {member.attempts} times during {member}"))
 
     async def note(self, lane: int, message: str) -> None:
         """A lane has something to tell people."""
@@ -85,7 +90,10 @@ class Pool:
                 except TimeoutError:
                     break
             elif await self._claim(assignment):
-                assignment.attempts += 1
+                fitting = self._ready.fellows(assignment, self._cohort - 1, len(self.lanes))
+                assignment.fellows = [fellow for fellow in fitting if await self._claim(fellow)]
+                for member in assignment.members:
+                    member.attempts += 1
                 assignment.micro_batch = self._memory.micro_batch(assignment)
                 self.lanes[lane] = assignment
                 return assignment
@@ -97,32 +105,46 @@ class Pool:
         self._progress[lane] = (step, steps_per_s)
         return self._stopping
 
-    async def done(self, lane: int, result: Any) -> None:
-        """The lane has finished and published its assignment, or, of a stretch, as far as step `result`."""
+    async def done(self, lane: int, reached: Sequence[int | None] | None) -> None:
+        """The lane has finished and published its assignment; of a stretch, as far as the steps `reached`, of each of
+        its members. None: to its end; of one of several: it went wrong, and is to be tried by itself."""
         self._hear(lane)
         self.served[lane] += 1
-        if assignment := self._release(lane):
-            if assignment.kind == "train":
-                self.computed_steps += (assignment.end if result is None else result) - assignment.begin
-            self._answer(assignment, result)
+        members = self._release(lane)
+        if reached is None or not members:
+            reached = [member.end for member in members]
+        for member, step in zip(members, reached, strict=True):
+            if step is None:
+                member.alone = True
+                self._queue(member)
+                continue
+            if member.kind == "train":
+                self.computed_steps += step - member.begin
+            self._answer(member, step)
 
     async def failed(self, lane: int, message: str) -> None:
         """The lane's assignment cannot be done by anybody."""
         self.served[lane] += 1
-        if assignment := self._release(lane):
-            self._answer(assignment, WorkFailed(message))
+        for member in self._release(lane):
+            self._answer(member, WorkFailed(message))
 
     async def damaged(self, lane: int, message: str) -> None:
         """What the lane's assignment builds on turned out damaged; whoever asked for it asks again."""
         self._note(message)
-        if assignment := self._release(lane):
-            self._answer(assignment, Again(message))
+        for member in self._release(lane):
+            self._answer(member, Again(message))
 
     async def out_of_memory(self, lane: int) -> None:
         """A worker of the lane had too little memory for its assignment, and its group starts anew. The next attempt
         puts half as many images through the network at once, if that can be."""
         assignment = self.lanes.get(lane)
         if assignment is None or assignment.too_big:  # another worker has said so
+            return
+        if assignment.fellows:
+            self._note(f"out of memory in {assignment}: they are trained one by one from here on")
+            for member in assignment.members:
+                member.too_big = member.alone = True
+                member.attempts -= 1
             return
         if refused := self._memory.halve(assignment):
             self._release(lane)
@@ -135,9 +157,8 @@ class Pool:
 
     async def lane_lost(self, lane: int, message: str) -> None:
         """A lane is gone for good. With the last one, all that waits ends."""
-        left = self.lanes.pop(lane, None)
-        if left:
-            self._queue(left)
+        for member in _dissolve(self.lanes.pop(lane, None)):
+            self._queue(member)
         self._note(f"lane {lane} ended: {message}")
         if not self.lanes:
             self._halt(f"no lane is left: {message}")
@@ -162,7 +183,7 @@ class Pool:
                 step, rate = self._progress.get(lane, (assignment.begin, 0.0))
                 facts: dict[str, Any] = {
                     "kind": assignment.kind,
-                    "trial": assignment.owner,
+                    "trials": [member.owner for member in assignment.members],
                     "teacher": assignment.is_teacher,
                 }
                 facts |= {
@@ -259,13 +280,15 @@ class Pool:
 
     # --- answers
 
-    def _release(self, lane: int) -> Assignment | None:
-        """The lane's assignment, which is over; None where it was given out before this dispatcher started anew."""
+    def _release(self, lane: int) -> list[Assignment]:
+        """The lane's assignment with its fellows, which is over; nothing where it was given out before this dispatcher
+        started anew."""
         assignment, self.lanes[lane] = self.lanes.get(lane), None
         self._progress.pop(lane, None)
-        if assignment:
-            self._let_go(assignment)
-        return assignment
+        members = _dissolve(assignment)
+        for member in members:
+            self._let_go(member)
+        return members
 
     def _let_go(self, assignment: Assignment) -> None:
         if self._claims:
@@ -279,3 +302,11 @@ class Pool:
             answer.set_exception(result)
         else:
             answer.set_result(result)
+
+
+def _dissolve(assignment: Assignment | None) -> list[Assignment]:
+    """A lane's work as single pieces."""
+    if assignment is None:
+        return []
+    members, assignment.fellows = assignment.members, []
+    return members

@@ -72,7 +72,7 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "step", "rung", metric, "state", "steps/s"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        working = {lane["trial"]: lane for lane in self.latest["lanes"]}
+        working = {trial: lane for lane in self.latest["lanes"] for trial in lane["trials"]}
         shown = [t for t in study.trials if not t.ended]
         most = ROWS // len(self.studies)
         shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, most - len(shown))]

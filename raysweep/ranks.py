@@ -67,23 +67,23 @@ class Ranks:
                 told = time.monotonic()
             time.sleep(POLL_S)
 
-    def agree(self, mine: bool) -> bool:
-        """Whether any rank has said yes, in the call before this one: nobody waits for an answer that is under way."""
+    def agree(self, mine: int) -> int:
+        """The most that any rank said in the call before this one: nobody waits for an answer that is under way."""
         if self._group is None:
             return mine
         before = self.settle()
-        flag = torch.tensor([float(mine)])
+        flag = torch.tensor([mine])
         self._asked = (flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True))
         return before
 
-    def settle(self) -> bool:
+    def settle(self) -> int:
         """Wait for the answer that is under way, if one is."""
         asked, self._asked = self._asked, None
         if asked is None:
-            return False
+            return 0
         flag, work = asked
         work.wait()
-        return bool(flag.item())
+        return int(flag.item())
 
     def _everyone(self, mine: Any) -> list[Any]:
         if self._group is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raysweep import history
 from raysweep.leases import Lease
-from trainables.spec import DispersiveTerm, ProbeSpec, Run
+from trainables.spec import OF_THE_BATCH, DispersiveTerm, ProbeSpec, Run
 
 PASSED_OVER = 16  # times per lane that work may be passed over before it goes first whatever its rank
 
@@ -62,6 +62,26 @@ class Assignment:
     attempts: int = 0
     micro_batch: int | None = None  # images that a worker puts through the network at once
     too_big: bool = False  # its workers had too little memory for that
+    fellows: list[Assignment] = field(default_factory=list)  # trained in lockstep with it, on the same lane
+    alone: bool = False  # has no fellows any more: with some it went wrong
+
+    @property
+    def members(self) -> list[Assignment]:
+        """It and its fellows."""
+        return [self, *self.fellows]
+
+    @property
+    def company(self) -> tuple[Any, ...] | None:
+        """What those have in common that can be its fellows: the stretch, all that their batches follow from, and one
+        teacher. None where it can have none."""
+        if self.kind != "train" or self.alone:
+            return None
+        run, teacher = self.run, self.run.phase_after(self.begin).teacher
+        if teacher is None:
+            return None
+        taught = history.key(teacher.run, teacher.step), teacher.weights, teacher.precision
+        batch = tuple(getattr(run, name) for name in sorted(OF_THE_BATCH))
+        return self.begin, self.end, run.backbone, run.precision, batch, taught
 
     @property
     def lease(self) -> str:
@@ -90,6 +110,8 @@ class Assignment:
             return f"the probe of {whose} at step {self.end}"
         if self.kind == "replay":
             return f"the replay of steps {self.begin} to {self.end}"
+        if self.fellows:
+            whose = f"trials {', '.join(str(member.owner) for member in self.members)}"
         return f"{whose} from step {self.begin} to {self.end}"
 
 
@@ -160,6 +182,19 @@ class Queue:
         chosen, since = next(iter(self._ready.values()))
         if self._given - since < PASSED_OVER * max(1, lanes):
             chosen = self._best()
+        return self._take(chosen)
+
+    def fellows(self, assignment: Assignment, most: int, lanes: int) -> list[Assignment]:
+        """Take what can be trained in lockstep with it: at most `most` pieces, and no more than leave as many for each
+        of the other lanes."""
+        company = assignment.company if most else None
+        if company is None:
+            return []
+        fitting = [other for other, _ in self._ready.values() if other.company == company]
+        share = math.ceil((len(fitting) + 1) / max(1, lanes)) - 1
+        return [self._take(other) for other in fitting[: min(most, share)]]
+
+    def _take(self, chosen: Assignment) -> Assignment:
         del self._ready[chosen.ticket]
         chosen.want.queued.discard(chosen.ticket)
         self._given += 1

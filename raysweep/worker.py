@@ -24,12 +24,13 @@ from ray.util import get_current_placement_group
 from raysweep import history
 from raysweep.files import sha256_of
 from raysweep.lane import LaneConfig
+from raysweep.publisher import Publisher
 from raysweep.ranks import Ranks
 from raysweep.shards import Shards
 from raysweep.store import Damaged, Missing, Store
 from raysweep.work import Assignment, probe_key
 from trainables import catalog
-from trainables.spec import TeacherRef
+from trainables.spec import Run, TeacherRef
 from trainables.stage import Bench
 from trainables.train import Context, NonFiniteLoss, Outcome
 
@@ -39,6 +40,8 @@ ASKS = 60  # of a dispatcher that died and starts anew, a second apart
 REPORT_EVERY_S = 0.5
 NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it on a GPU, and on the CPU
 
+GO_ON, PUBLISH, STOP = range(3)  # what ranks tell each other while they train: the most that one says counts
+
 Result = TypeVar("Result")
 
 
@@ -46,7 +49,14 @@ def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: 
     """Work as one rank of a lane until the dispatcher says stop."""
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
     launch = config.launch
-    context = Context(device, rank, world_size, checkpoint_blocks=launch.checkpoint_blocks, hold_data=launch.hold_data)
+    context = Context(
+        device,
+        rank,
+        world_size,
+        checkpoint_blocks=launch.checkpoint_blocks,
+        compile=device.type == "cuda" if launch.compile is None else launch.compile,
+        hold_data=launch.hold_data,
+    )
     _Worker(config, context).run()
 
 
@@ -109,34 +119,36 @@ class _Worker:
         if self.leads:
             self._tell(method, result)
 
-    def _train(self, assignment: Assignment, folder: Path) -> int:
-        """Returns the step that was reached: not the end where the dispatcher wants to stop, or after a while."""
+    def _train(self, assignment: Assignment, folder: Path) -> list[int | None]:
+        """Returns the step that each member has reached: not the end where the dispatcher wants to stop; None where its
+        numbers are not finite, and others were trained with it."""
         device = self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        outcome = self._stretch(assignment, self._stop_signal())
-        step = outcome.checkpoint.step
-        facts = {
-            "from_step": assignment.begin,
-            "curve": outcome.curve,
-            "seconds": outcome.seconds,
-            "memory_mib": peak_memory_mib(device),
-            "time": time.time(),
-            **self._made_by(assignment),
-        }
-        facts |= {"session": self.config.session, "between": step < assignment.end}
-        facts["data"] = {"name": assignment.run.data, "files": catalog.parts(assignment.run.data)}
+        runs = [member.run for member in assignment.members]
 
-        def publish() -> None:
-            if self.leads:
-                outcome.checkpoint.save(folder)
-                self.store.publish(assignment.run, step, folder, facts)
-                before = self.store.find(assignment.run, assignment.begin) if assignment.begin else None
-                if before and before.manifest.get("between"):  # it was only kept for a crash
-                    self.store.free(before)
+        def facts(run: Run, step: int) -> dict[str, Any]:
+            found = {"memory_mib": peak_memory_mib(device), "time": time.time(), **self._made_by(assignment)}
+            found |= {"session": self.config.session, "between": step < assignment.end}
+            return found | {"data": {"name": run.data, "files": catalog.parts(run.data)}}
 
-        self._together(publish)
-        return step
+        def attempt() -> list[Outcome | NonFiniteLoss]:
+            publisher = Publisher(self.store, runs, assignment.begin, facts)
+            try:
+                results = self._stretch(assignment, publisher)
+                sound = [result for result in results if isinstance(result, Outcome)]
+                self._together(lambda: publisher.finish(sound) if self.leads else None)
+                return results
+            finally:
+                publisher.close()
+
+        results = attempt()
+        if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware does not come back
+            self._answer("note", f"{results[0]}; tried once more from step {assignment.begin}")
+            results = attempt()
+            if isinstance(results[0], NonFiniteLoss):
+                raise results[0]
+        return [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
 
     def _replay(self, assignment: Assignment, folder: Path) -> None:
         """Train once more what led to a checkpoint, through the step where it was cut, and note whether the bits are
@@ -153,7 +165,9 @@ class _Worker:
         if differs := [name for name, value in self._made_by(assignment).items() if found.manifest.get(name) != value]:
             facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
         else:
-            outcome = self._stretch(assignment)
+            (outcome,) = self._stretch(assignment)
+            if isinstance(outcome, NonFiniteLoss):
+                raise outcome
             if self.leads:
                 outcome.checkpoint.save(folder)
                 files = {file.name: sha256_of(file) for file in folder.iterdir()}
@@ -166,45 +180,61 @@ class _Worker:
         return {
             "workers": self.context.world_size,
             "micro_batch": assignment.micro_batch,
+            "compiled": self.context.compile,
             "device": str(self.context.device.type),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
 
-    def _stretch(self, assignment: Assignment, should_stop: Callable[[int], bool] = lambda step: False) -> Outcome:
-        """Train an assignment. What is not finite is tried once more, from the checkpoint that it began with: a fault
-        of the hardware does not come back."""
-        run, begin = assignment.run, assignment.begin
-        start = (self._together(lambda: self._folder(TeacherRef(run=run, step=begin))), begin) if begin else None
+    def _stretch(self, assignment: Assignment, publisher: Publisher | None = None) -> list[Outcome | NonFiniteLoss]:
+        """Train what is assigned; with a publisher, publish now and then, and stop when told to."""
+        begin = assignment.begin
+
+        def start_of(run: Run) -> tuple[Path, int] | None:
+            return (self._together(lambda: self._folder(TeacherRef(run=run, step=begin))), begin) if begin else None
 
         def teacher_folder(teacher: TeacherRef) -> Path:
             return self._together(lambda: self._folder(teacher))
 
-        self.context = replace(self.context, micro_batch=assignment.micro_batch, should_stop=should_stop)
+        self.context = replace(self.context, micro_batch=assignment.micro_batch)
         self._show_progress(begin)
+        if publisher:
+            self._stopping = False
+            self.bench.context = self._publishing(publisher)
         try:
-            return self.bench.train(run, assignment.end, start, teacher_folder)
-        except NonFiniteLoss as error:
-            self.ranks.settle()
-            self._answer("note", f"{error}; tried once more from step {begin}")
-            return self.bench.train(run, assignment.end, start, teacher_folder)
+            runs = [member.run for member in assignment.members]
+            return self.bench.train(runs, assignment.end, [start_of(run) for run in runs], teacher_folder)
         finally:
             self.ranks.settle()
+
+    def _publishing(self, publisher: Publisher) -> Context:
+        """The context of a training that is told when to publish what there is, the last checkpoint being long ago, and
+        when to stop."""
+        every_s = self.config.launch.checkpoint_every_s
+        due, agreed = time.monotonic() + every_s, GO_ON
+
+        def should_publish(step: int) -> bool:
+            nonlocal due, agreed
+            mine = GO_ON
+            if self.leads and self._stopping:
+                mine = STOP
+            elif self.leads and time.monotonic() > due and publisher.idle:
+                mine, due = PUBLISH, time.monotonic() + every_s
+            agreed = self.ranks.agree(mine)
+            return agreed == PUBLISH
+
+        def publish(outcomes: list[Outcome]) -> None:
+            if self.leads:
+                publisher.begin(outcomes)
+
+        return replace(
+            self.context, should_publish=should_publish, should_stop=lambda step: agreed == STOP, publish=publish
+        )
 
     def _folder(self, wanted: TeacherRef) -> Path:
         found = self.store.find(wanted.run, wanted.step)
         if found is None:
             raise Missing(f"the checkpoint at step {wanted.step} is gone")
         return self.store.open(found.key)
-
-    def _stop_signal(self) -> Callable[[int], bool]:
-        """Whether to publish what there is: the dispatcher wants to stop, or the last checkpoint is long ago."""
-        until = time.monotonic() + self.config.launch.checkpoint_every_s
-        self._stopping = False
-
-        def should_stop(step: int) -> bool:
-            return self.ranks.agree(self.leads and (self._stopping or time.monotonic() > until))
-
-        return should_stop
 
     def _record_failure(self, assignment: Assignment, error: NonFiniteLoss) -> None:
         if self.leads:

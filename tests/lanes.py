@@ -63,7 +63,7 @@ class Lane:
         start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
         facts = {"from_step": begin, "seconds": float(end - begin), "workers": 2, "curve": []}
         if self.bench:
-            outcome = self.bench.train(run, end, start, self._folder)
+            (outcome,) = self.bench.train([run], end, [start], self._folder)
             outcome.checkpoint.save(folder)
             facts |= {"curve": outcome.curve, "memory_mib": 512.0, "time": time.time()}
         else:
@@ -113,7 +113,8 @@ def alone(run: Run, step: int, bench: Bench, scratch: Path) -> dict[str, str]:
         alone(teacher.run, teacher.step, bench, scratch / "teacher")
         return scratch / "teacher"
 
-    bench.train(run, step, None, own_teacher).checkpoint.save(scratch)
+    (outcome,) = bench.train([run], step, [None], own_teacher)
+    outcome.checkpoint.save(scratch)
     return {file.name: sha256_of(file) for file in scratch.iterdir() if file.is_file()}
 
 

@@ -27,6 +27,12 @@ class Checkpoint:
     method: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
 
+    def copied(self) -> Checkpoint:
+        """The same in the host's memory, where training does not change it any more."""
+        parts = (self.backbone, self.ema, self.method, self.optimizer)
+        copies = [{name: value.detach().to("cpu", copy=True) for name, value in part.items()} for part in parts]
+        return Checkpoint(self.step, *copies)
+
     def save(self, folder: Path) -> None:
         """Write `snapshot.safetensors` and `state.safetensors` into an existing folder.
 

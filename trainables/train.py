@@ -27,6 +27,7 @@ from trainables.data import LatentSet
 from trainables.draws import draw, draw_images, generator, share_of
 from trainables.methods import Batch, Guide, Method, Teacher, View
 from trainables.spec import (
+    OF_THE_BATCH,
     PROJECTED,
     OptimizerSpec,
     Phase,
@@ -44,8 +45,6 @@ POINTS_PER_STRETCH = 20  # of the curve that is kept
 LOOK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
-# What a run's batches follow from, beside the step.
-OF_THE_BATCH = {"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"}
 LoadTeacher = Callable[[TeacherRef], Teacher]
 
 
@@ -87,6 +86,7 @@ class Outcome:
     """What training yields: the state at its last step, and what was measured since it began or was last published. The
     last step is the one that was asked for, or an earlier one where `Context.should_stop` said so."""
 
+    run: Run
     checkpoint: Checkpoint
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0  # of one run: its share of what several took together
@@ -167,7 +167,7 @@ def train_together(
     for run in runs:
         if not first <= until <= run.steps:
             raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
-        if run.model_dump(include=OF_THE_BATCH) != runs[0].model_dump(include=OF_THE_BATCH):
+        if any(getattr(run, name) != getattr(runs[0], name) for name in OF_THE_BATCH):
             raise ValueError(f"runs that train together agree in {', '.join(sorted(OF_THE_BATCH))}")
     students = [_Student(run, start, data, context) for run, start in zip(runs, starts, strict=True)]
     guides = _Guides(teacher)
@@ -328,11 +328,12 @@ class _Student:
     def outcome(self) -> Outcome:
         """What there is, and what was measured since this was last asked for."""
         if self.phase is None:
-            return Outcome(self._start or Checkpoint(0, self.backbone.state_dict(), self.average.state_dict()))
+            fresh = Checkpoint(0, self.backbone.state_dict(), self.average.state_dict())
+            return Outcome(self.run, self._start or fresh)
         measured, self._curve = self._curve, []
         seconds, self._seconds = self._seconds, 0.0
         networks = self.backbone.state_dict(), self.average.state_dict(), self.module.method.state_dict()
-        return Outcome(Checkpoint(self._step, *networks, self._moments()), measured, seconds)
+        return Outcome(self.run, Checkpoint(self._step, *networks, self._moments()), measured, seconds)
 
     def _moments(self) -> Tensors:
         return {

@@ -212,11 +212,11 @@ def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_
         asking = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 10, 0))
         assignment = await lanes.dispatcher.next(0, 1)
         lanes.store.publish(assignment.run, 4, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, 4)
+        await lanes.dispatcher.done(0, [4])
         rest = await lanes.dispatcher.next(0, 1)
         assert (rest.begin, rest.end) == (4, 10)
         lanes.store.publish(rest.run, 10, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, 10)
+        await lanes.dispatcher.done(0, [10])
         await asking
         assert lanes.dispatcher.computed_steps == 10
 
@@ -244,7 +244,7 @@ def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
 
     async def scenario():
         lanes.store.publish(TEACHER, 10, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, 10)
+        await lanes.dispatcher.done(0, [10])
         await asyncio.wait_for(lanes.dispatcher.reach(TEACHER, 10, 0), 5)
         assert await lanes.dispatcher.next(0, 0.05) == "wait"
 

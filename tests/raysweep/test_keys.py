@@ -125,7 +125,12 @@ FIELDS = {
     spec.TeacherSpec: (
         "trial.method.teacher",
         "self_guided",
-        {"method": ("layersync", MOVES), "iterations": (100_000, MOVES), "weights": ("raw", MOVES)},
+        {
+            "method": ("layersync", MOVES),
+            "iterations": (100_000, MOVES),
+            "weights": ("raw", MOVES),
+            "precision": ("bf16", MOVES),
+        },
     ),
     spec.Schedule: (
         "trial.method.weight",
@@ -164,6 +169,8 @@ FIELDS = {
             "gpus_per_worker": (1, STAYS),
             "concurrent_trials": (2, STAYS),
             "micro_batch": (2, STAYS),
+            "cohort": (2, STAYS),
+            "compile": (True, STAYS),
             "checkpoint_blocks": (True, STAYS),
             "hold_data": (True, STAYS),
             "checkpoint_every_s": (60, STAYS),
@@ -232,7 +239,7 @@ OF_RUNS = {
     spec.Recipe: set(spec.Trial.model_fields) - {"iterations", "projector_width", "encoder", "method"},
     spec.Run: {*spec.Recipe.model_fields, "phases"},
     spec.Phase: {"until", "term", "projector_width", "encoder", "teacher"},
-    spec.TeacherRef: {"run", "step", "weights"},
+    spec.TeacherRef: {"run", "step", "weights", "precision"},
     spec.ProbeSpec: set(raysweep.space.Probe.model_fields) - {"families"},
 }
 CASES = [(kind, name) for kind, (_, _, fields) in FIELDS.items() for name in fields]

@@ -13,7 +13,8 @@ import trainables.train as training
 from trainables.checkpoint import Checkpoint
 from trainables.data import load_latents
 from trainables.draws import draw
-from trainables.methods.self_guided import guided_feature
+from trainables.methods import Batch, Guide
+from trainables.methods.self_guided import extrapolate, guided_feature
 from trainables.spec import (
     DispersiveTerm,
     EncoderSpec,
@@ -28,7 +29,7 @@ from trainables.spec import (
     TeacherRef,
     VaeAlignTerm,
 )
-from trainables.train import Context, NonFiniteLoss, build_backbone, load_backbone, train
+from trainables.train import Context, NonFiniteLoss, Outcome, build_backbone, load_backbone, train, train_together
 
 # AdamW makes a step of up to `lr`, 1e-3, of a gradient that vanishes but for rounding; so less than one such step.
 ROUNDING = {"rtol": 1e-3, "atol": 5e-4}
@@ -200,6 +201,129 @@ def test_a_training_that_is_told_to_stop_can_go_on_as_if_it_had_not(stop, data, 
     stopped.checkpoint.save(tmp_path)
     rest = train(phases, STEPS, context=Context(), start=Checkpoint.load(tmp_path, stop), **options).checkpoint
     assert same(rest.backbone, whole.backbone) and same(rest.optimizer, whole.optimizer) and same(rest.ema, whole.ema)
+
+
+COHORT = {
+    "scale": guided(),
+    "another scale": guided(guidance_scale=5.0),
+    "a deeper block": Phase(until=STEPS, term=SelfGuidedTerm(layers=(10, 4)), projector_width=8, teacher=TEACHER),
+    "layer-normed": guided(target_norm="layer", weight=0.1),
+}
+
+
+class Counted:
+    """A teacher that counts how often it is looked at."""
+
+    def __init__(self, teacher):
+        self.width, self.num_classes, self._teacher, self.looks = teacher.width, teacher.num_classes, teacher, 0
+
+    def states(self, *arguments):
+        self.looks += 1
+        return self._teacher.states(*arguments)
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_students_in_lockstep_get_the_bits_that_each_would_get_alone(changes, micro_batch, data, teacher):
+    runs = [run(phase, **changes) for phase in COHORT.values()]
+    runs += [run(guided(3), plain(), **changes), run(plain(), **changes)]  # one stops on the way, one is not guided
+    counted, context = Counted(teacher), Context(micro_batch=micro_batch)
+    nothing = [None] * len(runs)
+    together = train_together(runs, STEPS, data=data, context=context, starts=nothing, teacher=lambda _: counted)
+    assert counted.looks == STEPS * (2 if micro_batch else 1)
+    for each, found in zip(runs, together, strict=True):
+        alone = train(each, STEPS, data=data, context=context, teacher=lambda _: teacher)
+        assert found.run is each and found.checkpoint.step == STEPS
+        for part in ("backbone", "ema", "method", "optimizer"):
+            assert same(getattr(found.checkpoint, part), getattr(alone.checkpoint, part)), part
+        assert [point["loss"] for point in found.curve] == [point["loss"] for point in alone.curve]
+
+
+def test_a_cohort_goes_on_from_checkpoints(data, teacher, tmp_path):
+    runs = [run(phase) for phase in COHORT.values()]
+    options = {"data": data, "context": Context(), "teacher": lambda _: teacher}
+    whole = train_together(runs, STEPS, starts=[None] * 4, **options)
+    half = train_together(runs, 3, starts=[None] * 4, **options)
+    rest = train_together(runs, STEPS, starts=[outcome.checkpoint.copied() for outcome in half], **options)
+    for one, other in zip(whole, rest, strict=True):
+        assert same(one.checkpoint.backbone, other.checkpoint.backbone)
+        assert same(one.checkpoint.optimizer, other.checkpoint.optimizer)
+
+
+def test_one_that_is_not_finite_leaves_the_others_alone(data, teacher, monkeypatch):
+    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    options = {"data": data, "context": Context(), "teacher": lambda _: teacher}
+    wild = run(guided(), optimizer={"lr": 1e30, "grad_clip": None})
+    first, error, last = train_together([run(guided()), wild, run(plain())], STEPS, starts=[None] * 3, **options)
+    assert isinstance(error, NonFiniteLoss) and isinstance(first, Outcome) and isinstance(last, Outcome)
+    assert same(first.checkpoint.backbone, train(run(guided()), STEPS, **options).checkpoint.backbone)
+    assert same(last.checkpoint.backbone, train(run(plain()), STEPS, **options).checkpoint.backbone)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"batch_size": 2}, {"time": "log_normal"}, {"horizontal_flip": True}])
+def test_who_sees_other_batches_is_not_trained_together(changes, data):
+    with pytest.raises(ValueError, match="batch_size"):
+        train_together([run(plain()), run(plain(), **changes)], 2, data=data, context=Context(), starts=[None, None])
+
+
+def test_who_starts_elsewhere_is_not_trained_together(data):
+    begun = train(run(plain()), 2, data=data, context=Context()).checkpoint
+    with pytest.raises(ValueError, match="same step"):
+        train_together([run(plain()), run(plain())], 4, data=data, context=Context(), starts=[None, begun])
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_what_is_published_on_the_way_can_be_gone_on_from(first, data, teacher):
+    phases, kept = run(guided(4), plain()), []
+    options = {"data": data, "teacher": lambda _: teacher}
+
+    def publish(outcomes: list[Outcome]) -> None:
+        kept.extend((outcome.checkpoint.copied(), outcome.curve) for outcome in outcomes)
+
+    context = Context(should_publish=lambda step: step in (first, 5), publish=publish)
+    whole, end = train(phases, STEPS, context=Context(), **options), train(phases, STEPS, context=context, **options)
+    assert same(end.checkpoint.backbone, whole.checkpoint.backbone)
+    # A phase's last step publishes at its end, with the rest of what is asked for, or not at all.
+    steps = [step for step in (first, 5) if step != 4]
+    assert [checkpoint.step for checkpoint, _ in kept] == steps
+    curves = [point for _, curve in kept for point in curve] + end.curve
+    assert [point["step"] for point in curves] == list(range(1, STEPS + 1))
+    for checkpoint, _ in kept:
+        rest = train(phases, STEPS, context=Context(), start=checkpoint, **options).checkpoint
+        assert same(rest.backbone, whole.checkpoint.backbone) and same(rest.optimizer, whole.checkpoint.optimizer)
+
+
+# Matrix products round what goes in to 2^-9 of its size (fp16: 2^-12; fp32: here not at all), states in between stay
+# whole: each branch is held to one such rounding of its own size, and f_g weighs the branches by 30 and 29.
+@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 2**-24), ("bf16", 2**-9), ("fp16", 2**-12)])
+def test_a_rounded_teacher_guides_to_within_its_rounding(precision, rounding, data, teacher):
+    x, t, y = torch.randn(16, 8, 8, 8), torch.rand(16), torch.arange(16) % 9
+    batch = Batch(x, x, x, x, t, y, y, t)
+    exact = guided_feature(teacher, x, t, y, block=8, guidance_scale=30.0)
+    guide = Guide(teacher, precision)
+    guide.expect(8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "fp32"):  # whatever the student's is
+        looks = guide(batch, 8)
+    off = (extrapolate(looks, 30.0) - exact).norm()
+    assert off <= (30 + 29) * rounding * looks.unconditional.norm()
+    assert precision == "fp32" or off > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["self_guided", "bf16"])
+def test_compiled_blocks_train_to_rounding_and_resume_to_the_bit(name, data, teacher):
+    options = {"data": data, "teacher": lambda _: teacher}
+    plainly = train(RUNS[name], STEPS, context=Context(), **options)
+    compiled = train(RUNS[name], STEPS, context=Context(compile=True), **options)
+    for one, other in zip(plainly.curve, compiled.curve, strict=True):
+        # Rounding of one product for fp32; of bf16's for bf16, whose fused operations round less often.
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5 if name == "self_guided" else 1e-2)
+    for key, tensor in plainly.checkpoint.ema.items():
+        bound = ROUNDING if name == "self_guided" else {"rtol": 1e-2, "atol": 5e-3}
+        torch.testing.assert_close(compiled.checkpoint.ema[key], tensor, **bound, msg=key)
+    half = train(RUNS[name], 3, context=Context(compile=True), **options).checkpoint.copied()
+    rest = train(RUNS[name], STEPS, context=Context(compile=True), start=half, **options).checkpoint
+    assert same(rest.backbone, compiled.checkpoint.backbone) and same(rest.ema, compiled.checkpoint.ema)
 
 
 def test_no_room_for_a_checkpoint_is_an_error_of_the_system_s(data, tmp_path):

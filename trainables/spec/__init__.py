@@ -28,11 +28,12 @@ from trainables.spec.methods import (
     VaeAlignTerm,
 )
 from trainables.spec.probes import GRID_COLUMNS, Judged, ProbeSpec, count_name, error_name
-from trainables.spec.runs import EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
+from trainables.spec.runs import OF_THE_BATCH, EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
 
 __all__ = [
     "GRID_COLUMNS",
     "BACKBONES",
+    "OF_THE_BATCH",
     "PROJECTED",
     "BackboneSize",
     "Dispersive",

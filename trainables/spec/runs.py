@@ -44,6 +44,10 @@ class OptimizerSpec(Spec):
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0  # largest norm of all gradients together
 
 
+# Of a recipe: what decides, with the step, which images a run sees, at which times, under which noise and labels.
+OF_THE_BATCH = frozenset({"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"})
+
+
 class Recipe(Spec):
     """What a teacher and its student have in common: everything but the method and the length."""
 
