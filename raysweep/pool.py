@@ -17,6 +17,7 @@ from raysweep.patience import PATIENCE_S, waiting_for_storage
 from raysweep.work import Again, Assignment, Elsewhere, Halted, Kind, Memory, Queue, Want, WorkFailed, WorkLost
 from trainables.spec import ProbeSpec, Run
 
+GATHER_S = 0.3  # that a lane waits for others which could be trained in lockstep with what it has
 ATTEMPTS = 5  # at one piece, when workers die under it or what it builds on turns out damaged
 
 
@@ -90,8 +91,11 @@ class Pool:
                 except TimeoutError:
                     break
             elif await self._claim(assignment):
-                fitting = self._ready.fellows(assignment, self._cohort - 1, len(self.lanes))
-                assignment.fellows = [fellow for fellow in fitting if await self._claim(fellow)]
+                if self._cohort > 1 and assignment.company:
+                    await asyncio.sleep(GATHER_S)  # those who waited for the same teacher come one after the other
+                    idle = sum(other == lane or not busy for other, busy in self.lanes.items())
+                    fitting = self._ready.fellows(assignment, self._cohort - 1, idle)
+                    assignment.fellows = [fellow for fellow in fitting if await self._claim(fellow)]
                 for member in assignment.members:
                     member.attempts += 1
                 assignment.micro_batch = self._memory.micro_batch(assignment)

@@ -184,14 +184,12 @@ class Queue:
             chosen = self._best()
         return self._take(chosen)
 
-    def fellows(self, assignment: Assignment, most: int, lanes: int) -> list[Assignment]:
-        """Take what can be trained in lockstep with it: at most `most` pieces, and no more than leave as many for each
-        of the other lanes."""
-        company = assignment.company if most else None
-        if company is None:
-            return []
-        fitting = [other for other, _ in self._ready.values() if other.company == company]
-        share = math.ceil((len(fitting) + 1) / max(1, lanes)) - 1
+    def fellows(self, assignment: Assignment, most: int, idle: int) -> list[Assignment]:
+        """Take what can be trained in lockstep with it: at most `most` pieces, and its share where several lanes are
+        idle."""
+        company = assignment.company
+        fitting = [other for other, _ in self._ready.values() if company and other.company == company]
+        share = math.ceil((len(fitting) + 1) / idle) - 1
         return [self._take(other) for other in fitting[: min(most, share)]]
 
     def _take(self, chosen: Assignment) -> Assignment:

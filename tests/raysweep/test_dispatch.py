@@ -27,8 +27,8 @@ def student(scale: float = 30.0, stop: int = 20) -> Run:
 class Lanes:
     """Lanes that publish at once what they are given, and remember it."""
 
-    def __init__(self, root: Path, count: int = 2):
-        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, count)
+    def __init__(self, root: Path, count: int = 2, cohort: int = 1):
+        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, count, cohort=cohort)
         self.store, self.files, self.done = Store(str(root / "store")), root / "files", []
         self.files.mkdir(exist_ok=True)
         (self.files / "state.safetensors").write_bytes(b"x")
@@ -40,7 +40,8 @@ class Lanes:
                 continue
             await asyncio.sleep(0.001)
             if assignment.kind == "train":
-                self.store.publish(assignment.run, assignment.end, self.files, {"curve": []})
+                for member in assignment.members:
+                    self.store.publish(member.run, member.end, self.files, {"curve": []})
             else:
                 key = probe_key(assignment.run, assignment.end, PROBE)
                 self.store.put_record("probes", key, {"metrics": {}})
@@ -247,6 +248,113 @@ def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
         await lanes.dispatcher.done(0, [10])
         await asyncio.wait_for(lanes.dispatcher.reach(TEACHER, 10, 0), 5)
         assert await lanes.dispatcher.next(0, 0.05) == "wait"
+
+    asyncio.run(scenario())
+
+
+def cohort_of(lanes: Lanes, runs: list[Run], step: int = 10) -> asyncio.Future:
+    """What answers when all of these have been reached."""
+    return asyncio.gather(*(lanes.dispatcher.reach(run, step, str(n)) for n, run in enumerate(runs)))
+
+
+def teach(lanes: Lanes) -> None:
+    lanes.store.publish(TEACHER, 20, lanes.files, {"curve": []})
+
+
+@pytest.mark.parametrize(("cohort", "sizes"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (4, [4, 1]), (8, [5])])
+def test_students_of_one_teacher_go_out_together(cohort, sizes, tmp_path):
+    lanes = Lanes(tmp_path, count=1, cohort=cohort)
+    teach(lanes)
+
+    async def asking():
+        await cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
+
+    asyncio.run(lanes.serve(asking()))
+    assert [len(assignment.members) for assignment in lanes.done] == [1] * len(sizes)  # they are single again
+    assert lanes.dispatcher.computed_steps == 50
+    assert [served for served in lanes.dispatcher.served.values()] == [len(sizes)]
+
+
+def test_lanes_share_them_out(tmp_path):
+    lanes = Lanes(tmp_path, count=2, cohort=8)
+    teach(lanes)
+
+    async def scenario():
+        asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
+        given = [await lanes.dispatcher.next(lane, 1) for lane in range(2)]
+        assert [len(assignment.members) for assignment in given] == [3, 2]
+        asking.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 8}, {"precision": "bf16"}])
+def test_who_sees_other_batches_goes_out_alone(other, tmp_path):
+    lanes = Lanes(tmp_path, count=1, cohort=8)
+    teach(lanes)
+
+    async def scenario():
+        stranger = student(2.0).model_copy(update=other)
+        plain = Run(**BASE, phases=[Phase(until=40, term=NoTerm())])
+        asking = cohort_of(lanes, [student(1.0), stranger, plain, student(3.0)])
+        given = [await lanes.dispatcher.next(0, 1) for _ in range(3)]
+        together = [[member.owner for member in assignment.members] for assignment in given]
+        assert sorted(together) == [["0", "3"], ["1"], ["2"]]
+        assert "trials 0, 3 from step 0 to 10" in map(str, given)
+        asking.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
+    lanes = Lanes(tmp_path, count=1, cohort=8)
+    teach(lanes)
+
+    async def scenario():
+        asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
+        assignment = await lanes.dispatcher.next(0, 1)
+        for member in assignment.members[1:]:
+            lanes.store.publish(member.run, 10, lanes.files, {"curve": []})
+        await lanes.dispatcher.done(0, [None, 10, 10])
+        again = await lanes.dispatcher.next(0, 1)
+        assert again.owner == "0" and again.members == [again]
+        await lanes.dispatcher.failed(0, "not finite, twice")
+        with pytest.raises(WorkFailed, match="twice"):
+            await asking
+        assert lanes.dispatcher.computed_steps == 20
+
+    asyncio.run(scenario())
+
+
+def test_a_cohort_without_memory_falls_apart(tmp_path):
+    lanes = Lanes(tmp_path, count=1, cohort=8)
+    teach(lanes)
+
+    async def scenario():
+        asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
+        assert len((await lanes.dispatcher.next(0, 1)).members) == 3
+        await lanes.dispatcher.out_of_memory(0)
+        await lanes.dispatcher.join(0)  # its workers have started anew
+        given = await lanes.dispatcher.next(0, 1)
+        assert given.members == [given] and given.attempts == 1 and given.micro_batch is None
+        assert any("one by one" in note for note in lanes.dispatcher.notes)
+        asking.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_cohort_whose_workers_die_is_tried_once_more_together_then_apart(tmp_path):
+    lanes = Lanes(tmp_path, count=1, cohort=8)
+    teach(lanes)
+
+    async def scenario():
+        asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
+        sizes = []
+        for _ in range(3):
+            sizes.append(len((await lanes.dispatcher.next(0, 1)).members))
+            await lanes.dispatcher.join(0)
+        assert sizes == [3, 3, 1]
+        asking.cancel()
 
     asyncio.run(scenario())
 

@@ -1,0 +1,90 @@
+"""What a stretch publishes on its way and at its end."""
+
+from pathlib import Path
+
+import pytest
+
+from raysweep.publisher import Publisher
+from raysweep.store import Store
+from trainables.data import load_latents
+from trainables.spec import NoTerm, Phase, Run
+from trainables.train import Context, Outcome, train
+
+RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=6, term=NoTerm())])
+
+
+def facts(run: Run, step: int) -> dict[str, object]:
+    return {"between": step < 6}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def go(store: Store, cache: Path, publish_at: tuple[int, ...]) -> list[int]:
+    """Train and publish; returns the steps that had been published when each publication began."""
+    publisher, there = Publisher(store, [RUN], 0, facts), []
+
+    def publish(outcomes: list[Outcome]) -> None:
+        publisher.begin(outcomes)
+        there.append(outcomes[0].checkpoint.step)
+
+    context = Context(should_publish=lambda step: step in publish_at, publish=publish)
+    outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
+    publisher.finish([outcome])
+    publisher.close()
+    return there
+
+
+def test_the_next_checkpoint_takes_the_place_of_one_between(store, cache):
+    assert go(store, cache, (2, 4)) == [2, 4]
+    assert [found.step for found in store.published()] == [6]
+    way = store.way(RUN, 6)
+    assert [(each["from_step"], each["step"]) for each in way] == [(0, 2), (2, 4), (4, 6)]
+    assert [point["step"] for each in way for point in each["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert all(each["seconds"] > 0 for each in way)
+
+
+def test_it_is_the_checkpoint_of_a_training_that_was_left_alone(tmp_path, store, cache):
+    go(store, cache, (1, 3))
+    other = Store(str(tmp_path / "other"))
+    go(other, cache, ())
+    (one,), (two,) = list(store.published()), list(other.published())
+    digests = [
+        {name.split("/")[-1]: file["sha256"] for name, file in each.manifest["files"].items()} for each in (one, two)
+    ]
+    assert digests[0] == digests[1] and one.key == two.key
+
+
+class Full(Store):
+    """A storage without room until it is said to have some."""
+
+    full = True
+
+    def copy_in(self, source: Path, target: str) -> str:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().copy_in(source, target)
+
+
+def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
+    store = Full(str(tmp_path / "store"))
+    publisher = Publisher(store, [RUN], 0, facts)
+    context = Context(should_publish=lambda step: step == 2, publish=publisher.begin)
+    outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            publisher.finish([outcome])
+    store.full = False
+    publisher.finish([outcome])
+    publisher.close()
+    (found,) = store.published()
+    assert found.manifest["from_step"] == 0 and [point["step"] for point in found.manifest["curve"]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
