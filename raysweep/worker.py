@@ -129,7 +129,7 @@ class _Worker:
 
         def facts(run: Run, step: int) -> dict[str, Any]:
             found = {"memory_mib": peak_memory_mib(device), "time": time.time(), **self._made_by(assignment)}
-            found |= {"session": self.config.session, "between": step < assignment.end}
+            found |= {"session": self.config.session, "between": step < assignment.end, "cohort": len(runs)}
             return found | {"data": {"name": run.data, "files": catalog.parts(run.data)}}
 
         def attempt() -> list[Outcome | NonFiniteLoss]:
