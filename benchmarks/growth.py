@@ -1,15 +1,16 @@
 """How cost grows with size, as plots of cost against size: trials of a sweep, images of a batch, ranks.
 
-    python benchmarks/growth.py [--trials 10 100 1000 10000] [--batches 64 256 1024 4096] [--ranks 1 2 4] [--out FOLDER]
+    python benchmarks/growth.py [--trials 10 100 1000 10000] [--batches 64 256 1024 4096] [--ranks 1 2 4]
+                                [--storage FOLDER] [--out FOLDER]
 
-An option without a number leaves its part out. Each measurement has a process of its own and each size its own turn, one
-after another on one machine: wall seconds and CPU seconds from the first call on, imports excluded, and the process's
-highest memory (RSS, imports included). For each number of trials, of Table 5 with a continuous guidance scale:
+An option without a number leaves its part out. Each measurement has a process of its own and each size its turn, all
+on one machine: wall seconds and CPU seconds from the first call on, imports excluded, and the process's highest memory
+(RSS, imports included). For each number of trials, of Table 5 with a continuous guidance scale:
 
 * `plan`: `python -m raysweep.run --plan`.
-* `search`: what a driver does but for Tune and the work: proposals of TPE, turns, ASHA, journal and Optuna's view of it,
-  over synthetic learning curves. The journal lies in `--storage`, fsync included: where that is a disk, wall seconds are
-  the disk's. `--database` adds what optuna-dashboard reads, in SQLite.
+* `search`: what a driver does but for Tune and the work: proposals of TPE, turns, ASHA, the journal, Optuna's view of
+  it, over synthetic learning curves. The journal lies in `--storage`, fsync included: on a disk, wall seconds are the
+  disk's. `--database` adds what optuna-dashboard reads, in SQLite.
 * `dispatch`: the simulated sweep of as many random configurations: the dispatcher, its lanes and the study on a virtual
   clock, everything in memory.
 * `report`: `python -m raysweep.report` of the study that `search` has left.
@@ -39,8 +40,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from matplotlib.axes import Axes
 from rich.console import Console
@@ -57,6 +57,7 @@ from raysweep.store import Store
 from raysweep.study import Study
 from raysweep.turns import Turns
 
+ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "search_spaces" / "table5.yaml"
 WIDE = ("trial.method.guidance_scale={uniform: [1.0, 60.0]}", "enqueue=[{set: {}}]")  # as many trials as one likes
 BACKBONE, LATENT, MICRO_BATCH = "SiT-T/2", (8, 8, 8), 64
@@ -271,7 +272,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     wide = min(3, len(panels))
     lines = -(-len(panels) // wide)
     picture = figure(0.6 + 3.6 * lines, "How cost grows with size", 0.4 + 3.9 * wide)
-    places = picture.subplots(lines, wide, squeeze=False).flat
+    places = list(picture.subplots(lines, wide, squeeze=False).flat)
     for axes in places:
         axes.axis("off")
     for axes, panel in zip(places, panels, strict=False):
