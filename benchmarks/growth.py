@@ -43,6 +43,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -265,58 +266,60 @@ def _told(b: float | None) -> str:
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """`growth.png` and `growth.svg`: cost against size, a panel for each that was measured."""
-    panels: list[Callable[[Axes, dict[str, Any]], None]] = []
-    panels += [_draw_seconds, _draw_memory] if found["trials"] else []
-    panels += [_draw_steps, _draw_step_memory] if found["batch"] else []
-    panels += [_draw_ranks] if found["ranks"] else []
-    wide = min(3, len(panels))
-    lines = -(-len(panels) // wide)
-    picture = figure(0.6 + 3.6 * lines, "How cost grows with size", 0.4 + 3.9 * wide)
-    places = list(picture.subplots(lines, wide, squeeze=False).flat)
-    for axes in places:
-        axes.axis("off")
-    for axes, panel in zip(places, panels, strict=False):
-        axes.axis("on")
-        panel(axes, found)
-        tidy(axes)
-        axes.legend(fontsize=8, frameon=False)
+    trials = [_draw_seconds, _draw_memory] if found["trials"] else []
+    others = [_draw_steps, _draw_step_memory] if found["batch"] else []
+    others += [_draw_ranks] if found["ranks"] else []
+    rows = [row for row in (trials, others) if row]
+    picture = figure(0.4 + 3.6 * len(rows), "How cost grows with size")
+    for part, row in zip(picture.subfigures(len(rows), 1, squeeze=False).flat, rows, strict=True):
+        for axes, panel in zip(part.subplots(1, len(row), squeeze=False).flat, row, strict=True):
+            panel(axes, found)
+            tidy(axes)
+            axes.legend(fontsize=9, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
         save(picture, folder / f"growth.{kind}", kind)
 
 
 def _line(axes: Axes, rows: dict[int, Row], cost: str, label: str, colour: str, style: str = "o-") -> None:
-    axes.plot(list(rows), [row[cost] for row in rows.values()], style, color=colour, label=label, markersize=4)
+    """One line on two logarithmic axes, of which the first is marked where something was measured."""
+    axes.plot(list(rows), [row[cost] for row in rows.values()], style, color=colour, label=label, markersize=5)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(list(rows), [f"{size:,}" for size in rows])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _in_mib(axes: Axes) -> None:
+    axes.set(yscale="linear", ylabel="MiB at most (RSS)")
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
 
 
 def _draw_seconds(axes: Axes, found: dict[str, Any]) -> None:
     for stage, rows in found["trials"].items():
         b = _told(found["exponents"][stage])
         _line(axes, rows, "cpu_s", f"{stage}: N^{b}" if b else stage, INK[stage])
-    axes.set(xscale="log", yscale="log", xlabel="trials N", ylabel="CPU seconds", title="Driver, time")
+    axes.set(xlabel="trials N", ylabel="CPU seconds", title="Trials: time")
 
 
 def _draw_memory(axes: Axes, found: dict[str, Any]) -> None:
     for stage, rows in found["trials"].items():
-        _line(axes, rows, "peak_mib", stage, INK[stage])
-    axes.set(xscale="log", xlabel="trials N", ylabel="MiB at most (RSS)", title="Driver, memory", ylim=(0, None))
+        few, many = sorted(rows)[-2:] if len(rows) > 1 else (0, 0)
+        kib = 1024 * (rows[many]["peak_mib"] - rows[few]["peak_mib"]) / (many - few) if many else None
+        _line(axes, rows, "peak_mib", f"{stage}: {kib:.0f} KiB a trial" if kib else stage, INK[stage])
+    axes.set(xlabel="trials N", title="Trials: memory")
+    _in_mib(axes)
 
 
 def _draw_steps(axes: Axes, found: dict[str, Any]) -> None:
     b = _told(found["exponents"]["batch"])
     _line(axes, found["batch"], "step_s", f"a step: B^{b}" if b else "a step", INK["search"])
-    axes.set(xscale="log", yscale="log", xlabel="batch B", ylabel="seconds", title="Accumulated gradients, time")
+    axes.set(xlabel="batch B", ylabel="seconds", title="Accumulated gradients: time")
 
 
 def _draw_step_memory(axes: Axes, found: dict[str, Any]) -> None:
     _line(axes, found["batch"], "peak_mib", f"micro-batches of {MICRO_BATCH}", INK["search"])
-    axes.set(
-        xscale="log",
-        xlabel="batch B",
-        ylabel="MiB at most (RSS)",
-        title="Accumulated gradients, memory",
-        ylim=(0, None),
-    )
+    axes.set(xlabel="batch B", title="Accumulated gradients: memory")
+    _in_mib(axes)
 
 
 def _draw_ranks(axes: Axes, found: dict[str, Any]) -> None:
@@ -325,7 +328,10 @@ def _draw_ranks(axes: Axes, found: dict[str, Any]) -> None:
     ideal = {ranks: {"steps_per_s": rows[fewest]["steps_per_s"] * ranks / fewest} for ranks in rows}
     _line(axes, ideal, "steps_per_s", "ideal", COLOURS["PRUNED"], "--")
     _line(axes, rows, "steps_per_s", f"measured, {os.cpu_count()} cores", INK["search"])
-    axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="steps a second", title="Ranks, one global batch")
+    axes.set(xlabel="ranks", ylabel="steps a second", title="Ranks: one global batch")
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.tick_params(axis="y", which="minor", labelsize=9)
 
 
 def main() -> None:
@@ -340,7 +346,7 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.trials, options.batches, options.ranks, options.storage, options.database)
     show(found, Console(width=max(100, Console().width)))
-    if options.out:
+    if options.out and (options.trials or options.batches or options.ranks):
         draw(found, options.out)
     print(json.dumps(found))
 
