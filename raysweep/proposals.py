@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,6 +30,9 @@ class Proposals:
     def __init__(self, study: Study, storage: str | None, tell: Tell = lambda message: None):
         self.study, self.space = study, study.space
         self._tree = _runnable(self.space, self.space.tree)
+        proposed = {trial.row for trial in study.trials}
+        self._rows = deque((number, row) for number, row in enumerate(self.space.rows) if number not in proposed)
+        self._inherited = filter(self._is_new, study.inherited)
         self._suggest = suggester(study, self._tree)
         Dashboard(study, storage, tell)
         for trial in study.trials:
@@ -38,12 +43,10 @@ class Proposals:
 
         Rows that cannot be run here and repeats of earlier configurations are noted on the way and need no training.
         """
-        done = {trial.row for trial in self.study.trials if trial.row is not None}
-        for number, row in enumerate(self.space.rows):
-            if number in done:
-                continue
+        while self._rows:
             if self.study.enough:
                 return None
+            number, row = self._rows.popleft()
             try:
                 trial, point = self.space.trial(row.set)
             except WrongDomain as error:
@@ -56,20 +59,24 @@ class Proposals:
                 return proposed
         if self.space.search.mode == "reproduce":
             return None
-        for point in self.study.inherited:
-            if self.study.enough:
-                return None
-            if self._is_new(point):
-                return self._accept(point)
-        return self._sample()
+        if self.study.enough:
+            return None
+        inherited = next(self._inherited, None)
+        return self._sample() if inherited is None else self._accept(inherited)
 
     def _sample(self) -> TrialState | None:
         """A configuration that was not proposed before."""
-        runnable = sum(trial.state != "UNAVAILABLE" for trial in self.study.distinct)
-        if self.study.enough or runnable >= domains.size(self._tree):
+        if len(self.study.distinct) >= self._most:
             return None
         point = self._suggest(self._is_new)
         return None if point is None else self._accept(point)
+
+    @cached_property
+    def _most(self) -> float:
+        """How many distinct trials there can be: the tree's points, and the rows that cannot be run, all refused by
+        now."""
+        refused = sum(trial.state == "UNAVAILABLE" for trial in self.study.distinct)
+        return domains.size(self._tree) + refused
 
     def _is_new(self, point: Point) -> bool:
         """Whether it can be run (each of its options can, but perhaps not all of them together), and was not yet."""

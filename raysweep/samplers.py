@@ -10,9 +10,12 @@ the journal's next trial tells.
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from bisect import insort
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -20,6 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from raysweep import domains
@@ -31,6 +35,8 @@ from raysweep.trials import State, TrialState
 TRIES = 20  # proposals of a sampler in a row that are of no use, before chance takes over
 RANDOM_TRIES = 2000  # the same of chance, before the space counts as exhausted
 CANDIDATES = 24  # of which TPE proposes the best; Optuna's own number
+MOST = 500  # trials that TPE looks at, drawn by chance from more: its time grows with their square
+GOOD = 25  # the best, among those in any case: which TPE weighs against all others; Optuna's own number
 REMEMBER = ("cmaes", "qmc")  # their questions, not only the trials
 ORDERED = ("cmaes", "gp")  # they make use of an order among numbers that a choice lists
 
@@ -58,7 +64,9 @@ class _Asked:
 
     def __init__(self, study: Study, tree: Any):
         self._study, self._tree, self._search = study, tree, study.space.search
-        self._view = View(study, tree, InMemoryStorage(), ordered=self._search.sampler in ORDERED)
+        bounded = self._search.sampler == "tpe" and self._search.second_objective is None
+        storage = Recall() if bounded else InMemoryStorage()
+        self._view = View(study, tree, storage, ordered=self._search.sampler in ORDERED)
         self._question: optuna.Trial | None = None  # what was accepted and has no number of ours yet
         self._replay()
         study.watchers.append(self._hear)
@@ -159,6 +167,56 @@ class _Asked:
     def _end(self, trial: TrialState, state: State) -> None:
         if trial.number in self._view.numbers:
             self._view.end(trial, state)
+
+
+class Recall(InMemoryStorage):
+    """What TPE learns from: all trials under way, the `GOOD` best that have ended, and `MOST` that chance has drawn.
+
+    TPE asks how dense the best lie and how dense the others, which a sample tells as well. Chance goes by the numbers
+    of our trials, so that a restarted study draws the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._under_way: set[int] = set()  # Optuna's names of trials, which rise
+        self._good: list[tuple[Any, int]] = []
+        self._drawn: list[tuple[Any, int]] = []
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        made = super().create_new_trial(study_id, template_trial)
+        self._under_way.add(made)
+        return made
+
+    def set_trial_state_values(self, trial_id: int, state: OptunaState, values: Sequence[float] | None = None) -> bool:
+        changed = super().set_trial_state_values(trial_id, state, values)
+        if state.is_finished():
+            self._under_way.discard(trial_id)
+        if state in (OptunaState.COMPLETE, OptunaState.PRUNED):
+            trial = self.get_trial(trial_id)
+            chance = random.Random(trial.user_attrs["trial"]).random()
+            for kept, rank, most in ((self._good, _rank(trial), GOOD), (self._drawn, chance, MOST)):
+                insort(kept, (rank, trial_id))
+                del kept[most:]
+        return changed
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[OptunaState] | None = None
+    ) -> list[FrozenTrial]:
+        if len(self._drawn) < MOST:  # none is left out
+            return super().get_all_trials(study_id, deepcopy, states)
+        names = self._under_way.union(name for _, name in self._good + self._drawn)
+        trials = [self.get_trial(name) for name in sorted(names)]
+        shown = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(shown) if deepcopy else shown
+
+
+def _rank(trial: FrozenTrial) -> tuple[float, ...]:
+    """How good TPE takes a trial for, lower is better: the complete by their values, before those that were pruned,
+    further first."""
+    if trial.state == OptunaState.COMPLETE:
+        return (-math.inf, trial.values[0])
+    step = trial.last_step
+    return (1, 0.0) if step is None else (-step, trial.intermediate_values[step])
 
 
 class _CmaEs(CmaEsSampler):

@@ -35,6 +35,8 @@ class Study:
         self.journal = Journal(store, space.id, pen)
         self._tell = pen.tell if pen else lambda message: None
         self.trials: list[TrialState] = []
+        self.distinct: list[TrialState] = []  # those that are not repeats of earlier ones
+        self.best: TrialState | None = None  # the complete one with the lowest metric, the earliest of equal ones
         self.watchers: list[Callable[[TrialState], None]] = []
         self.now = 0  # the time of the last event, in steps of trials (turns.py)
         self._rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
@@ -124,17 +126,6 @@ class Study:
         """The first trial with that configuration."""
         number = self._first.get(shape(point))
         return None if number is None else self.trials[number]
-
-    @property
-    def distinct(self) -> list[TrialState]:
-        """The trials that are not repeats of earlier ones."""
-        return [trial for trial in self.trials if trial.repeats is None]
-
-    @property
-    def best(self) -> TrialState | None:
-        """The complete trial with the lowest metric."""
-        complete = [trial for trial in self.distinct if trial.state == "COMPLETE"]
-        return min(complete, key=lambda trial: trial.last(self.metric) or math.inf, default=None)
 
     @property
     def enough(self) -> bool:
@@ -278,6 +269,7 @@ class Study:
             by = {"proposed_at": when, "ended_at": when, "driver": max(0, len(self.drivers) - 1)}
             self.trials.append(proposed := TrialState(entry["trial"], **facts, **by))
             if proposed.repeats is None:
+                self.distinct.append(proposed)
                 self._first.setdefault(shape(proposed.point), proposed.number)
             else:
                 self._twins.setdefault(proposed.repeats, []).append(proposed.number)
@@ -296,4 +288,9 @@ class Study:
         elif kind == "retried":
             for twin in self._twins.get(trial.number, []):
                 self.trials[twin].hear(kind, facts)
+        if kind == "ended" and trial.state == "COMPLETE" and trial.repeats is None:
+            self.best = min(filter(None, (self.best, trial)), key=self._place)
         return trial
+
+    def _place(self, trial: TrialState) -> tuple[float, int]:
+        return trial.last(self.metric) or math.inf, trial.number

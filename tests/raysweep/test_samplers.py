@@ -7,13 +7,16 @@ from typing import get_args
 
 import optuna
 import pytest
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import domains, results, space
+from raysweep import domains, results, samplers, space
 from raysweep.errors import UserError
 from raysweep.limits import Sampler
 from raysweep.proposals import Proposals
 from raysweep.run import main
+from raysweep.samplers import Recall
 from raysweep.simulation import MemoryStore
 from raysweep.study import Study
 from raysweep.trials import TrialState
@@ -127,6 +130,35 @@ def test_a_study_whose_driver_dies_again_and_again_proposes_what_an_undisturbed_
         pass
     assert course(study_of(text, sampler, store=store)) == course(whole)
     assert {"COMPLETE", "PRUNED", "FAILED"} <= {trial.state for trial in whole.trials}
+
+
+def test_of_many_trials_tpe_sees_those_under_way_the_best_and_some(study_of, monkeypatch):
+    text, made = NUMBERS.replace("trials: 40", "trials: 150").replace("rungs: []", "rungs: [100000, 200000]"), []
+
+    class Kept(Recall):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(samplers, "Recall", Kept)
+    monkeypatch.setattr(samplers, "MOST", 40)
+    whole, store = study_of(text, "tpe"), MemoryStore()
+    drive(whole, events=200)
+    (storage,) = made
+    told = optuna.load_study(study_name=whole.space.id, storage=storage)
+    everything = InMemoryStorage.get_all_trials(storage, told._study_id)
+    seen = told.get_trials()
+    ended = [trial for trial in everything if trial.state in (OptunaState.COMPLETE, OptunaState.PRUNED)]
+    numbers = [each.number for each in seen]
+    assert 65 < len(ended) < len(everything) and len(seen) <= 40 + 25 + 4 and numbers == sorted(set(numbers))
+    assert {each.number for each in everything if each.state == OptunaState.RUNNING} <= set(numbers)
+    best, known = (_split_trials(told, trials, 25)[0] for trials in (ended, [each for each in seen if each in ended]))
+    assert [each.number for each in best] == [each.number for each in known]
+
+    drive(whole)
+    while not drive(study_of(text, "tpe", store=store), events=60):
+        pass
+    assert course(study_of(text, "tpe", store=store)) == course(whole)
 
 
 @pytest.mark.parametrize("second", ["steps", "is"])
