@@ -1,10 +1,10 @@
 """REPA's training step as its repository describes it (train.py, loss.py, dataset.py), for a comparison side by side.
 
 What is re-created is how its authors run it: an eager network under autocast, AdamW as torch makes it by default,
-gradients clipped by torch, an EMA that walks through the parameters one by one, three `.item()` a step for the log, and a
-loader of four processes that read a file an image. The network's layers are ours, uncompiled, which are the same
-operations as timm's. Times, noise and dropped labels are handed in, drawn beforehand, so that losses can be compared: of
-that work the reference is relieved.
+gradients clipped by torch, an EMA that walks through the parameters one by one, three `.item()` a step for the log, and
+a loader of four processes that read a file an image. The network's layers are ours, uncompiled, which are the same
+operations as timm's. Times, noise and dropped labels are handed in, drawn beforehand, so that losses can be compared:
+of that work the reference is relieved, and of the PNG that its loader decodes for every image.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def loader(run: Run, files: Files, steps: int) -> DataLoader[Sample]:
     return DataLoader(files, batch_sampler=order, num_workers=WORKERS, pin_memory=torch.cuda.is_available())
 
 
-def train(run: Run, backbone: nn.Module, files: Files, device: torch.device, steps: int) -> Iterator[tuple[float, float]]:
+def train(
+    run: Run, backbone: nn.Module, files: Files, device: torch.device, steps: int
+) -> Iterator[tuple[float, float]]:
     """Train plain SiT for some steps; yields the seconds that each took, and its loss."""
     average = copy.deepcopy(backbone).requires_grad_(False).eval()
     spec = run.optimizer

@@ -1,11 +1,21 @@
-"""Training steps a second, memory and model FLOPs utilisation, with and without guidance, side by side on one machine.
+"""The training step against REPA's, guided and in cohorts, side by side on one machine: seconds, ratios, utilisation.
 
     python benchmarks/step.py --backbone SiT-B/2 SiT-XL/2 --batch 256 --precision bf16 --device cuda
+    python benchmarks/step.py --backbone SiT-T/2 --latent 8 8 --batch 16 --precision fp32 --projector 256 --threads 2
 
-Each row is a run of `trainables.train` itself on random latents: draws, step, clipping, AdamW and EMA are all in it. A
-step counts three forwards of the student (backward is two), and while it is guided 2 m / n forwards of the teacher
-(block m of n, conditional and unconditional). Utilisation is against the product of two square matrices measured on the
-spot, in the same precision; medians over `--repeats`. `ratio` is against the row of the same backbone without a method.
+Rows of a backbone, all on the same random latents:
+
+* `reference`: REPA's step as benchmarks/reference.py re-creates it, plain SiT.
+* `none`, `vae_align`, `self_guided`: runs of `trainables.train` itself, in which draws, clipping, AdamW and EMA are.
+* `self_guided, teacher bf16`: the teacher's matrix products in another precision than the student's.
+* `cohort of K`: that many guided students in lockstep; seconds are of one of them.
+
+Each of ours plainly and with compiled blocks. Times are medians over steps, and over `--repeats` rounds in which every
+row is measured in turn. `x reference` is how many times as fast as the reference a row is, `of plain` what it costs in
+steps without a method, compiled or not as it is. Utilisation counts three forwards of the student, and while it is guided
+2 m / n of the teacher (block m of n, two branches, shared by a cohort), not the projector; it is against the product of
+two square matrices measured on the spot in the same precision. Losses of `none` are compared with the reference's, step
+by step.
 """
 
 from __future__ import annotations
@@ -14,44 +24,79 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import reference
 
 from trainables.backbones.cost import cost
 from trainables.data import LatentSet
 from trainables.encode import Normalisation
+from trainables.latent_files import Held
 from trainables.spec import BACKBONES, NoTerm, Phase, Recipe, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
-from trainables.train import Context, build_backbone, train
+from trainables.train import Context, Outcome, build_backbone, train_together
 
 WARM_UP = 3  # steps that are not timed
+IMAGES = 512
 LATENTS = {"SiT": (4, 32), "LightningDiT": (32, 16)}
 
 
-def random_latents(channels: int, size: int, count: int = 1024) -> LatentSet:
-    shape = (count, channels, size, size)
+@dataclass(frozen=True)
+class Row:
+    """What is measured: runs in lockstep, compiled or not."""
+
+    name: str
+    runs: tuple[Run, ...]
+    compiled: bool
+
+    @property
+    def forwards(self) -> float:
+        """Forwards of the backbone in the step of one student."""
+        pair = getattr(self.runs[0].phases[0].term, "layers", None)
+        return 3 + (2 * pair[0] / self.runs[0].size.depth / len(self.runs) if pair else 0)
+
+
+def random_latents(channels: int, size: int) -> LatentSet:
+    """Posteriors of noise, of as many classes as there are images."""
+    shape = (IMAGES, channels, size, size)
+    moments = torch.stack([torch.randn(shape), torch.full(shape, 0.1)], dim=1)
     unit = Normalisation(torch.tensor(0.0), torch.tensor(1.0))
-    return LatentSet(torch.randn(shape), torch.full(shape, 0.1), torch.arange(count) % 1000, 1000, unit)
+    return LatentSet(Held({"latent": moments, "label": torch.arange(IMAGES)}), IMAGES, shape[1:], 1000, unit)
 
 
-def runs(recipe: Recipe, steps: int) -> dict[str, Run]:
-    """The same recipe with each method that the paper times."""
+def rows(recipe: Recipe, steps: int, projector: int, cohort: int) -> list[Row]:
+    """The same recipe with each method that the paper times, plainly and compiled."""
     own = recipe.model_dump()
-    aligned = Run(**own, phases=[Phase(until=steps, term=VaeAlignTerm(), projector_width=2048)])
-    guided = Phase(
-        until=steps,
-        term=SelfGuidedTerm().resolved(recipe.size),
-        projector_width=2048,
-        teacher=TeacherRef(run=aligned, step=1),
-    )
-    return {
-        "none": Run(**own, phases=[Phase(until=steps, term=NoTerm())]),
-        "vae_align": aligned,
-        "self_guided": Run(**own, phases=[guided]),
+    plain = Run(**own, phases=[Phase(until=steps, term=NoTerm())])
+    aligned = Run(**own, phases=[Phase(until=steps, term=VaeAlignTerm(), projector_width=projector)])
+
+    def guided(scale: float, precision: Any = None) -> Run:
+        term = SelfGuidedTerm(guidance_scale=scale).resolved(recipe.size)
+        teacher = TeacherRef(run=aligned, step=1, precision=precision)
+        return Run(**own, phases=[Phase(until=steps, term=term, projector_width=projector, teacher=teacher)])
+
+    scales = [30.0 + number for number in range(cohort)]
+    kinds = {
+        "none": [plain],
+        "vae_align": [aligned],
+        "self_guided": [guided(30.0)],
+        f"cohort of {cohort}": [guided(scale) for scale in scales],
     }
+    if recipe.precision == "fp32":
+        kinds["self_guided, teacher bf16"] = [guided(30.0, "bf16")]
+        kinds[f"cohort of {cohort}, teacher bf16"] = [guided(scale, "bf16") for scale in scales]
+    return [Row(name, tuple(runs), compiled) for compiled in (False, True) for name, runs in kinds.items()]
 
 
 def synchronise(device: torch.device) -> None:
@@ -59,25 +104,30 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_per_step(run: Run, data: LatentSet, context: Context) -> float:
-    """Of all steps but the first few, in one go."""
+def seconds_per_step(row: Row, data: LatentSet, device: torch.device) -> tuple[float, list[float]]:
+    """Of one student, the median over all steps but the first few; and the losses of the first student."""
     marks: list[float] = []
 
     def progress(step: int) -> None:
-        if step in (WARM_UP, run.steps):
-            synchronise(context.device)
-            marks.append(time.perf_counter())
+        synchronise(device)
+        marks.append(time.perf_counter())
 
-    teacher = build_backbone(run, data).to(context.device).requires_grad_(False).eval()
-    timed = Context(context.device, checkpoint_blocks=context.checkpoint_blocks, progress=progress)
-    train(run, run.steps, data=data, context=timed, teacher=lambda _: teacher)
-    return (marks[1] - marks[0]) / (run.steps - WARM_UP)
+    teacher = build_backbone(row.runs[0], data).to(device).requires_grad_(False).eval()
+    if row.compiled:
+        teacher.compile_blocks()
+    context = Context(device, compile=row.compiled, progress=progress)
+    nothing = [None] * len(row.runs)
+    steps = row.runs[0].steps
+    (first, *_) = train_together(row.runs, steps, data=data, context=context, starts=nothing, teacher=lambda _: teacher)
+    assert isinstance(first, Outcome)
+    took = [after - before for before, after in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False)]
+    return statistics.median(took) / len(row.runs), [point["loss_diffusion"] for point in first.curve]
 
 
 def measured_peak(device: torch.device, precision: str) -> float:
     """Multiply-adds a second of a large matrix product, the best of a few."""
     side = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(10):
@@ -89,46 +139,89 @@ def measured_peak(device: torch.device, precision: str) -> float:
     return best
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, float | str]]:
+def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of one backbone."""
     device = torch.device(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    peak = measured_peak(device, options.precision)
-    rows: list[dict[str, float | str]] = []
-    for name in options.backbone:
-        channels, size = options.latent or LATENTS[BACKBONES[name].family]
-        data = random_latents(channels, size)
-        recipe = Recipe(backbone=name, batch_size=options.batch, precision=options.precision)
-        forward = cost(name, (channels, size, size)).multiply_adds
-        plain = None
-        for method, run in runs(recipe, options.steps + WARM_UP).items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            context = Context(device, checkpoint_blocks=options.checkpoint_blocks)
-            seconds = statistics.median(seconds_per_step(run, data, context) for _ in range(options.repeats))
-            plain = plain or seconds
-            pair = getattr(run.phases[0].term, "layers", None)
-            forwards = 3 + (2 * pair[0] / BACKBONES[name].depth if pair else 0)
-            row = {"backbone": name, "method": method, "batch": options.batch, "precision": options.precision}
-            row |= {"steps_per_s": round(1 / seconds, 3), "ratio": round(seconds / plain, 3)}
-            row["utilisation"] = round(forwards * forward * options.batch / seconds / peak, 3)
-            if device.type == "cuda":
-                row["memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    return rows
+    channels, size = options.latent or LATENTS[BACKBONES[name].family]
+    data = random_latents(channels, size)
+    steps = options.steps + WARM_UP
+    recipe = Recipe(backbone=name, batch_size=options.batch, precision=options.precision)
+    every = rows(recipe, steps, options.projector, options.cohort)
+    took: dict[Row, list[float]] = defaultdict(list)
+    theirs: list[float] = []
+    losses: dict[str, list[float]] = {}
+    memory: dict[Row, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        reference.write_files(data.columns.take("latent", torch.arange(IMAGES)), Path(folder))
+        files = reference.Files(Path(folder), data.labels(torch.arange(IMAGES)))
+        for _ in range(options.repeats):
+            network = build_backbone(every[0].runs[0], data).to(device)
+            told = list(reference.train(every[0].runs[0], network, files, device, steps))
+            theirs.append(statistics.median(seconds for seconds, _ in told[WARM_UP:]))
+            losses["reference"] = [loss for _, loss in told]
+            for row in every:
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                seconds, losses[f"{row.name} {row.compiled}"] = seconds_per_step(row, data, device)
+                took[row].append(seconds)
+                if device.type == "cuda":
+                    memory[row] = torch.cuda.max_memory_allocated(device) / 2**30
+    peak, forward = measured_peak(device, options.precision), cost(name, (channels, size, size)).multiply_adds
+    plain = {row.compiled: statistics.median(took[row]) for row in every if row.name == "none"}
+    theirs_s = statistics.median(theirs)
+    found = [{"row": "reference", "ms": 1e3 * theirs_s, "x_reference": 1.0}]
+    for row in every:
+        seconds = statistics.median(took[row])
+        told = {"row": row.name + (", compiled" if row.compiled else ""), "ms": 1e3 * seconds}
+        told |= {"x_reference": theirs_s / seconds, "of_plain": seconds / plain[row.compiled]}
+        told |= {"utilisation": row.forwards * forward * options.batch / seconds / peak}
+        found.append(told | ({"memory_gib": memory[row]} if row in memory else {}))
+    for compiled in (False, True):
+        pairs = list(zip(losses["reference"], losses[f"none {compiled}"], strict=False))
+        apart = max(abs(a - b) / b for a, b in pairs)
+        found.append({"row": "losses apart" + (", compiled" if compiled else ""), "share": apart})
+    return found
+
+
+def show(name: str, found: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    title = f"{name}, batch {options.batch}, {options.precision}, {options.device}: medians of {options.repeats} rounds"
+    table = Table("a step of one student", "ms", "x reference", "of plain", "utilisation", "GiB", title=title)
+    for told in found:
+        if "ms" in told:
+            cells = [f"{told['ms']:.1f}", f"{told['x_reference']:.2f}"]
+            cells += [f"{told[key]:{form}}" if key in told else "" for key, form in SHOWN.items()]
+            table.add_row(told["row"], *cells)
+    Console().print(table)
+    for told in found:
+        if "share" in told:
+            Console().print(f"{told['row']}: at most {told['share']:.1e} of themselves, of the reference's")
+
+
+SHOWN = {"of_plain": ".2f", "utilisation": ".0%", "memory_gib": ".1f"}
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", nargs="+", choices=BACKBONES, default=["SiT-B/2"], metavar="NAME")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--latent", type=int, nargs=2, metavar=("CHANNELS", "SIZE"), help="default: the family's")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--projector", type=int, default=2048, help="hidden width of the methods' projector")
+    parser.add_argument("--cohort", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--checkpoint-blocks", action="store_true")
-    measure(parser.parse_args())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    told = {}
+    for name in options.backbone:
+        told[name] = measure(name, options)
+        show(name, told[name], options)
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
