@@ -23,6 +23,7 @@ from raysweep.cluster import connected
 from raysweep.environment import environment
 from raysweep.extension import changed_from, refuse_changed
 from raysweep.journal import Pen
+from raysweep.laps import Laps
 from raysweep.launch import Lanes
 from raysweep.leases import Leases
 from raysweep.mirroring import Mirroring
@@ -42,6 +43,7 @@ from trainables import catalog
 def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
+    laps = Laps()
     store = Store(options.storage)
     with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
         for space in spaces:
@@ -56,26 +58,33 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
     leases = Leases(store)
+    laps.ended("checks")
     try:
         studies = [_open(space, store, leases, console, tell) for space in spaces]
+        laps.ended("studies")
         mirrors = [Mirroring(study, tracking_uri, tell) for study in studies]
-        computed, certificates = _run(studies, options, console, tell)
+        laps.ended("mlflow")
+        computed, certificates = _run(studies, options, console, tell, laps)
     finally:
         with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
             leases.clear()
             leases.close()
+    laps.ended("leases")
     results = []
     charged = patiently(lambda: charges(studies), tell)
     for study, mirror in zip(studies, mirrors, strict=True):
         result = summary(study, charged) | {"tracking_uri": public(tracking_uri)}
         files = patiently(partial(report.write, study, result), tell)
+        laps.ended("report")
         mirror.finish(files, study.best)
+        laps.ended("mlflow's end")
         results.append((study, result, files))
     steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
     steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
     if len(results) == 1:
         results[0][1]["steps"] |= steps
     whole: dict[str, Any] = {"steps": steps, "storage": public(store.uri), "tracking_uri": public(tracking_uri)}
+    whole["driver"] = {"began": laps.began, "seconds": laps.seconds}
     if options.verify_sharing:
         whole["certificates"] = certificates.as_dict()
     if options.json:
@@ -150,7 +159,9 @@ def _warn_of_open_doors(options: argparse.Namespace, console: Console) -> None:
         console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
-def _run(studies: list[Study], options: argparse.Namespace, console: Console, tell: Tell) -> tuple[int, Certificates]:
+def _run(
+    studies: list[Study], options: argparse.Namespace, console: Console, tell: Tell, laps: Laps
+) -> tuple[int, Certificates]:
     """The part that needs Ray; returns how many steps were computed, and what replays showed."""
     spaces = [study.space for study in studies]
     milestones = sorted({step for study in studies for step in study.milestones})
@@ -159,21 +170,27 @@ def _run(studies: list[Study], options: argparse.Namespace, console: Console, te
         _proposals(studies, console, tell)
         return 0, certificates
     with connected(spaces[0].launch, options.address):
+        laps.ended("ray")
         reference = (spaces[0].trial({})[0].data, spaces[0].probe)
         alone = options.address == "local"
         lanes = Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
         try:
             proposals = _proposals(studies, console, tell)  # while the lanes come up
+            laps.ended("proposals")
             with Progress(studies, console).shown(lanes.snapshot):
                 search(proposals, lanes.dispatcher)
+                laps.ended("search")
                 if options.verify_sharing:
                     certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+                    laps.ended("verified")
         except KeyboardInterrupt:
             tell("interrupted: what is being trained is published first; once more ends at once")
             lanes.stop()
             raise
         computed: int = lanes.snapshot(patience_s=600)["computed_steps"]
         lanes.close()
+        laps.ended("lanes")
+    laps.ended("ray's end")
     return computed, certificates
 
 

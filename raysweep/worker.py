@@ -111,6 +111,7 @@ class _Worker:
 
     def _train(self, assignment: Assignment, folder: Path) -> int:
         """Returns the step that was reached: not the end where the dispatcher wants to stop, or after a while."""
+        taken = time.time()
         device = self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -121,6 +122,7 @@ class _Worker:
             "curve": outcome.curve,
             "seconds": outcome.seconds,
             "memory_mib": peak_memory_mib(device),
+            "taken": taken,
             "time": time.time(),
             **self._made_by(assignment),
         }
