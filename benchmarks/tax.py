@@ -87,7 +87,7 @@ def sweep(trials: int, storage: Path, address: str) -> Swept:
     ) as process:
         with Processes(process.pid) as processes:
             out, errors = process.communicate()
-        wall_s = time.perf_counter() - clock
+            wall_s = time.perf_counter() - clock
     if process.returncode:
         sys.exit(errors[-2000:])
     return Swept(began, wall_s, json.loads(out.splitlines()[-1]), pieces(storage), processes)
