@@ -6,11 +6,11 @@
 `--trials` guided students of one teacher, all the same number of steps. Student-steps a second of all together:
 
 * `in turn`: one process, one student after the other, with all of the device.
-* `side by side`: a process for each two, ..., `--trials`, as fractions of a GPU give them (`gpus_per_worker: 0.5`);
-  through MPS where its daemon runs (`nvidia-cuda-mps-control -d`), which the title says. On a CPU they share the threads.
+* `side by side`: two processes, or `--trials`, as fractions of a GPU give them (`gpus_per_worker: 0.5`); through MPS
+  where its daemon runs (`nvidia-cuda-mps-control -d`), which the title says. On a CPU they share the threads.
 * `cohort`: one process, all in lockstep.
 
-Each process times its own steps between two barriers, so that none is timed while others start. Medians over `--repeats`.
+Clocks start when all processes have warmed up, and the slowest one's counts. Medians over `--repeats`.
 """
 
 from __future__ import annotations

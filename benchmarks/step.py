@@ -12,7 +12,7 @@ Rows of a backbone, all on the same random latents:
 
 Each of ours plainly and with compiled blocks. Times are medians over steps, and over `--repeats` rounds in which every
 row is measured in turn. `x reference` is how many times as fast as the reference a row is, `of plain` what it costs in
-steps without a method, compiled or not as it is. Utilisation counts three forwards of the student, and while it is guided
+steps without a method, compiled or not as it is. Utilisation counts three forwards of the student, and while guided
 2 m / n of the teacher (block m of n, two branches, shared by a cohort), not the projector; it is against the product of
 two square matrices measured on the spot in the same precision. Losses of `none` are compared with the reference's, step
 by step.

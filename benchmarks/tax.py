@@ -7,6 +7,8 @@ Side by side in one run, two processes of one thread each:
 * `raysweep`: two sweeps of the smoke profile, without pruning, of few and of more trials. Wall time less the seconds
   that training and probes took on the lane is the tax; what more trials add to it is the tax of a trial, and what is
   left is that of a sweep. The first step is when the first published stretch began.
+* Of the first of them, without a second run: where its wall time goes, part by part, and the CPU time of each kind of
+  process (`anatomy.py`).
 * `nested`: a plain `ray.tune.Tuner` around a two-worker `TorchTrainer` that trains nothing, one trial after another.
 """
 
@@ -20,8 +22,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from raysweep.store import Store
+from anatomy import Piece, Processes, parts, pieces
+from rich.console import Console
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -51,32 +56,57 @@ print("seconds", (ends[-1] - ends[0]) / (len(ends) - 1))
 """
 
 
-def sweep(trials: int, storage: Path, address: str) -> tuple[float, float, float]:
-    """Wall time, seconds of training and probes, and seconds until the first step."""
+class Swept(NamedTuple):
+    """A sweep that is over: when its process began, its wall time, what it said, and what its lane did."""
+
+    began: float
+    wall_s: float
+    told: dict[str, Any]
+    work: list[Piece]
+    processes: Processes
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of training and probes."""
+        return sum(piece.ended - piece.began for piece in self.work)
+
+    @property
+    def first_step_s(self) -> float:
+        """Seconds until the first step."""
+        return min(piece.began for piece in self.work if piece.kind == "train") - self.began
+
+
+def sweep(trials: int, storage: Path, address: str) -> Swept:
+    """Run one to its end."""
     arguments = ["--profile", "smoke", "--address", address, "--storage", str(storage), "--json"]
     arguments += ["--set", f"search.trials={trials}", "--set", "search.scheduler=never"]
+    command = [sys.executable, "-m", "raysweep.run", "search_spaces/table5.yaml", *arguments]
     began, clock = time.time(), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "raysweep.run", "search_spaces/table5.yaml", *arguments],
-        cwd=ROOT,
-        env=os.environ | QUIET,
-        capture_output=True,
-        text=True,
-    )
-    wall = time.perf_counter() - clock
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    store = Store(str(storage))
-    stretches = list(store.published())
-    busy = sum(found.manifest["seconds"] for found in stretches)
-    starts = [
-        (storage / "checkpoints" / str(found.step) / found.key / "manifest.json").stat().st_mtime
-        - found.manifest["seconds"]
-        for found in stretches
-    ]
-    probes = [store.record("probes", file.stem) for file in (storage / "records" / "probes").glob("*.json")]
-    busy += sum(record["seconds"] for record in probes if record)
-    return wall, busy, min(starts) - began
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        with Processes(process.pid) as processes:
+            out, errors = process.communicate()
+            wall_s = time.perf_counter() - clock
+    if process.returncode:
+        sys.exit(errors[-2000:])
+    return Swept(began, wall_s, json.loads(out.splitlines()[-1]), pieces(storage), processes)
+
+
+def show(swept: Swept) -> dict[str, float]:
+    """Print where a sweep's time went; returns the parts of its wall time in seconds."""
+    found = parts(swept.began, swept.wall_s, swept.told, swept.work)
+    wall = Table("part", "seconds", title=f"{swept.wall_s:.1f} s from the first process to the last")
+    for name, seconds in found.items():
+        wall.add_row(name, f"{seconds:.2f}")
+    spent = swept.processes.by_name()
+    cpu = Table("process", "how many", "CPU seconds", title=f"{sum(s for _, s in spent.values()):.1f} s of CPU")
+    for name, (count, seconds) in spent.items():
+        cpu.add_row(name, str(count), f"{seconds:.1f}")
+    console = Console()
+    console.print(wall)
+    console.print(cpu)
+    return found
 
 
 def nested(trials: int) -> float:
@@ -98,18 +128,24 @@ def main() -> None:
     parser.add_argument("--address", default="local")
     parser.add_argument("--storage", help="a folder that all nodes see (default: a temporary one)")
     options = parser.parse_args()
-    taxes, firsts = [], []
+    swept = []
     for trials in options.trials:
         with tempfile.TemporaryDirectory(dir=options.storage) as folder:
-            wall, busy, first = sweep(trials, Path(folder), options.address)
-        taxes.append(wall - busy)
-        firsts.append(first)
+            swept.append(sweep(trials, Path(folder), options.address))
         print(
-            f"{trials} trials: {wall:.1f} s, of which {busy:.1f} s training and probes; first step after {first:.1f} s"
+            f"{trials} trials: {swept[-1].wall_s:.1f} s, of which {swept[-1].busy_s:.1f} s training and probes; "
+            f"first step after {swept[-1].first_step_s:.1f} s"
         )
+    profile = show(swept[0])
+    taxes = [each.wall_s - each.busy_s for each in swept]
     few, more = options.trials
     per_trial = (taxes[1] - taxes[0]) / (more - few)
-    told = {"per_trial_s": per_trial, "per_sweep_s": taxes[0] - few * per_trial, "first_step_s": min(firsts)}
+    told: dict[str, Any] = {
+        "per_trial_s": per_trial,
+        "per_sweep_s": taxes[0] - few * per_trial,
+        "first_step_s": min(each.first_step_s for each in swept),
+    }
+    told |= {"parts_s": profile}
     print(f"raysweep: {per_trial:.2f} s a trial, {told['per_sweep_s']:.1f} s a sweep")
     if options.plain:
         told["nested_s"] = nested(options.plain)

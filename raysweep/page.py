@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from raysweep import results, tables
 from raysweep.agreement import agreement
 from raysweep.importance import interactive
-from raysweep.plots import save
 from raysweep.results import Row
 from raysweep.space import dump
 from raysweep.study import Study
@@ -36,8 +34,8 @@ _TEMPLATES = Environment(
 )
 
 
-def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], lineage: str) -> str:
-    """The page. `lineage` is the study's lineage as SVG."""
+def page(study: Study, result: dict[str, Any], pictures: dict[str, Path], lineage: str) -> str:
+    """The page. `pictures` are files by name, PNG or SVG; `lineage` is the study's lineage as SVG."""
     rows = tables.ordered(result["trials"], study.metric)
     plots = interactive(study, result["trials"], DRAWN)
     return _TEMPLATES.get_template(
@@ -56,7 +54,7 @@ def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], linea
         head=tables.columns(study)[:-1],  # reasons have a table of their own
         cells=[line[:-1] for line in tables.cells(study, rows[:MOST])],
         count=len(rows),
-        pictures=[(name, CAPTIONS[name], _source(name, figure)) for name, figure in figures.items()],
+        pictures=[(name, CAPTIONS[name], _source(file)) for name, file in pictures.items()],
         lineage=_data(lineage.encode(), "svg+xml"),
         stopped=[_stopped(study, row) for row in rows if row["state"] == "PRUNED"][:MOST],
         failed=[row for row in rows if row["state"] in ("FAILED", "UNAVAILABLE")][:MOST],
@@ -68,11 +66,8 @@ def page(study: Study, result: dict[str, Any], figures: dict[str, Figure], linea
     )
 
 
-def _source(name: str, figure: Figure) -> str:
-    made = io.BytesIO()
-    ending = "png" if name == "samples" else "svg"
-    save(figure, made, ending)
-    return _data(made.getvalue(), {"svg": "svg+xml"}.get(ending, ending))
+def _source(file: Path) -> str:
+    return _data(file.read_bytes(), {".svg": "svg+xml", ".png": "png"}[file.suffix])
 
 
 def _data(content: bytes, kind: str) -> str:

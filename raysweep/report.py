@@ -29,7 +29,11 @@ def write(study: Study, result: dict[str, Any]) -> list[Path]:
     rows = tables.ordered(result["trials"], study.metric)
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # whoever looks sees a whole file
         made = Path(aside)
-        figures = plots.pictures(study, result)
+        pictures = {}  # on the page, which takes PNG only where SVG would hold nothing but pixels
+        for name, figure in plots.pictures(study, result).items():
+            for kind in ("png", "svg") if name != "samples" else ("png",):
+                pictures[name] = made / f"{name}.{kind}"
+                plots.save(figure, pictures[name], kind)
         family = genealogy.trace(study, result)
         texts = {
             "table.md": tables.markdown(study, rows),
@@ -38,12 +42,9 @@ def write(study: Study, result: dict[str, Any]) -> list[Path]:
             "lineage.svg": genealogy_svg.drawing(family),
             "lineage.md": genealogy.markdown(family),
         }
-        texts["report.html"] = page(study, result, figures, texts["lineage.svg"])
+        texts["report.html"] = page(study, result, pictures, texts["lineage.svg"])
         for name, text in texts.items():
             (made / name).write_text(text, encoding="utf-8")
-        for name, figure in figures.items():
-            for kind in ("png", "svg") if name != "samples" else ("png",):
-                plots.save(figure, made / f"{name}.{kind}", kind)
         files = [file.replace(folder / file.name) for file in sorted(made.iterdir())]
     return sorted(files, key=lambda file: (file.name != "report.html", file.name))
 

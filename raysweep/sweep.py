@@ -10,44 +10,46 @@ import signal
 import sqlite3
 import time
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from raysweep import report, runs
+from raysweep import runs
 from raysweep.attribution import charges
 from raysweep.certify import Certificates, certify
 from raysweep.cluster import connected
 from raysweep.environment import environment
 from raysweep.extension import changed_from, refuse_changed
 from raysweep.journal import Pen
+from raysweep.laps import Laps
 from raysweep.launch import Lanes
 from raysweep.leases import Leases
-from raysweep.mirroring import Mirroring
 from raysweep.patience import Tell, patiently
 from raysweep.progress import Progress
-from raysweep.proposals import Proposals
 from raysweep.results import summary
-from raysweep.search import search
 from raysweep.space import Space
 from raysweep.store import Store
 from raysweep.study import Study
-from raysweep.tracking import check_uri
-from raysweep.uris import is_loopback, public
+from raysweep.uris import check_tracking_uri, is_loopback, public
 from trainables import catalog
+
+if TYPE_CHECKING:
+    from raysweep.proposals import Proposals
 
 
 def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
     """Check everything, then run, then write what people read."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
+    laps = Laps()
     store = Store(options.storage)
     with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
         for space in spaces:
             check_here(space, store.cache)
     if options.tracking_uri:
-        check_uri(options.tracking_uri)
+        check_tracking_uri(options.tracking_uri)
     store.check_writable()
     if not options.extend:
         for space in spaces:
@@ -56,26 +58,49 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
     leases = Leases(store)
+    computed, certificates = 0, Certificates()
+    laps.ended("checks")
     try:
         studies = [_open(space, store, leases, console, tell) for space in spaces]
-        mirrors = [Mirroring(study, tracking_uri, tell) for study in studies]
-        computed, certificates = _run(studies, options, console, tell)
+        laps.ended("studies")
+        with _at_work(studies, options, tell, laps) as lanes:
+            # All that no lane waits for is done while they come up: these alone take seconds to import.
+            from raysweep import report
+            from raysweep.mirroring import Mirroring
+            from raysweep.search import search
+
+            mirrors = [Mirroring(study, tracking_uri, tell) for study in studies]
+            laps.ended("mlflow")
+            proposals = _proposals(studies, console, tell)
+            laps.ended("proposals")
+            if lanes:
+                with Progress(studies, console).shown(lanes.snapshot):
+                    search(proposals, lanes.dispatcher)
+                    laps.ended("search")
+                    if options.verify_sharing:
+                        certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+                        laps.ended("verified")
+                computed = lanes.snapshot(patience_s=600)["computed_steps"]
     finally:
         with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
             leases.clear()
             leases.close()
+    laps.ended("leases")
     results = []
     charged = patiently(lambda: charges(studies), tell)
     for study, mirror in zip(studies, mirrors, strict=True):
         result = summary(study, charged) | {"tracking_uri": public(tracking_uri)}
         files = patiently(partial(report.write, study, result), tell)
+        laps.ended("report")
         mirror.finish(files, study.best)
+        laps.ended("mlflow's end")
         results.append((study, result, files))
     steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
     steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
     if len(results) == 1:
         results[0][1]["steps"] |= steps
     whole: dict[str, Any] = {"steps": steps, "storage": public(store.uri), "tracking_uri": public(tracking_uri)}
+    whole["driver"] = {"began": laps.began, "seconds": laps.seconds}
     if options.verify_sharing:
         whole["certificates"] = certificates.as_dict()
     if options.json:
@@ -150,35 +175,33 @@ def _warn_of_open_doors(options: argparse.Namespace, console: Console) -> None:
         console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
-def _run(studies: list[Study], options: argparse.Namespace, console: Console, tell: Tell) -> tuple[int, Certificates]:
-    """The part that needs Ray; returns how many steps were computed, and what replays showed."""
-    spaces = [study.space for study in studies]
-    milestones = sorted({step for study in studies for step in study.milestones})
-    certificates = Certificates()
+@contextlib.contextmanager
+def _at_work(studies: list[Study], options: argparse.Namespace, tell: Tell, laps: Laps) -> Iterator[Lanes | None]:
+    """The part that needs Ray: lanes that come up and work for the studies; None where nothing is left to do."""
     if all(study.finished for study in studies) and not options.verify_sharing:
-        _proposals(studies, console, tell)
-        return 0, certificates
-    with connected(spaces[0].launch, options.address):
-        reference = (spaces[0].trial({})[0].data, spaces[0].probe)
-        alone = options.address == "local"
-        lanes = Lanes(spaces[0].launch, studies[0].store, milestones, reference, alone)
+        yield None
+        return
+    space = studies[0].space
+    milestones = sorted({step for study in studies for step in study.milestones})
+    with connected(space.launch, options.address):
+        reference = (space.trial({})[0].data, space.probe)
+        lanes = Lanes(space.launch, studies[0].store, milestones, reference, alone=options.address == "local")
+        laps.ended("ray")
         try:
-            proposals = _proposals(studies, console, tell)  # while the lanes come up
-            with Progress(studies, console).shown(lanes.snapshot):
-                search(proposals, lanes.dispatcher)
-                if options.verify_sharing:
-                    certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+            yield lanes
         except KeyboardInterrupt:
             tell("interrupted: what is being trained is published first; once more ends at once")
             lanes.stop()
             raise
-        computed: int = lanes.snapshot(patience_s=600)["computed_steps"]
         lanes.close()
-    return computed, certificates
+        laps.ended("lanes")
+    laps.ended("ray's end")
 
 
 def _proposals(studies: list[Study], console: Console, tell: Tell) -> list[Proposals]:
     """What to try next in each study, and with it Optuna's view of it, whose database takes a second to be made."""
+    from raysweep.proposals import Proposals
+
     proposals = []
     for study in studies:
         database = _sound(_local_folder(study.store, "studies", study.space.id) / "optuna.db", console)

@@ -17,8 +17,8 @@ from raysweep.journal import studies
 from raysweep.results import summary
 from raysweep.store import Store
 from raysweep.study import Study
-from raysweep.tracking import Mirror, check_uri
-from raysweep.uris import public
+from raysweep.tracking import Mirror
+from raysweep.uris import check_tracking_uri, public
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def sync(options: argparse.Namespace, console: Console) -> None:
     """
     store = Store(options.storage)
     uri = options.tracking_uri or _file(store)
-    check_uri(uri)
+    check_tracking_uri(uri)
     names = options.study or studies(store)
     if not names:
         raise UserError(f"--storage {options.storage}: no study is stored there; give the storage of a sweep")

@@ -6,6 +6,8 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+from raysweep.errors import UserError
+
 _PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/\s]+)(?=@)")
 _PARAMETER = re.compile(r"(?i)\b((?:secret|token|password|access|session)[a-z_-]*)=([^&\s]+)")
 
@@ -22,3 +24,15 @@ def is_loopback(uri: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse a tracking URI that no MLflow of today can be behind, before anything is started.
+
+    Raises:
+        UserError: it is neither a database nor a server.
+    """
+    if uri.split(":")[0].split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "http", "https"):
+        raise UserError(
+            f"--tracking-uri {public(uri)}: give a database or a server, e.g. sqlite:///mlflow.db or http://…"
+        )

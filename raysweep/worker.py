@@ -122,14 +122,19 @@ class _Worker:
     def _train(self, assignment: Assignment, folder: Path) -> list[int | None]:
         """Returns the step that each member has reached: not the end where the dispatcher wants to stop; None where its
         numbers are not finite, and others were trained with it."""
-        device = self.context.device
+        taken, device = time.time(), self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         runs = [member.run for member in assignment.members]
 
         def facts(run: Run, step: int) -> dict[str, Any]:
-            found = {"memory_mib": peak_memory_mib(device), "time": time.time(), **self._made_by(assignment)}
-            found |= {"session": self.config.session, "between": step < assignment.end, "cohort": len(runs)}
+            found = {"memory_mib": peak_memory_mib(device), "taken": taken, "time": time.time()}
+            found |= {
+                **self._made_by(assignment),
+                "session": self.config.session,
+                "between": step < assignment.end,
+                "cohort": len(runs),
+            }
             return found | {"data": {"name": run.data, "files": catalog.parts(run.data)}}
 
         def attempt() -> list[Outcome | NonFiniteLoss]:

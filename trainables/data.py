@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, get_args
 
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainables import cached, catalog, prepared
-from trainables.encode import Normalisation, encode, load_autoencoder, normalisation
+from trainables.crew import ALONE, Crew
+from trainables.encode import BATCH, Normalisation, encode, load_autoencoder, normalisation
 from trainables.latent_files import Held, Mapped
 
 MIRRORED_BELOW = 0.5  # of `Draws.flipped`, where a recipe mirrors
@@ -106,6 +108,7 @@ def load_latents(
     mirrored: bool = False,
     images: bool = False,
     device: torch.device | None = None,
+    crew: Crew = ALONE,
 ) -> LatentSet:
     """A data set's training latents: the embedded one's encoded once, then read from `cache_dir`; a prepared one's
     where they lie, or from a copy in `cache_dir` where that is on no filesystem of this machine.
@@ -116,12 +119,13 @@ def load_latents(
         mirrored: with the latents of the mirror images.
         images: with the images themselves.
         device: where all of it is to be held; default: in the host's memory, a prepared set's on disk.
+        crew: ranks that all call this, and encode together where one of them finds nothing cached.
 
     Raises:
         LookupError: no such data set; or a prepared one lacks what is asked for, or is torn or altered.
     """
     found = (
-        _embedded(name, cache_dir, mirrored, images)
+        _embedded(name, cache_dir, mirrored, images, crew)
         if catalog.find(name).embedded
         else _prepared(name, cache_dir, mirrored, images)
     )
@@ -164,11 +168,11 @@ def _held(found: LatentSet, device: torch.device) -> LatentSet:
     return LatentSet(**{**vars(found), "columns": Held(tensors)})
 
 
-def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool) -> LatentSet:
-    known, tensors = catalog.find(name), _cached_latents(name, cache_dir, mirror=False)
+def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool, crew: Crew) -> LatentSet:
+    known, tensors = catalog.find(name), _cached_latents(name, cache_dir, False, crew)
     columns = {"latent": torch.stack([tensors["mean"], tensors["std"]], dim=1), "label": tensors["labels"]}
     if mirrored:
-        mirror = _cached_latents(name, cache_dir, mirror=True)
+        mirror = _cached_latents(name, cache_dir, True, crew)
         columns["mirrored"] = torch.stack([mirror["mean"], mirror["std"]], dim=1)
     if images:
         columns["image"] = load_images(name, "train")[0]
@@ -183,18 +187,19 @@ def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool) -> Laten
     )
 
 
-def _cached_latents(name: str, cache_dir: Path, mirror: bool) -> dict[str, Tensor]:
+def _cached_latents(name: str, cache_dir: Path, mirror: bool, crew: Crew) -> dict[str, Tensor]:
     path = cache_dir / f"{catalog.identity(name)}{'-mirrored' if mirror else ''}.safetensors"
-    tensors = cached.read(path)
-    if tensors is None or "scale" not in tensors:  # an earlier version's file has no such entry
-        tensors = _encode_training_split(name, mirror)
+    tensors = cached.read(path) or {}
+    if not all(crew.gather("scale" in tensors)):  # an earlier version's file has no such entry
+        tensors = _encode_training_split(name, mirror, crew)
         cached.write(tensors, path)
     return tensors
 
 
-def _encode_training_split(name: str, mirror: bool) -> dict[str, Tensor]:
+def _encode_training_split(name: str, mirror: bool, crew: Crew) -> dict[str, Tensor]:
     images, labels = load_images(name, "train")
     autoencoder = load_autoencoder(catalog.files(name)[1])
-    mean, std = encode(autoencoder, images.flip(-1) if mirror else images)
+    batches = (images.flip(-1) if mirror else images).split(BATCH)
+    mean, std = map(torch.cat, zip(*crew.share(batches, partial(encode, autoencoder)), strict=True))
     shift, scale = normalisation(autoencoder)
     return {"mean": mean, "std": std, "labels": labels, "shift": shift, "scale": scale}

@@ -18,6 +18,8 @@ from trainables import (
 )
 from trainables.errors import one_line
 
+BATCH = 64  # images that the encoder sees at once
+
 Autoencoder = Any  # a diffusers.AutoencoderKL, whose members mypy does not see
 
 
@@ -106,7 +108,7 @@ def autoencoder_identity(autoencoder: Autoencoder) -> str:
 
 
 @torch.no_grad()
-def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = BATCH) -> tuple[Tensor, Tensor]:
     """The posterior's (mean, std) of images, not yet normalised.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 from trainables import cached, catalog, encode
 from trainables.backbones import Backbone
 from trainables.checkpoint import Checkpoint, load_weights
+from trainables.crew import Crew
 from trainables.data import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
 from trainables.evaluation.probe import Probed, Shards, probe
@@ -29,6 +30,7 @@ class Bench:
 
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
+        self._crew = Crew(context.rank, context.world_size)
         self._data: dict[tuple[str, bool, bool], LatentSet] = {}
         self._autoencoders: dict[str, Any] = {}
         self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
@@ -76,7 +78,9 @@ class Bench:
         wanted = (name, mirrored, images)
         if wanted not in self._data:
             device = self.context.device if self.context.hold_data else None
-            self._data[wanted] = load_latents(name, self.cache, mirrored=mirrored, images=images, device=device)
+            self._data[wanted] = load_latents(
+                name, self.cache, mirrored=mirrored, images=images, device=device, crew=self._crew
+            )
         return self._data[wanted]
 
     def _training_data(self, runs: Sequence[Run]) -> LatentSet:
@@ -107,7 +111,7 @@ class Bench:
         if name not in self._references:
             file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}.safetensors"
             tensors = cached.read(file)
-            if tensors is None:
+            if not all(self._crew.gather(tensors is not None)) or tensors is None:
                 tensors = self._reference(data, spec).state
                 cached.write(tensors, file)
             self._references[name] = Reference(tensors)
@@ -118,7 +122,7 @@ class Bench:
         if spec.reference:
             return Reference.read(Path(spec.reference), detector)
         if catalog.find(data).embedded:
-            return Reference.of(load_images(data, "train")[0], detector)
+            return Reference.of(load_images(data, "train")[0], detector, crew=self._crew)
         tensors = cached.read(folder(data, self.cache) / catalog.reference_file(data, spec.detector_name))
         if tensors is None:
             raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")

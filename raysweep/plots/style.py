@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -42,7 +41,7 @@ def lower_is_better(study: Study) -> str:
     return f"{study.metric} (lower is better)"
 
 
-def save(picture: Figure, to: Path | BinaryIO, kind: str) -> None:
+def save(picture: Figure, to: Path, kind: str) -> None:
     """Write a picture as `png` or `svg`. The same picture makes the same bytes."""
     settings = {"svg.fonttype": "none", "svg.hashsalt": "raysweep"}
     with matplotlib.rc_context(settings):

@@ -13,6 +13,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # who calls tries
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line per run
 
-from raysweep.tracking.mirror import Mirror, check_uri
+from raysweep.tracking.mirror import Mirror
 
-__all__ = ["Mirror", "check_uri"]
+__all__ = ["Mirror"]

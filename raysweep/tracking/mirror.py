@@ -34,18 +34,6 @@ _CURVE, _PROBED = "raysweep.curve_step", "raysweep.probed_step"
 _DESCRIBED, _TAUGHT = "raysweep.described", "raysweep.taught"
 
 
-def check_uri(uri: str) -> None:
-    """Refuse a tracking URI that no MLflow of today can be behind, before anything is started.
-
-    Raises:
-        UserError: it is neither a database nor a server.
-    """
-    if uri.split(":")[0].split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "http", "https"):
-        raise UserError(
-            f"--tracking-uri {public(uri)}: give a database or a server, e.g. sqlite:///mlflow.db or http://…"
-        )
-
-
 class Mirror:
     """The MLflow experiment of a study.
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
 from trainables import sampling
+from trainables.crew import Crew
 from trainables.draws import generator
 from trainables.encode import decode
 from trainables.evaluation.detectors import Detector, Seen
@@ -147,7 +147,7 @@ def probe(
         mine.append(shard)
         progress((number + 1) * spec.batch_size)
 
-    gathered = _gather(mine, world_size)
+    gathered = Crew(rank, world_size).gather(mine)
     every = [gathered[number % world_size][number // world_size] for number in range(chunks)]
     whole = {name: torch.cat([shard[name] for shard in every]) for name in every[0]}
     metrics, influence = dict.fromkeys(spec.reported, math.nan), None
@@ -170,14 +170,6 @@ def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
     sheet = tiles.permute(0, 3, 1, 4, 2).reshape(rows * grid.shape[2], columns * grid.shape[3], 3)
     picture = Image.fromarray(sheet.cpu().numpy())
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
-
-
-def _gather(mine: Any, world_size: int) -> list[Any]:
-    if world_size == 1:
-        return [mine]
-    everyone: list[Any] = [None] * world_size
-    dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def _shard(latents: Tensor, part: Chunk, num_classes: int, autoencoder: Any, detector: Detector) -> dict[str, Tensor]:

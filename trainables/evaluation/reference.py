@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables import cached
+from trainables.crew import ALONE, Crew
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
@@ -42,11 +43,10 @@ class Reference:
         self._floors: dict[int, Measured] = {}  # by the number of samples
 
     @classmethod
-    def of(cls, images: Tensor, detector: Detector, batch_size: int = 256) -> Reference:
-        """Of real images (N, 3, H, W) uint8 through a detector."""
+    def of(cls, images: Tensor, detector: Detector, batch_size: int = 256, crew: Crew = ALONE) -> Reference:
+        """Of real images (N, 3, H, W) uint8 through a detector, which the crew's ranks show it together."""
         gathering = Gathering(detector.feature_dim, detector.spatial_dim, len(images))
-        for batch in images.split(batch_size):
-            seen = detector(batch).cpu()
+        for seen in crew.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
             gathering.update(seen.features, seen.spatial)
         return cls(gathering.reference)
 
