@@ -128,7 +128,7 @@ class _Worker:
         runs = [member.run for member in assignment.members]
 
         def facts(run: Run, step: int) -> dict[str, Any]:
-            found = {"memory_mib": peak_memory_mib(device), "taken": taken, "time": time.time()}
+            found: dict[str, Any] = {"memory_mib": peak_memory_mib(device), "taken": taken, "time": time.time()}
             found |= {
                 **self._made_by(assignment),
                 "session": self.config.session,
