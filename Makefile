@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 # processes compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: laptop test chaos cluster browser docs clean help
+.PHONY: laptop test bench chaos cluster browser docs clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -20,6 +20,9 @@ test: .venv/dev  ## install, then everything that CI checks
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bench: .venv/dev  ## a quarter of an hour: every ratio of benchmarks/, measured side by side on this machine
+	.venv/bin/python benchmarks/all.py
 
 chaos: .venv/dev  ## an hour: every kind of process is killed at every kind of moment
 	.venv/bin/pytest -m chaos

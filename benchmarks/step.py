@@ -28,7 +28,9 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,9 @@ def random_latents(channels: int, size: int) -> LatentSet:
     return LatentSet(Held({"latent": moments, "label": torch.arange(IMAGES)}), IMAGES, shape[1:], 1000, unit)
 
 
-def rows(recipe: Recipe, steps: int, projector: int, cohort: int) -> list[Row]:
+def rows(
+    recipe: Recipe, steps: int, projector: int, cohort: int, compiled: Sequence[bool] = (False, True)
+) -> list[Row]:
     """The same recipe with each method that the paper times, plainly and compiled."""
     own = recipe.model_dump()
     plain = Run(**own, phases=[Phase(until=steps, term=NoTerm())])
@@ -96,7 +100,7 @@ def rows(recipe: Recipe, steps: int, projector: int, cohort: int) -> list[Row]:
     if recipe.precision == "fp32":
         kinds["self_guided, teacher bf16"] = [guided(30.0, "bf16")]
         kinds[f"cohort of {cohort}, teacher bf16"] = [guided(scale, "bf16") for scale in scales]
-    return [Row(name, tuple(runs), compiled) for compiled in (False, True) for name, runs in kinds.items()]
+    return [Row(name, tuple(runs), which) for which in compiled for name, runs in kinds.items()]
 
 
 def synchronise(device: torch.device) -> None:
@@ -104,8 +108,9 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_per_step(row: Row, data: LatentSet, device: torch.device) -> tuple[float, list[float]]:
-    """Of one student, the median over all steps but the first few; and the losses of the first student."""
+def seconds_per_step(row: Row, data: LatentSet, device: torch.device) -> tuple[float, dict[int, float]]:
+    """Of one student, the median over all steps but the first few; and the losses of the first student, as means over
+    the steps that end where it is said."""
     marks: list[float] = []
 
     def progress(step: int) -> None:
@@ -121,7 +126,9 @@ def seconds_per_step(row: Row, data: LatentSet, device: torch.device) -> tuple[f
     (first, *_) = train_together(row.runs, steps, data=data, context=context, starts=nothing, teacher=lambda _: teacher)
     assert isinstance(first, Outcome)
     took = [after - before for before, after in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False)]
-    return statistics.median(took) / len(row.runs), [point["loss_diffusion"] for point in first.curve]
+    return statistics.median(took) / len(row.runs), {
+        int(point["step"]): point["loss_diffusion"] for point in first.curve
+    }
 
 
 def measured_peak(device: torch.device, precision: str) -> float:
@@ -146,10 +153,12 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     data = random_latents(channels, size)
     steps = options.steps + WARM_UP
     recipe = Recipe(backbone=name, batch_size=options.batch, precision=options.precision)
-    every = rows(recipe, steps, options.projector, options.cohort)
+    ways = (False, True) if options.compile else (False,)
+    every = rows(recipe, steps, options.projector, options.cohort, ways)
     took: dict[Row, list[float]] = defaultdict(list)
     theirs: list[float] = []
-    losses: dict[str, list[float]] = {}
+    their_losses: list[float] = []
+    losses: dict[bool, dict[int, float]] = {}
     memory: dict[Row, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         reference.write_files(data.columns.take("latent", torch.arange(IMAGES)), Path(folder))
@@ -158,12 +167,14 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             network = build_backbone(every[0].runs[0], data).to(device)
             told = list(reference.train(every[0].runs[0], network, files, device, steps))
             theirs.append(statistics.median(seconds for seconds, _ in told[WARM_UP:]))
-            losses["reference"] = [loss for _, loss in told]
+            their_losses = [loss for _, loss in told]
             for row in every:
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
-                seconds, losses[f"{row.name} {row.compiled}"] = seconds_per_step(row, data, device)
+                seconds, mine = seconds_per_step(row, data, device)
                 took[row].append(seconds)
+                if row.name == "none":
+                    losses[row.compiled] = mine
                 if device.type == "cuda":
                     memory[row] = torch.cuda.max_memory_allocated(device) / 2**30
     peak, forward = measured_peak(device, options.precision), cost(name, (channels, size, size)).multiply_adds
@@ -176,9 +187,10 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         told |= {"x_reference": theirs_s / seconds, "of_plain": seconds / plain[row.compiled]}
         told |= {"utilisation": row.forwards * forward * options.batch / seconds / peak}
         found.append(told | ({"memory_gib": memory[row]} if row in memory else {}))
-    for compiled in (False, True):
-        pairs = list(zip(losses["reference"], losses[f"none {compiled}"], strict=False))
-        apart = max(abs(a - b) / b for a, b in pairs)
+    for compiled, mine in losses.items():
+        begins = [0, *mine]
+        theirs_then = [statistics.fmean(their_losses[begin:end]) for begin, end in pairwise(begins)]
+        apart = max(abs(a - b) / b for a, b in zip(mine.values(), theirs_then, strict=True))
         found.append({"row": "losses apart" + (", compiled" if compiled else ""), "share": apart})
     return found
 
@@ -209,6 +221,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--projector", type=int, default=2048, help="hidden width of the methods' projector")
     parser.add_argument("--cohort", type=int, default=4)
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the compiled rows out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--steps", type=int, default=20)

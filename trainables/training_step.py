@@ -54,12 +54,12 @@ def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.
 def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.device) -> Batch:
     """The batch that `draws` picks from `data`: latents from the posterior, x_t on the path, labels dropped."""
     mirror = draws.flipped < MIRRORED_BELOW if recipe.horizontal_flip else None
-    latents = data.sample(draws.indices, draws.posterior, mirror).to(device, non_blocking=True)
+    latents = _onto(device, data.sample(draws.indices, draws.posterior, mirror))
     images = data.pictures(draws.indices, mirror)
     labels = data.labels(draws.indices)
     y = torch.where(draws.dropped < recipe.label_dropout, data.num_classes, labels)
-    t = sample_time(draws.time, recipe.time).to(device, non_blocking=True)
-    noise = draws.noise.to(device, non_blocking=True)
+    t = _onto(device, sample_time(draws.time, recipe.time))
+    noise = _onto(device, draws.noise)
     x_t, velocity = interpolate(latents, noise, t, path=recipe.path)
     return Batch(
         latents=latents,
@@ -67,11 +67,17 @@ def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.devi
         x_t=x_t,
         velocity=velocity,
         t=t,
-        labels=labels.to(device, non_blocking=True),
-        y=y.to(device, non_blocking=True),
-        offset=draws.offset.to(device, non_blocking=True),
-        images=None if images is None else images.to(device, non_blocking=True),
+        labels=_onto(device, labels),
+        y=_onto(device, y),
+        offset=_onto(device, draws.offset),
+        images=None if images is None else _onto(device, images),
     )
+
+
+def _onto(device: torch.device, tensor: Tensor) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # else the copy waits for all that was launched before it
+    return tensor.to(device, non_blocking=True)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

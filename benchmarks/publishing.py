@@ -1,0 +1,107 @@
+"""What checkpoints cost a training: published by a thread while it goes on, or with a stop for each, as before.
+
+    python benchmarks/publishing.py --backbone SiT-S/2 --latent 4 16 --batch 4 --every-s 5 --seconds 30
+
+Three trainings of the same steps, in turn, `--repeats` times: without a checkpoint, with one every `--every-s` seconds
+by `raysweep.publisher`, and with a stop for each: saved, published, read back with its SHA-256, gone on from. Shares of
+the time without. What a checkpoint costs does not depend on how seldom it is, so the shares at
+`launch.checkpoint_every_s` (600 s) are the same times `--every-s` / 600, which is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import step as steps_of
+
+from raysweep.history import key
+from raysweep.publisher import Publisher
+from raysweep.simulation import take_on_trust
+from raysweep.store import Store
+from trainables.checkpoint import Checkpoint
+from trainables.data import LatentSet
+from trainables.spec import BACKBONES, NoTerm, Phase, Run
+from trainables.train import Context, train
+
+EVERY_S = 600  # launch.checkpoint_every_s
+
+
+def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
+    """As a lane does."""
+    publisher = Publisher(store, [run], 0, lambda run, step: {"between": step < run.steps})
+    context = Context(device, should_publish=lambda step: step % every == 0, publish=publisher.begin)
+    publisher.finish([train(run, run.steps, data=data, context=context)])
+    publisher.close()
+
+
+def with_stops(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
+    """A stretch after another."""
+    start, begin = None, 0
+    while begin < run.steps:
+        end = min(begin + every, run.steps)
+        outcome = train(run, end, data=data, context=Context(device), start=start)
+        publisher = Publisher(store, [run], begin, lambda run, step: {"between": step < run.steps})
+        publisher.finish([outcome])
+        publisher.close()
+        start, begin = Checkpoint.load(store.open(key(run, end)), end), end
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=BACKBONES, default="SiT-S/2", metavar="NAME")
+    parser.add_argument("--latent", type=int, nargs=2, default=(4, 16), metavar=("CHANNELS", "SIZE"))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--every-s", type=float, default=5, help="of training, between checkpoints")
+    parser.add_argument("--seconds", type=float, default=30, help="of training, about")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU, for training")
+    parser.add_argument("--storage", help="the folder to publish to (default: a temporary one)")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    take_on_trust()  # the latents are random ones
+    device, data = torch.device(options.device), steps_of.random_latents(*options.latent)
+
+    def run(steps: int) -> Run:
+        return Run(backbone=options.backbone, batch_size=options.batch, phases=[Phase(until=steps, term=NoTerm())])
+
+    pace = train(run(8), 8, data=data, context=Context(device)).seconds / 8
+    every, steps = (max(1, round(seconds / pace)) for seconds in (options.every_s, options.seconds))
+    took: dict[str, list[float]] = defaultdict(list)
+    for _ in range(options.repeats):
+        for way, go in {"none": None, "by a thread": by_thread, "with a stop for each": with_stops}.items():
+            with tempfile.TemporaryDirectory(dir=options.storage) as folder:
+                began = time.perf_counter()
+                if go:
+                    go(run(steps), data, device, every, Store(folder))
+                else:
+                    train(run(steps), steps, data=data, context=Context(device))
+                took[way].append(time.perf_counter() - began)
+    base, found = statistics.median(took["none"]), {}
+    table = Table(
+        "checkpoints", "seconds", "share", f"at every {EVERY_S} s", title=f"{options.backbone}, every {every} steps"
+    )
+    for way, measured in took.items():
+        share = statistics.median(measured) / base - 1
+        found[way] = {"share": share, "share_at_600_s": share * options.every_s / EVERY_S}
+        table.add_row(way, f"{base * (1 + share):.2f}", f"{share:.1%}", f"{share * options.every_s / EVERY_S:.2%}")
+    Console().print(table)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
