@@ -83,12 +83,10 @@ def _scaling(told: Told) -> Lines:
 
 
 PARTS = {
-    "step": Part(f"step.py {TINY} --batch 16 --precision fp32 --projector 256 --steps 12 --repeats 3", 240, _step),
-    "packing": Part(
-        f"packing.py {TINY} --batch 16 --precision fp32 --projector 256 --steps 12 --repeats 1", 120, _packing
-    ),
-    "sampling": Part(f"sampling.py {TINY} --batches 18 36 72 --repeats 1", 120, _sampling),
-    "publishing": Part("publishing.py --every-s 4 --seconds 12 --repeats 1", 90, _publishing),
+    "step": Part(f"step.py {TINY} --batch 16 --precision fp32 --projector 256 --threads 2 --steps 12", 240, _step),
+    "packing": Part(f"packing.py {TINY} --batch 16 --precision fp32 --projector 256 --steps 12", 180, _packing),
+    "sampling": Part(f"sampling.py {TINY} --batches 18 36 72 --threads 2 --repeats 2", 150, _sampling),
+    "publishing": Part("publishing.py --every-s 4 --seconds 12", 240, _publishing),
     "growth": Part("growth.py --trials 10 100 1000 --batches 64 256 1024 --ranks", 90, _growth),
     "scaling": Part("scaling.py --ranks 1 2 --repeats 1", 150, _scaling),
     "tax": Part("tax.py --trials 2 6 --plain 0", 180, _tax),
