@@ -14,7 +14,19 @@ from typing import Any, Literal
 
 from raysweep.claims import POLL_S, Claims
 from raysweep.patience import PATIENCE_S, waiting_for_storage
-from raysweep.work import Again, Assignment, Elsewhere, Halted, Kind, Memory, Queue, Want, WorkFailed, WorkLost
+from raysweep.work import (
+    Again,
+    Assignment,
+    Elsewhere,
+    Halted,
+    Kind,
+    Memory,
+    Queue,
+    Want,
+    WorkFailed,
+    WorkLost,
+    dissolve,
+)
 from trainables.spec import ProbeSpec, Run
 
 GATHER_S = 0.3  # that a lane waits for others which could be trained in lockstep with what it has
@@ -63,7 +75,7 @@ class Pool:
         left, self.lanes[lane] = self.lanes.get(lane), None
         if left and left.attempts < ATTEMPTS and not left.too_big:
             self.notes.append(f"workers of lane {lane} died; {left} starts again")
-        for member in _dissolve(left):
+        for member in dissolve(left):
             if member.attempts < ATTEMPTS:
                 member.too_big = False
                 member.alone |= member.attempts > 1  # perhaps they are too much for a machine together
@@ -115,9 +127,8 @@ class Pool:
         self._hear(lane)
         self.served[lane] += 1
         members = self._release(lane)
-        if reached is None or not members:
-            reached = [member.end for member in members]
-        for member, step in zip(members, reached, strict=True):
+        ends = [member.end for member in members]
+        for member, step in zip(members, reached if reached and members else ends, strict=True):
             if step is None:
                 member.alone = True
                 self._queue(member)
@@ -129,14 +140,12 @@ class Pool:
     async def failed(self, lane: int, message: str) -> None:
         """The lane's assignment cannot be done by anybody."""
         self.served[lane] += 1
-        for member in self._release(lane):
-            self._answer(member, WorkFailed(message))
+        self._end(lane, WorkFailed(message))
 
     async def damaged(self, lane: int, message: str) -> None:
         """What the lane's assignment builds on turned out damaged; whoever asked for it asks again."""
         self._note(message)
-        for member in self._release(lane):
-            self._answer(member, Again(message))
+        self._end(lane, Again(message))
 
     async def out_of_memory(self, lane: int) -> None:
         """A worker of the lane had too little memory for its assignment, and its group starts anew. The next attempt
@@ -146,9 +155,7 @@ class Pool:
             return
         if assignment.fellows:
             self._note(f"out of memory in {assignment}: they are trained one by one from here on")
-            for member in assignment.members:
-                member.too_big = member.alone = True
-                member.attempts -= 1
+            assignment.fall_apart()
             return
         if refused := self._memory.halve(assignment):
             self._release(lane)
@@ -161,7 +168,7 @@ class Pool:
 
     async def lane_lost(self, lane: int, message: str) -> None:
         """A lane is gone for good. With the last one, all that waits ends."""
-        for member in _dissolve(self.lanes.pop(lane, None)):
+        for member in dissolve(self.lanes.pop(lane, None)):
             self._queue(member)
         self._note(f"lane {lane} ended: {message}")
         if not self.lanes:
@@ -185,15 +192,7 @@ class Pool:
         for lane, assignment in self.lanes.items():
             if assignment:
                 step, rate = self._progress.get(lane, (assignment.begin, 0.0))
-                facts: dict[str, Any] = {
-                    "kind": assignment.kind,
-                    "trials": [member.owner for member in assignment.members],
-                    "teacher": assignment.is_teacher,
-                }
-                facts |= {
-                    "method": assignment.run.phase_after(assignment.begin - (assignment.kind == "probe")).term.kind
-                }
-                working.append({"lane": lane, **facts, "step": step, "end": assignment.end, "steps_per_s": rate})
+                working.append({"lane": lane, **assignment.told, "step": step, "steps_per_s": rate})
         return {
             "lanes": working,
             "computed_steps": self.computed_steps,
@@ -207,14 +206,7 @@ class Pool:
     # --- inside
 
     async def _work(
-        self,
-        kind: Kind,
-        run: Run,
-        begin: int,
-        end: int,
-        trial: str | None,
-        want: Want,
-        probe: ProbeSpec | None = None,
+        self, kind: Kind, run: Run, begin: int, end: int, trial: str | None, want: Want, probe: ProbeSpec | None = None
     ) -> Any:
         assignment = Assignment(next(self._tickets), kind, run, begin, end, want, probe, trial, want.teaches)
         self._answers[assignment.ticket] = asyncio.get_running_loop().create_future()
@@ -289,10 +281,14 @@ class Pool:
         started anew."""
         assignment, self.lanes[lane] = self.lanes.get(lane), None
         self._progress.pop(lane, None)
-        members = _dissolve(assignment)
+        members = dissolve(assignment)
         for member in members:
             self._let_go(member)
         return members
+
+    def _end(self, lane: int, error: Exception) -> None:
+        for member in self._release(lane):
+            self._answer(member, error)
 
     def _let_go(self, assignment: Assignment) -> None:
         if self._claims:
@@ -300,17 +296,6 @@ class Pool:
 
     def _answer(self, assignment: Assignment, result: Any) -> None:
         answer = self._answers.get(assignment.ticket)
-        if answer is None or answer.done():
-            return
-        if isinstance(result, Exception):
-            answer.set_exception(result)
-        else:
-            answer.set_result(result)
-
-
-def _dissolve(assignment: Assignment | None) -> list[Assignment]:
-    """A lane's work as single pieces."""
-    if assignment is None:
-        return []
-    members, assignment.fellows = assignment.members, []
-    return members
+        if answer and not answer.done():
+            settle = answer.set_exception if isinstance(result, Exception) else answer.set_result
+            settle(result)

@@ -45,16 +45,7 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
     laps = Laps()
     store = Store(options.storage)
-    with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
-        for space in spaces:
-            check_here(space, store.cache)
-    if options.tracking_uri:
-        check_tracking_uri(options.tracking_uri)
-    store.check_writable()
-    if not options.extend:
-        for space in spaces:
-            refuse_changed(space, store)
-    _warn_of_open_doors(options, console)
+    _check(spaces, store, options, console)
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
     leases = Leases(store)
@@ -95,29 +86,52 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
         mirror.finish(files, study.best)
         laps.ended("mlflow's end")
         results.append((study, result, files))
+    whole: dict[str, Any] = {"storage": public(store.uri), "tracking_uri": public(tracking_uri)}
+    whole["driver"] = {"began": laps.began, "seconds": laps.seconds}
+    if options.verify_sharing:
+        whole["certificates"] = certificates.as_dict()
+    _tell_all(results, computed, whole, options.json)
+    if options.verify_sharing and not options.json:
+        Console().print(str(certificates))
+    return 0 if all(study.best for study in studies) and not certificates.differ else 1
+
+
+def _tell_all(
+    results: list[tuple[Study, dict[str, Any], list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
+) -> None:
+    """What a sweep of one or several spaces has come to: for people, or as one object."""
+    from raysweep import report
+
     steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
     steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
     if len(results) == 1:
         results[0][1]["steps"] |= steps
-    whole: dict[str, Any] = {"steps": steps, "storage": public(store.uri), "tracking_uri": public(tracking_uri)}
-    whole["driver"] = {"began": laps.began, "seconds": laps.seconds}
-    if options.verify_sharing:
-        whole["certificates"] = certificates.as_dict()
-    if options.json:
+    if as_json:
         several = {"studies": [result for _, result, _ in results]} if len(results) > 1 else results[0][1]
-        print(json.dumps(several | whole))
-    else:
-        out = Console()
-        for study, result, files in results:
-            report.show(study, result, files, out)
-        if len(results) > 1:
-            out.print(report.shared(steps))
-        if options.verify_sharing:
-            out.print(str(certificates))
-        served = tracking_uri.startswith("http")
-        ui = public(tracking_uri) if served else f".venv/bin/mlflow ui --backend-store-uri {public(tracking_uri)}"
-        out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
-    return 0 if all(study.best for study in studies) and not certificates.differ else 1
+        print(json.dumps(several | {"steps": steps} | whole))
+        return
+    out = Console()
+    for study, result, files in results:
+        report.show(study, result, files, out)
+    if len(results) > 1:
+        out.print(report.shared(steps))
+    uri = whole["tracking_uri"]
+    ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
+    out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
+
+
+def _check(spaces: list[Space], store: Store, options: argparse.Namespace, console: Console) -> None:
+    """Refuse what cannot be run here, before anything is written."""
+    with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
+        for space in spaces:
+            check_here(space, store.cache)
+    if options.tracking_uri:
+        check_tracking_uri(options.tracking_uri)
+    store.check_writable()
+    if not options.extend:
+        for space in spaces:
+            refuse_changed(space, store)
+    _warn_of_open_doors(options, console)
 
 
 def check_here(space: Space, cache: Path) -> None:

@@ -83,6 +83,19 @@ class Assignment:
         batch = tuple(getattr(run, name) for name in sorted(OF_THE_BATCH))
         return self.begin, self.end, run.backbone, run.precision, batch, taught
 
+    def fall_apart(self) -> None:
+        """There was too little memory for all of its members together, which counts as no attempt."""
+        for member in self.members:
+            member.too_big = member.alone = True
+            member.attempts -= 1
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What people are shown of it."""
+        method = self.run.phase_after(self.begin - (self.kind == "probe")).term.kind
+        trials = [member.owner for member in self.members]
+        return {"kind": self.kind, "trials": trials, "teacher": self.is_teacher, "method": method, "end": self.end}
+
     @property
     def lease(self) -> str:
         """The name of the lease on it: of training, that on the next step, whoever stops where."""
@@ -113,6 +126,14 @@ class Assignment:
         if self.fellows:
             whose = f"trials {', '.join(str(member.owner) for member in self.members)}"
         return f"{whose} from step {self.begin} to {self.end}"
+
+
+def dissolve(assignment: Assignment | None) -> list[Assignment]:
+    """A lane's work as single pieces."""
+    if assignment is None:
+        return []
+    members, assignment.fellows = assignment.members, []
+    return members
 
 
 class Memory:

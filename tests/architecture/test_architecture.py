@@ -16,6 +16,9 @@ IMPORTS_INSIDE = {
     ("raysweep/launch.py", "_host"): "keeps torch out of the driver",
     ("raysweep/run.py", "_run"): "a plan needs no Ray",
     ("raysweep/checkup.py", "_actor"): "keeps torch out of the driver",
+    ("raysweep/sweep.py", "sweep"): "imported while lanes come up",
+    ("raysweep/sweep.py", "_tell_all"): "imported while lanes come up",
+    ("raysweep/sweep.py", "_proposals"): "imported while lanes come up",
     ("raysweep/lane.py", "work"): "keeps the science out of Ray Train's controller",
 }
 LIGHT = ["trainables.spec", "trainables.catalog", "raysweep.space", "raysweep.history", "raysweep.store"]

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import trainables.train as training
+from trainables import ema
 from trainables.checkpoint import Checkpoint
 from trainables.data import load_latents
 from trainables.draws import draw
@@ -324,6 +325,15 @@ def test_compiled_blocks_train_to_rounding_and_resume_to_the_bit(name, data, tea
     half = train(RUNS[name], 3, context=Context(compile=True), **options).checkpoint.copied()
     rest = train(RUNS[name], STEPS, context=Context(compile=True), start=half, **options).checkpoint
     assert same(rest.backbone, compiled.checkpoint.backbone) and same(rest.ema, compiled.checkpoint.ema)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9999])
+def test_the_average_is_decay_times_itself_and_the_rest_of_the_value(decay):
+    averages, values = ([torch.randn(5, 3), torch.randn(7)] for _ in range(2))
+    expected = [decay * a.double() + (1 - decay) * v.double() for a, v in zip(averages, values, strict=True)]
+    ema.update(averages, values, decay)
+    for average, exact in zip(averages, expected, strict=True):
+        torch.testing.assert_close(average, exact.float(), rtol=2**-22, atol=2**-22)
 
 
 def test_no_room_for_a_checkpoint_is_an_error_of_the_system_s(data, tmp_path):

@@ -1,0 +1,46 @@
+"""What ranks make together is what one makes alone, in order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from trainables.crew import ALONE, Crew
+
+PIECES = [torch.full((2,), float(number)) for number in range(5)]  # more than ranks, and no multiple of them
+
+
+def make(piece: torch.Tensor) -> torch.Tensor:
+    return piece.exp()
+
+
+def _rank(rank: int, world_size: int, out: Path) -> None:
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(out / "meet"), world_size), rank=rank, world_size=world_size
+    )
+    crew, asked = Crew(rank, world_size), []
+
+    def noted(piece: torch.Tensor) -> torch.Tensor:
+        asked.append(int(piece[0]))
+        return make(piece)
+
+    shared = crew.share(PIECES, noted)
+    torch.save({"made": shared, "asked": asked, "gathered": crew.gather(rank)}, out / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_each_makes_its_share_and_all_have_everything(ranks: int, tmp_path: Path) -> None:
+    mp.spawn(_rank, (ranks, tmp_path), nprocs=ranks)
+    told = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    assert sorted(sum((each["asked"] for each in told), [])) == list(range(len(PIECES)))
+    for each in told:
+        assert each["gathered"] == list(range(ranks))
+        assert len(each["made"]) == len(PIECES)
+        assert all(torch.equal(mine, alone) for mine, alone in zip(each["made"], map(make, PIECES), strict=True))
+
+
+def test_one_makes_all() -> None:
+    assert ALONE.share([1, 2, 3], lambda piece: piece * 2) == [2, 4, 6] and ALONE.gather("x") == ["x"]
