@@ -277,8 +277,7 @@ class Pool:
     # --- answers
 
     def _release(self, lane: int) -> list[Assignment]:
-        """The lane's assignment with its fellows, which is over; nothing where it was given out before this dispatcher
-        started anew."""
+        """The lane's work, which is over; none where an earlier dispatcher had given it out."""
         assignment, self.lanes[lane] = self.lanes.get(lane), None
         self._progress.pop(lane, None)
         members = dissolve(assignment)
