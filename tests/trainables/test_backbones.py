@@ -217,8 +217,8 @@ def test_features_are_the_tap_and_nothing_behind_it_is_computed(block: int, fami
     assert expected.shape == (3, model.num_tokens, model.width)
 
 
-@pytest.mark.parametrize("family", [SiT, LightningDiT])
-def test_several_labels_for_an_image_are_several_images(family: type[SiT]) -> None:
+@pytest.mark.parametrize(("family", "bound"), [(SiT, 1e-12), (LightningDiT, 1e-6)])  # whose norms are in float32
+def test_several_labels_for_an_image_are_several_images(family: type[SiT], bound: float) -> None:
     model, (x_t, t, y) = tiny(family).double(), inputs()
     x_t, t = x_t.double(), t.double()
     null = torch.full_like(y, model.num_classes)
@@ -226,7 +226,7 @@ def test_several_labels_for_an_image_are_several_images(family: type[SiT]) -> No
     assert found.keys() == {2, 4}
     for block, states in found.items():
         twice = model.features(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]), block)
-        torch.testing.assert_close(states, twice, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(states, twice, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("block", [0, 5, -1])
