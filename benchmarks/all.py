@@ -83,7 +83,9 @@ def _scaling(told: Told) -> Lines:
 
 
 PARTS = {
-    "step": Part(f"step.py {TINY} --batch 16 --precision fp32 --projector 256 --threads 2 --steps 12", 240, _step),
+    "step": Part(
+        f"step.py {TINY} --batch 16 --precision fp32 --projector 256 --threads 2 --steps 8 --repeats 7", 300, _step
+    ),
     "packing": Part(f"packing.py {TINY} --batch 16 --precision fp32 --projector 256 --steps 12", 180, _packing),
     "sampling": Part(f"sampling.py {TINY} --batches 18 36 72 --threads 2 --repeats 2", 150, _sampling),
     "publishing": Part("publishing.py --every-s 4 --seconds 12", 240, _publishing),

@@ -11,11 +11,11 @@ Rows of a backbone, all on the same random latents:
 * `cohort of K`: that many guided students in lockstep; seconds are of one of them.
 
 Each of ours plainly and with compiled blocks. Times are medians over steps, and over `--repeats` rounds in which every
-row is measured in turn. `x reference` is how many times as fast as the reference a row is, `of plain` what it costs in
-steps without a method, compiled or not as it is. Utilisation counts three forwards of the student, and while guided
-2 m / n of the teacher (block m of n, two branches, shared by a cohort), not the projector; it is against the product of
-two square matrices measured on the spot in the same precision. Losses of `none` are compared with the reference's, step
-by step.
+row is measured in turn; ratios are medians over rounds of the ratio in each. `x reference` is how many times as fast as
+the reference a row is, `of plain` what it costs in steps without a method, compiled or not as it is. Utilisation counts
+three forwards of the student, and while guided 2 m / n of the teacher (block m of n, two branches, shared by a cohort),
+not the projector; it is against the product of two square matrices measured on the spot in the same precision. Losses
+of `none` are compared with the reference's, step by step.
 """
 
 from __future__ import annotations
@@ -163,12 +163,12 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         reference.write_files(data.columns.take("latent", torch.arange(IMAGES)), Path(folder))
         files = reference.Files(Path(folder), data.labels(torch.arange(IMAGES)))
-        for _ in range(options.repeats):
+        for number in range(options.repeats):
             network = build_backbone(every[0].runs[0], data).to(device)
             told = list(reference.train(every[0].runs[0], network, files, device, steps))
             theirs.append(statistics.median(seconds for seconds, _ in told[WARM_UP:]))
             their_losses = [loss for _, loss in told]
-            for row in every:
+            for row in every[:: 1 if number % 2 else -1]:  # whoever comes last is another one each time
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 seconds, mine = seconds_per_step(row, data, device)
@@ -178,13 +178,12 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 if device.type == "cuda":
                     memory[row] = torch.cuda.max_memory_allocated(device) / 2**30
     peak, forward = measured_peak(device, options.precision), cost(name, (channels, size, size)).multiply_adds
-    plain = {row.compiled: statistics.median(took[row]) for row in every if row.name == "none"}
-    theirs_s = statistics.median(theirs)
-    found = [{"row": "reference", "ms": 1e3 * theirs_s, "x_reference": 1.0}]
+    plain = {row.compiled: took[row] for row in every if row.name == "none"}
+    found = [{"row": "reference", "ms": 1e3 * statistics.median(theirs), "x_reference": 1.0}]
     for row in every:
         seconds = statistics.median(took[row])
         told = {"row": row.name + (", compiled" if row.compiled else ""), "ms": 1e3 * seconds}
-        told |= {"x_reference": theirs_s / seconds, "of_plain": seconds / plain[row.compiled]}
+        told |= {"x_reference": middle(theirs, took[row]), "of_plain": middle(took[row], plain[row.compiled])}
         told |= {"utilisation": row.forwards * forward * options.batch / seconds / peak}
         found.append(told | ({"memory_gib": memory[row]} if row in memory else {}))
     for compiled, mine in losses.items():
@@ -193,6 +192,11 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         apart = max(abs(a - b) / b for a, b in zip(mine.values(), theirs_then, strict=True))
         found.append({"row": "losses apart" + (", compiled" if compiled else ""), "share": apart})
     return found
+
+
+def middle(these: list[float], those: list[float]) -> float:
+    """The median of the ratios round by round: a machine that is slow for a while is slow for both."""
+    return statistics.median(this / that for this, that in zip(these, those, strict=True))
 
 
 def show(name: str, found: list[dict[str, Any]], options: argparse.Namespace) -> None:
