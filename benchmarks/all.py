@@ -1,4 +1,4 @@
-"""Every ratio on this machine, side by side, in one table: `make bench`, under 15 minutes on two cores.
+"""Every ratio on this machine, side by side, in one table: `make worker_cache`, under 15 minutes on two cores.
 
     python benchmarks/all.py [--only NAME …]
 
@@ -72,9 +72,9 @@ def _tax(told: Told) -> Lines:
 
 
 def _growth(told: Told) -> Lines:
-    for stage, exponent in told["exponents"].items():
+    for segment, exponent in told["exponents"].items():
         if exponent is not None:
-            yield f"growth: {stage}", f"size^{exponent:.2f}"
+            yield f"growth: {segment}", f"size^{exponent:.2f}"
 
 
 def _scaling(told: Told) -> Lines:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from raysweep.store import Store
+from raysweep.store.store import Store
 
 LOOK_S = 0.25
 DRIVER = {

@@ -13,7 +13,7 @@ on one machine: wall seconds and CPU seconds from the first call on, imports exc
   disk's. `--database` adds what optuna-dashboard reads, in SQLite.
 * `dispatch`: the simulated sweep of as many random configurations: the dispatcher, its lanes and the study on a virtual
   clock, everything in memory.
-* `report`: `python -m raysweep.report` of the study that `search` has left.
+* `report`: `raysweep report` of the study that `search` has left.
 
 `batch` is `trainables.train` of SiT-T/2 on random latents of 8x8x8 in micro-batches of 64: seconds of a step, after one
 that is not timed. Every batch takes as many images as the largest in all. `ranks` is benchmarks/scaling.py.
@@ -47,16 +47,19 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
-from raysweep import report, run, space
-from raysweep.configurations import Configuration, configurations
-from raysweep.curves import Synthetic
-from raysweep.plots.style import COLOURS, figure, save, tidy
-from raysweep.proposals import Proposals
-from raysweep.simulation import simulate, take_on_trust
-from raysweep.space import Space
-from raysweep.store import Store
-from raysweep.study import Study
-from raysweep.turns import Turns
+from raysweep.commands import run
+from raysweep.planning.learning_curves import Synthetic
+from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.report import report
+from raysweep.report.plots.style import COLOURS, figure, save, tidy
+from raysweep.space import space
+from raysweep.space.configurations import Configuration, configurations
+from raysweep.space.space import Space
+from raysweep.store.store import Store
+from raysweep.study.ordering import EventOrder
+from raysweep.study.proposals import Proposals
+from raysweep.study.study import Study
+from raysweep.tracking.optuna_dashboard import Dashboard
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "search_spaces" / "table5.yaml"
@@ -112,16 +115,17 @@ def search(trials: int, storage: str, database: bool) -> None:
     wide = _space(trials)
     study, curve = Study(wide, Store(storage)), Synthetic()
     folder = Path(storage, "studies", wide.id)
-    proposals = Proposals(study, f"sqlite:///{folder / 'optuna.db'}" if database else None)
-    turns = Turns(study, proposals.next, wide.launch.concurrent_trials)
-    while not turns.finished:
-        for leg in list(iter(turns.next, None)):
-            trial = study.trials[leg.trial]
+    Dashboard(study, f"sqlite:///{folder / 'optuna.db'}" if database else None)
+    proposals = Proposals(study)
+    order = EventOrder(study, proposals.next, wide.launch.concurrent_trials)
+    while not order.finished:
+        for rung_task in list(iter(order.next, None)):
+            trial = study.trials[rung_task.trial]
             written = wide.trial(trial.point)[0]
             chosen = Configuration(
                 wide, trial.point, written, study.run(trial), study.rungs(trial), None, study.probe(trial)
             )
-            turns.probed(leg, dict.fromkeys(wide.probe.measured, curve(chosen, leg.step)))
+            order.probed(rung_task, dict.fromkeys(wide.probe.measured, curve(chosen, rung_task.step)))
 
 
 def dispatch(trials: int) -> None:
@@ -131,7 +135,7 @@ def dispatch(trials: int) -> None:
 
 
 def tell(trials: int, storage: str) -> None:
-    """What `python -m raysweep.report` does."""
+    """What `raysweep report` does."""
     report.main([_space(trials).id, "--storage", storage])
 
 
@@ -145,11 +149,11 @@ def accumulate(batch: int, images: int, micro_batch: int) -> Row:
     those."""
     import torch
 
-    from trainables.data import LatentSet
-    from trainables.encode import Normalisation
-    from trainables.latent_files import Held
-    from trainables.spec import NoTerm, Phase, Recipe, Run
-    from trainables.train import Context, train
+    from trainables.config import NoTerm, Phase, Recipe, Run
+    from trainables.datasets.encode import Normalisation
+    from trainables.datasets.latent_files import Held
+    from trainables.datasets.latent_set import LatentSet
+    from trainables.training.train import Context, train
 
     count, classes = 1024, 10
     latents = torch.randn(count, 2, *LATENT)
@@ -212,7 +216,7 @@ def measure(
     """
     by_stage = over_trials(sorted(trials), storage, database) if trials else {}
     by_batch, by_ranks = over_batches(sorted(batches)), over_ranks(sorted(ranks)) if ranks else {}
-    exponents = {stage: _exponent(rows, "cpu_s") for stage, rows in by_stage.items()}
+    exponents = {segment: _exponent(rows, "cpu_s") for segment, rows in by_stage.items()}
     if by_batch:
         exponents["batch"] = _exponent(by_batch, "step_s")
     return {"trials": by_stage, "batch": by_batch, "ranks": by_ranks, "exponents": exponents}
@@ -229,12 +233,12 @@ def show(found: dict[str, Any], console: Console) -> None:
     """A table for each part."""
     if found["trials"]:
         table = _table("Trials", "", "trials", "seconds", "CPU s", "peak MiB", "exponent")
-        for stage, rows in found["trials"].items():
+        for segment, rows in found["trials"].items():
             for trials, row in rows.items():
                 told = (f"{row['seconds']:.1f}", f"{row['cpu_s']:.1f}", f"{row['peak_mib']:,.0f}")
                 last = trials == max(rows)
                 table.add_row(
-                    stage, f"{trials:,}", *told, _told(found["exponents"][stage]) if last else "", end_section=last
+                    segment, f"{trials:,}", *told, _told(found["exponents"][segment]) if last else "", end_section=last
                 )
         console.print(table)
     if found["batch"]:
@@ -295,17 +299,17 @@ def _in_mib(axes: Axes) -> None:
 
 
 def _draw_seconds(axes: Axes, found: dict[str, Any]) -> None:
-    for stage, rows in found["trials"].items():
-        b = _told(found["exponents"][stage])
-        _line(axes, rows, "cpu_s", f"{stage}: N^{b}" if b else stage, INK[stage])
+    for segment, rows in found["trials"].items():
+        b = _told(found["exponents"][segment])
+        _line(axes, rows, "cpu_s", f"{segment}: N^{b}" if b else segment, INK[segment])
     axes.set(xlabel="trials N", ylabel="CPU seconds", title="Trials: time")
 
 
 def _draw_memory(axes: Axes, found: dict[str, Any]) -> None:
-    for stage, rows in found["trials"].items():
+    for segment, rows in found["trials"].items():
         few, many = sorted(rows)[-2:] if len(rows) > 1 else (0, 0)
         kib = 1024 * (rows[many]["peak_mib"] - rows[few]["peak_mib"]) / (many - few) if many else None
-        _line(axes, rows, "peak_mib", f"{stage}: {kib:.0f} KiB a trial" if kib else stage, INK[stage])
+        _line(axes, rows, "peak_mib", f"{segment}: {kib:.0f} KiB a trial" if kib else segment, INK[segment])
     axes.set(xlabel="trials N", title="Trials: memory")
     _in_mib(axes)
 

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import step as steps_of
 
-from trainables.spec import BACKBONES, Recipe, Run
-from trainables.train import Context, build_backbone, train_together
+from trainables.config import BACKBONES, Recipe, Run
+from trainables.training.train import Context, build_backbone, train_together
 
 
 def guided(name: str, options: argparse.Namespace) -> tuple[Run, ...]:

@@ -30,15 +30,15 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from raysweep.attribution import charges
 from raysweep.errors import UserError
-from raysweep.store import Store
-from raysweep.study import Study
-from raysweep.trials import TrialState
+from raysweep.store.store import Store
+from raysweep.study.costs import charges
+from raysweep.study.study import Study
+from raysweep.study.trial import TrialState
+from trainables.config import ProbeSpec
 from trainables.evaluation.probe import Probed
-from trainables.spec import ProbeSpec
-from trainables.stage import Bench
-from trainables.train import Context
+from trainables.training.train import Context
+from trainables.training.worker_cache import WorkerCache
 
 FULL = {"sampler": "euler_maruyama", "steps": 250}
 CHEAPER = [("euler_maruyama", 50), ("euler_maruyama", 25), ("heun", 10), ("heun", 5), ("euler", 25), ("euler", 10)]
@@ -100,13 +100,13 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     study = Study.reopen(Store(options.storage), options.study)
     step, trials = chosen(study, options.step, options.most)
-    bench = Bench(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
+    worker_cache = WorkerCache(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
     own = study.space.probe_of(study.space.trial({})[0])
     wanted = {"samples": options.samples or own.samples, "metrics": own.metrics[:1]}
     full = own.model_copy(update=FULL | wanted)
     specs = [full, *(full.model_copy(update={"samples": full.samples // part}) for part in (2, 4))]
     specs += [full.model_copy(update={"sampler": sampler, "steps": steps}) for sampler, steps in CHEAPER]
-    bench.reference(study.run(trials[0]).data, own)  # made once: no part of any probe's time
+    worker_cache.reference(study.run(trials[0]).data, own)  # made once: no part of any probe's time
     jobs = [(spec, trial) for spec in specs for trial in trials]
     measured = {spec: Measured(spec, [], 0.0) for spec in specs}
     for spec, trial in track(jobs, "Probing", console=console, transient=True):
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         assert checkpoint is not None, "it was there a moment ago"
         folder = study.store.open(checkpoint.key)
         began = time.perf_counter()
-        measured[spec].found.append(bench.probe(study.run(trial), spec, folder))
+        measured[spec].found.append(worker_cache.probe(study.run(trial), spec, folder))
         measured[spec].seconds += time.perf_counter() - began
     charged = list(charges([study]).values())
     return {

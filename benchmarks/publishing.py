@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import step as steps_of
 
-from raysweep.history import key
-from raysweep.publisher import Publisher
-from raysweep.simulation import take_on_trust
-from raysweep.store import Store
-from trainables.checkpoint import Checkpoint
-from trainables.data import LatentSet
-from trainables.spec import BACKBONES, NoTerm, Phase, Run
-from trainables.train import Context, train
+from raysweep.execution.checkpointer import Publisher
+from raysweep.planning.simulation import take_on_trust
+from raysweep.store.history import key
+from raysweep.store.store import Store
+from trainables.config import BACKBONES, NoTerm, Phase, Run
+from trainables.datasets.latent_set import LatentSet
+from trainables.training.checkpoint import Checkpoint
+from trainables.training.train import Context, train
 
 EVERY_S = 600  # launch.checkpoint_every_s
 

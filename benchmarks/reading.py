@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from trainables import prepared
-from trainables.data import LatentSet, load_latents
+from trainables.datasets import prepared
+from trainables.datasets.latent_files import content_sha256, write_shard
+from trainables.datasets.latent_set import LatentSet, load_latents
 from trainables.draws import draw_images
-from trainables.latent_files import content_sha256, write_shard
 
 SHAPE, CLASSES, SHARD, IMAGENET = (4, 32, 32), 1000, 4096, 1_281_167
 

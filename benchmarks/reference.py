@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from trainables.config import Run
 from trainables.draws import Draws, batch_indices, draw
-from trainables.spec import Run
 
 WORKERS = 4  # REPA's --num-workers
 Sample = tuple[Tensor, int]

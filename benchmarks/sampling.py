@@ -27,8 +27,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trainables import backbones
+from trainables.config import BACKBONES, ProbeSpec
 from trainables.evaluation.probe import chunk, sample
-from trainables.spec import BACKBONES, ProbeSpec
 
 SAMPLERS = {
     "SDE, 250 steps": ("euler_maruyama", 250),

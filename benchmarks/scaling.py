@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.store import Store
+from raysweep.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from raysweep import history, runs, space
-from raysweep.files import sha256_of
-from raysweep.space import Space
-from raysweep.store import Store
-from trainables.spec import Run
+from raysweep.space import runs, space
+from raysweep.space.space import Space
+from raysweep.store import history
+from raysweep.store.files import sha256_of
+from raysweep.store.store import Store
+from trainables.config import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {
@@ -96,14 +97,14 @@ def trial_based(config: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from trainables.spec import ProbeSpec
-    from trainables.stage import Bench
-    from trainables.train import Context
+    from trainables.config import ProbeSpec
+    from trainables.training.train import Context
+    from trainables.training.worker_cache import WorkerCache
 
     torch.set_num_threads(1)
     config = config["each"]
     run, folder = Run.model_validate_json(config["run"]), Path(config["folder"])
-    bench, steps, at = Bench(Context(), Path(config["cache"])), 0, None
+    worker_cache, steps, at = WorkerCache(Context(), Path(config["cache"])), 0, None
 
     def teacher_folder(teacher: Any) -> Path:
         nonlocal steps
@@ -113,19 +114,19 @@ def trial_based(config: dict[str, Any]) -> None:
         own = folder / "teacher"
         if not own.exists():
             own.mkdir(parents=True)
-            bench.train(teacher.run, teacher.step, None, teacher_folder).checkpoint.save(own)
+            worker_cache.train(teacher.run, teacher.step, None, teacher_folder).checkpoint.save(own)
             steps += teacher.step
         return own
 
     for rung in config["rungs"]:
         here = folder / str(rung)
         here.mkdir(parents=True)
-        bench.train(run, rung, at, teacher_folder).checkpoint.save(here)
+        worker_cache.train(run, rung, at, teacher_folder).checkpoint.save(here)
         steps += rung - (at[1] if at else 0)
         at = (here, rung)
         metrics = {}
         if config["probe"]:
-            metrics = bench.probe(run, ProbeSpec.model_validate_json(config["probe"]), here).metrics
+            metrics = worker_cache.probe(run, ProbeSpec.model_validate_json(config["probe"]), here).metrics
         tune.report({"step": rung, "steps": steps, "files": {f.name: sha256_of(f) for f in here.iterdir()}, **metrics})
 
 

@@ -31,14 +31,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from raysweep import space
-from raysweep.configurations import Configuration, configurations
-from raysweep.curves import Curve, Recorded, Synthetic
 from raysweep.errors import UserError
-from raysweep.simulation import Outcome, simulate, take_on_trust
-from raysweep.space import Space
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.planning.learning_curves import Curve, Recorded, Synthetic
+from raysweep.planning.simulation import Outcome, simulate, take_on_trust
+from raysweep.space import space
+from raysweep.space.configurations import Configuration, configurations
+from raysweep.space.space import Space
+from raysweep.store.store import Store
+from raysweep.study.study import Study
 
 SCHEDULERS = [
     "never",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from raysweep.results import summary
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.store.store import Store
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
 from raysweep.tracking import Mirror
 
 

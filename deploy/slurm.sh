@@ -2,7 +2,7 @@
 # Slurm: `sbatch deploy/slurm.sh`, from the repository's root. A cluster for one sweep; submitted again it carries on.
 # The home folder is shared by the nodes, as is usual: with it this repository, its environment (`make .venv/laptop`),
 # and Ray's token.
-# Set every SET_…; `python -m raysweep.doctor --cluster deploy/slurm.sh` says what is missing.
+# Set every SET_…; `raysweep doctor --cluster deploy/slurm.sh` says what is missing.
 #SBATCH --partition=SET_PARTITION
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -4,7 +4,6 @@ repository that other pages point to."""
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import sys
@@ -18,8 +17,8 @@ os.environ["COLUMNS"] = "100"  # of the help that argparse prints
 # ruff: noqa: E402
 from mkdocs.structure.files import File, Files
 
-from raysweep.cli import COMMANDS
-from raysweep.schema import schema
+from raysweep.cli import VERBS, command
+from raysweep.space.schema import schema
 
 OUTSIDE = re.compile(r"\]\(\.\./([\w./-]+)\)")  # from a page to a file of the repository
 
@@ -43,9 +42,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def commands() -> str:
     """A section for each command: what it does, and its options."""
-    parts = ["# Commands", "Every command is a module, `python -m raysweep.run`, and a subcommand, `raysweep run`."]
-    for name, module in COMMANDS.items():
-        parts += [f"## {name}", *_help(importlib.import_module(f"raysweep.{module}").parser())]
+    parts = ["# Commands", "`raysweep VERB` and `python -m raysweep VERB` are the same command."]
+    for verb in VERBS:
+        parts += [f"## {verb}", *_help(command(verb).parser())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,7 +53,7 @@ def _help(parser: argparse.ArgumentParser) -> list[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():
-                parts += [f"### {parser.prog.split('.')[-1]} {name}", *_help(below)]
+                parts += [f"### {parser.prog.split()[-1]} {name}", *_help(below)]
     return parts
 
 

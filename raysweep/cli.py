@@ -1,20 +1,42 @@
-"""`raysweep COMMAND …`: every command is also a module, `python -m raysweep.COMMAND …`."""
+"""`raysweep VERB …`, which is also `python -m raysweep VERB …`: hands the rest of the line to the verb's command."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 
-COMMANDS = {name: name for name in ("run", "prepare", "report", "probe", "features", "doctor")}
-COMMANDS |= {"store": "storekeeper", "sync-mlflow": "sync_mlflow"}  # `python -m raysweep.store` finds the first too
+VERBS = {
+    "run": "train a search space to its tables",
+    "plan": "show what a search space would train and cost",
+    "report": "write a study's tables, pictures and page again",
+    "probe": "measure one checkpoint",
+    "features": "show what a checkpoint's blocks hold",
+    "prepare": "turn images into latents to train on",
+    "store": "list, verify, trace and garbage-collect checkpoints",
+    "doctor": "check a cluster, or the file that brings one up",
+    "model": "count a backbone's parameters and GFLOPs",
+    "schema": "print the JSON Schema of search spaces",
+    "sync-mlflow": "rebuild an MLflow server from the storage",
+}
 
 
 def main() -> int:
-    """Hand the rest of the command line to the command named first, which alone is imported."""
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name not in COMMANDS:
-        wanted = name in ("-h", "--help")
-        print(f"usage: raysweep {{{','.join(COMMANDS)}}} …", file=sys.stdout if wanted else sys.stderr)
-        return 0 if wanted else 2
-    code: int = importlib.import_module(f"raysweep.{COMMANDS[name]}").main(arguments)
+    """Run the verb that the command line names; only its own module is imported. Returns the exit code."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("usage: raysweep VERB …\n")
+        for name, meaning in VERBS.items():
+            print(f"  {name:<12} {meaning}")
+        print("\nraysweep VERB --help says more.")
+        return 0
+    if verb not in VERBS:
+        print(f"raysweep {verb}: no such verb; known: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    code: int = command(verb).main(arguments)
     return code
+
+
+def command(verb: str) -> ModuleType:
+    """The module in `raysweep.commands` that carries out a verb: it has `main(arguments) -> int` and `parser()`."""
+    return importlib.import_module(f"raysweep.commands.{verb.replace('-', '_')}")

@@ -13,7 +13,10 @@ os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
 )
 
-import logging  # noqa: E402
+import socket  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
 import uuid  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -51,19 +54,33 @@ def write_space(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """A bucket on an S3-compatible server of this machine, as pyarrow names it; `{}` stands for a folder."""
-    from moto.server import ThreadedMotoServer
+    """A bucket on an S3-compatible server of this machine, as pyarrow names it; `{}` stands for a folder.
+
+    The server is a process of its own: in this one, moto's mocks in other tests would empty it.
+    """
     from pyarrow.fs import S3FileSystem
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    S3FileSystem(
-        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    ).create_dir("bucket")
-    yield f"s3://bucket/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    host, port = place.split(":")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", host, "-p", port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    options = {"endpoint_override": place, "scheme": "http", "region": "us-east-1"}
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            S3FileSystem(**options, allow_bucket_creation=True).create_dir("bucket")
+            break
+        except OSError:
+            assert time.monotonic() < deadline and server.poll() is None, "moto's server does not answer"
+            time.sleep(0.1)
+    yield f"s3://bucket/{{}}?endpoint_override={place}&scheme=http&region=us-east-1"
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture(params=["folder", "s3"])

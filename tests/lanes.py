@@ -7,17 +7,20 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from raysweep import history, runs
-from raysweep.dispatch import Dispatcher
-from raysweep.files import sha256_of
-from raysweep.leases import Leases
-from raysweep.proposals import Proposals
-from raysweep.store import Store
-from raysweep.study import Study
-from raysweep.work import Assignment, probe_key
-from trainables.spec import Run, TeacherRef
-from trainables.stage import Bench
-from trainables.train import Context
+from raysweep.execution.dispatcher import Dispatcher
+from raysweep.execution.tasks import Task
+from raysweep.space import runs
+from raysweep.store import history
+from raysweep.store.files import sha256_of
+from raysweep.store.history import probe_key
+from raysweep.store.leases import Leases
+from raysweep.store.store import Store
+from raysweep.study.proposals import Proposals
+from raysweep.study.study import Study
+from raysweep.tracking.optuna_dashboard import Dashboard
+from trainables.config import Run, TeacherRef
+from trainables.training.train import Context
+from trainables.training.worker_cache import WorkerCache
 
 
 class Lane:
@@ -27,7 +30,7 @@ class Lane:
     """
 
     def __init__(self, store: Store, milestones: list[int], cache: Path | None, leases: Leases | None = None):
-        self.store, self.bench = store, Bench(Context(), cache) if cache else None
+        self.store, self.worker_cache = store, WorkerCache(Context(), cache) if cache else None
         self.dispatcher = Dispatcher(store, milestones, 1, leases)
         self.trained: list[tuple[Run, int, int]] = []
 
@@ -48,22 +51,22 @@ class Lane:
         await asyncio.gather(*(self.dispatcher.reach(run, step, str(n)) for n, (run, step) in enumerate(wanted)))
 
     async def _work(self) -> None:
-        while (assignment := await self.dispatcher.next(0, 0.2)) != "stop":
-            if isinstance(assignment, Assignment):
-                await asyncio.to_thread(self._carry_out, assignment)
+        while (task := await self.dispatcher.next(0, 0.2)) != "stop":
+            if isinstance(task, Task):
+                await asyncio.to_thread(self._carry_out, task)
                 await self.dispatcher.done(0, None)
 
-    def _carry_out(self, assignment: Assignment) -> None:
+    def _carry_out(self, task: Task) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            work = self._probe if assignment.kind == "probe" else self._train
-            work(assignment, Path(folder))
+            work = self._probe if task.kind == "probe" else self._train
+            work(task, Path(folder))
 
-    def _train(self, assignment: Assignment, folder: Path) -> None:
-        run, begin, end = assignment.run, assignment.begin, assignment.end
+    def _train(self, task: Task, folder: Path) -> None:
+        run, begin, end = task.run, task.begin, task.end
         start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
         facts = {"from_step": begin, "seconds": float(end - begin), "workers": 2, "curve": []}
-        if self.bench:
-            (outcome,) = self.bench.train([run], end, [start], self._folder)
+        if self.worker_cache:
+            (outcome,) = self.worker_cache.train([run], end, [start], self._folder)
             outcome.checkpoint.save(folder)
             facts |= {"curve": outcome.curve, "memory_mib": 512.0, "time": time.time()}
         else:
@@ -72,10 +75,10 @@ class Lane:
         self.store.publish(run, end, folder, facts)
         self.trained.append((run, begin, end))
 
-    def _probe(self, assignment: Assignment, folder: Path) -> None:
-        run, step, spec = assignment.run, assignment.end, assignment.probe
-        assert self.bench and spec
-        probed = self.bench.probe(run, spec, self._folder(TeacherRef(run=run, step=step)))
+    def _probe(self, task: Task, folder: Path) -> None:
+        run, step, spec = task.run, task.end, task.probe
+        assert self.worker_cache and spec
+        probed = self.worker_cache.probe(run, spec, self._folder(TeacherRef(run=run, step=step)))
         facts = {"checkpoint": history.key(run, step), "step": step, "metrics": probed.metrics}
         facts |= {"seconds": 1.0, "workers": 2}
         self.store.put_record("probes", probe_key(run, step, spec), facts, probed.save(folder))
@@ -88,7 +91,8 @@ def sweep(study: Study, cache: Path) -> None:
     """All that a study asks for, one trial after another: the same files as of a real sweep, without Ray."""
     database = Path(study.store.uri, "studies", study.space.id, "optuna.db")
     database.parent.mkdir(parents=True, exist_ok=True)
-    proposals = Proposals(study, f"sqlite:///{database}")
+    Dashboard(study, f"sqlite:///{database}")
+    proposals = Proposals(study)
     lane = Lane(study.store, runs.milestones(study.space), cache)
 
     async def ask() -> None:
@@ -105,15 +109,15 @@ def sweep(study: Study, cache: Path) -> None:
     lane.run(ask())
 
 
-def alone(run: Run, step: int, bench: Bench, scratch: Path) -> dict[str, str]:
+def alone(run: Run, step: int, worker_cache: WorkerCache, scratch: Path) -> dict[str, str]:
     """SHA-256 of the files of `run` at `step`, trained from 0 in one go, with teachers of its own: nothing shared."""
     scratch.mkdir(parents=True)
 
     def own_teacher(teacher: TeacherRef) -> Path:
-        alone(teacher.run, teacher.step, bench, scratch / "teacher")
+        alone(teacher.run, teacher.step, worker_cache, scratch / "teacher")
         return scratch / "teacher"
 
-    (outcome,) = bench.train([run], step, [None], own_teacher)
+    (outcome,) = worker_cache.train([run], step, [None], own_teacher)
     outcome.checkpoint.save(scratch)
     return {file.name: sha256_of(file) for file in scratch.iterdir() if file.is_file()}
 

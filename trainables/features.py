@@ -13,10 +13,10 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables import catalog
-from trainables.data import load_images
+from trainables.datasets import catalog
+from trainables.datasets.encode import Autoencoder, encode, normalisation
+from trainables.datasets.latent_set import load_images
 from trainables.draws import generator
-from trainables.encode import Autoencoder, encode, normalisation
 from trainables.interpolant import Path, interpolate
 from trainables.methods.self_guided import guided_feature
 

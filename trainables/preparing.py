@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables.encode import Autoencoder, encode
+from trainables.datasets.encode import Autoencoder, encode
+from trainables.datasets.images import Unreadable, centre_crop, decode
 from trainables.evaluation.detectors import Detector
-from trainables.images import Unreadable, centre_crop, decode
 
 Columns = dict[str, npt.NDArray[np.generic]]
 # What detectors make of images, by name: pooled features (N, D) and, where a detector has such, spatial ones (N, S).

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables import backbones, catalog, interpolant
-from trainables.checkpoint import SNAPSHOT, STATE, Tensors, load_weights
+from trainables import backbones, interpolant
+from trainables.datasets import catalog
+from trainables.training.checkpoint import SNAPSHOT, STATE, Tensors, load_weights
 
 OURS = "raysweep"
 MANIFEST = "manifest.json"

@@ -13,18 +13,20 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from raysweep import history, results, runs, series
 from raysweep.errors import UserError
-from raysweep.series import Point
-from raysweep.space import PLACES, dump
-from raysweep.study import Study
+from raysweep.space import runs
+from raysweep.space.space import PLACES, dump
+from raysweep.store import curves, history
+from raysweep.store.curves import Point
+from raysweep.store.history import probe_key
+from raysweep.study import summary
+from raysweep.study.study import Study
+from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
-from raysweep.trials import TrialState
 from raysweep.uris import public
-from raysweep.work import probe_key
-from trainables import spec
-from trainables.spec import ProbeSpec, TeacherRef
+from trainables import config
+from trainables.config import ProbeSpec, TeacherRef
 
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}
 _NOTE = 5000  # characters of a description, below MLflow's limit
@@ -144,10 +146,10 @@ class Mirror:
 
     def _shown(self, trial: TrialState) -> str:
         """A trial's name in lists and legends: its number, and how it differs from the defaults."""
-        told = f"trial {trial.number}: {results.changed(self.study, trial.point)}"
+        told = f"trial {trial.number}: {summary.changed(self.study, trial.point)}"
         return told if len(told) <= _NAME else f"{told[: _NAME - 1]}…"
 
-    def _measured(self, run_id: str, trial: TrialState, run: spec.Run) -> None:
+    def _measured(self, run_id: str, trial: TrialState, run: config.Run) -> None:
         """Curve, probes, pictures, checkpoints and decisions, as far as they are not there yet."""
         store, known = self.study.store, self._runs.tags(run_id)
         drawn, probed = int(known.get(_CURVE, 0)), int(known.get(_PROBED, 0))
@@ -167,9 +169,9 @@ class Mirror:
         for step, decision in trial.decisions.items():
             if f"raysweep.decision.{step}" not in known:
                 tags[f"raysweep.decision.{step}"] = decision.reason
-        self._runs.say(run_id, series.training(store, run, reached, drawn), tags, judged=judged)
+        self._runs.say(run_id, curves.training(store, run, reached, drawn), tags, judged=judged)
 
-    def _grid(self, run_id: str, run: spec.Run, step: int, probe: ProbeSpec, when: float) -> None:
+    def _grid(self, run_id: str, run: config.Run, step: int, probe: ProbeSpec, when: float) -> None:
         if run_id in self._runs.adopted:  # by a client that was perhaps ended here: MLflow would show it twice
             there = self._client.list_artifacts(run_id, "images")
             if any(file.path.startswith(f"images/samples+step+{step}+") for file in there):
@@ -199,13 +201,13 @@ class Mirror:
             if drawn < step <= teacher.step and (found := self.study.store.find(run, step)):
                 self._model(run_id, run, step)
                 tags = {f"raysweep.history_key.{step}": found.key, "raysweep.history_key": found.key, _CURVE: str(step)}
-                self._runs.say(run_id, series.training(self.study.store, run, step, drawn), tags)
+                self._runs.say(run_id, curves.training(self.study.store, run, step, drawn), tags)
                 self._runs.end(run_id, "FINISHED", found.manifest.get("time", 0.0))
         return int(self._runs.tags(run_id).get(_CURVE, 0))
 
     # --- pieces
 
-    def _begin(self, run_id: str, run: spec.Run, tags: dict[str, str], params: dict[str, Any]) -> None:
+    def _begin(self, run_id: str, run: config.Run, tags: dict[str, str], params: dict[str, Any]) -> None:
         self._client.log_text(run_id, json.dumps(run.model_dump(mode="json"), indent=1), "run.json")
         self._models.trained_on(run_id, run)
         self._runs.say(run_id, tags=tags, params=params)
@@ -228,7 +230,7 @@ class Mirror:
                         self._makers.setdefault(history.key(teacher.run, step), teacher)
         self._claimed = max(self._claimed, number + 1)
 
-    def _model(self, run_id: str, run: spec.Run, step: int) -> str:
+    def _model(self, run_id: str, run: config.Run, step: int) -> str:
         """The LoggedModel of a checkpoint that a run came through; returns its id."""
         maker = self._makers[history.key(run, step)]
         if isinstance(maker, TeacherRef):

@@ -15,10 +15,11 @@ from mlflow.entities import (
 )
 from mlflow.tracking import MlflowClient
 
-from raysweep import history
-from raysweep.store import Store
+from raysweep.store import history
+from raysweep.store.store import Store
 from raysweep.uris import public
-from trainables import catalog, spec
+from trainables import config
+from trainables.datasets import catalog
 
 _KEY = "raysweep.history_key"
 _PAGE = 100  # MLflow's own limit
@@ -36,7 +37,7 @@ class Models:
         }
         self._adopt()
 
-    def published(self, run_id: str, name: str, run: spec.Run, step: int, maker: str) -> str:
+    def published(self, run_id: str, name: str, run: config.Run, step: int, maker: str) -> str:
         """The model of a checkpoint that `run_id` came through; returns its id.
 
         Args:
@@ -58,14 +59,14 @@ class Models:
             self._made.add((run_id, model))
         return model
 
-    def taught(self, run_id: str, teacher: spec.TeacherRef) -> None:
+    def taught(self, run_id: str, teacher: config.TeacherRef) -> None:
         """`run_id` looks up to that checkpoint, whose model is known."""
         model = self._ids[history.key(teacher.run, teacher.step)]
         told = self._client.get_run(run_id).inputs
         if model not in [one.model_id for one in told.model_inputs]:
             self._client.log_inputs(run_id, models=[LoggedModelInput(model)])
 
-    def trained_on(self, run_id: str, run: spec.Run) -> None:
+    def trained_on(self, run_id: str, run: config.Run) -> None:
         """The data set behind a run."""
         found, identity = catalog.find(run.data), catalog.identity(run.data)
         profile = {"images": found.num_images, "classes": found.num_classes, "latent": found.latent_shape}

@@ -8,9 +8,9 @@ from typing import Any
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
-from raysweep.domains import label
-from raysweep.series import Point
-from raysweep.store import Store
+from raysweep.space.domains import label
+from raysweep.store.curves import Point
+from raysweep.store.store import Store
 
 _BATCH = 1000  # MLflow's own limit of all that a call says
 _PARAMS = 100  # and of parameters

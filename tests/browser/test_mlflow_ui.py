@@ -16,9 +16,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 from servers import MlflowServer
 
-from raysweep import report, results, space, sync_mlflow
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.commands import sync_mlflow
+from raysweep.report import report
+from raysweep.space import space
+from raysweep.store.store import Store
+from raysweep.study import summary
+from raysweep.study.study import Study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
@@ -144,7 +147,7 @@ def test_the_sample_grid_is_there_rung_by_rung(server, study, page, runs):
 
 
 def test_the_report_opens_without_a_network(study, page):
-    files = report.write(study, results.summary(study))
+    files = report.write(study, summary.summary(study))
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(files[0].resolve().as_uri())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.store import Store
+from raysweep.store.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -68,7 +68,7 @@ def test_a_sweep_runs_over_two_hosts_and_a_shared_store(cluster, undisturbed):
 
 def test_the_doctor_finds_nothing_wrong_and_then_what_is(cluster):
     def look(more: str) -> dict:
-        told = exec_(cluster, f"cd raysweep && python -m raysweep.doctor --json {more} || true")
+        told = exec_(cluster, f"cd raysweep && raysweep doctor --json {more} || true")
         return {check["name"]: check for check in json.loads(told[told.index("[{") : told.rindex("}]") + 2])}
 
     checks = look(f"--storage {cluster.store / 'undisturbed'}")

@@ -19,8 +19,8 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND
 
-from raysweep import doctor
-from raysweep.clusterfile import UNSET, faults
+from raysweep.cluster.cluster_file import UNSET, faults
+from raysweep.commands import doctor
 
 ROOT = Path(__file__).parents[2]
 FILES = ["cluster.yaml", *(f"deploy/{name}" for name in ("onprem.yaml", "gcp.yaml", "raycluster.yaml", "rayjob.yaml"))]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from raysweep import history, pool
-from raysweep.dispatch import Dispatcher
-from raysweep.pool import ATTEMPTS
-from raysweep.store import Store
-from raysweep.work import Halted, WorkFailed, probe_key
-from trainables.spec import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
+from raysweep.execution import pool
+from raysweep.execution.dispatcher import Dispatcher
+from raysweep.execution.pool import ATTEMPTS
+from raysweep.execution.tasks import ExecutionStopped, TaskFailed
+from raysweep.store import history
+from raysweep.store.history import probe_key
+from raysweep.store.store import Store
+from trainables.config import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
 BASE = {"backbone": "SiT-T/2", "data": "emoji9", "batch_size": 4}
 TEACHER = Run(**BASE, phases=[Phase(until=40, term=VaeAlignTerm(block=6), projector_width=8)])
@@ -35,17 +37,17 @@ class Lanes:
         self.count = count
 
     async def work(self, lane: int) -> None:
-        while (assignment := await self.dispatcher.next(lane, 0.05)) != "stop":
-            if assignment == "wait":
+        while (task := await self.dispatcher.next(lane, 0.05)) != "stop":
+            if task == "wait":
                 continue
             await asyncio.sleep(0.001)
-            if assignment.kind == "train":
-                for member in assignment.members:
+            if task.kind == "train":
+                for member in task.members:
                     self.store.publish(member.run, member.end, self.files, {"curve": []})
             else:
-                key = probe_key(assignment.run, assignment.end, PROBE)
+                key = probe_key(task.run, task.end, PROBE)
                 self.store.put_record("probes", key, {"metrics": {}})
-            self.done.append(assignment)
+            self.done.append(task)
             await self.dispatcher.done(lane, None)
 
     async def serve(self, asking) -> None:
@@ -130,10 +132,10 @@ def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         for _ in range(ATTEMPTS):
-            assignment = await dispatcher.next(0, 1)
-            assert (assignment.begin, assignment.end) == (0, 10)
+            task = await dispatcher.next(0, 1)
+            assert (task.begin, task.end) == (0, 10)
             await dispatcher.join(0)  # new workers: the old ones died
-        with pytest.raises(WorkFailed, match="died"):
+        with pytest.raises(TaskFailed, match="died"):
             await asking
 
     asyncio.run(scenario())
@@ -147,9 +149,9 @@ def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
         await asyncio.sleep(0)
         await dispatcher.next(0, 1)
         await dispatcher.lane_lost(0, "no such node")
-        with pytest.raises(WorkFailed, match="no such node"):
+        with pytest.raises(TaskFailed, match="no such node"):
             await asyncio.wait_for(asking, 5)
-        with pytest.raises(WorkFailed):
+        with pytest.raises(TaskFailed):
             await dispatcher.reach(student(15.0), 10, 0)
 
     asyncio.run(scenario())
@@ -162,7 +164,7 @@ def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         await dispatcher.next(0, 1)
         await dispatcher.failed(0, "not finite at step 3")
-        with pytest.raises(WorkFailed, match="step 3"):
+        with pytest.raises(TaskFailed, match="step 3"):
             await asking
         other = asyncio.create_task(dispatcher.reach(student(), 10, 1))
         assert (await dispatcher.next(0, 1)).is_teacher
@@ -185,7 +187,7 @@ def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
                 await dispatcher.out_of_memory(0)  # its fellow says the same
                 await dispatcher.join(0)
         assert seen == [None, 2, 1]
-        with pytest.raises(WorkFailed, match="single image"):
+        with pytest.raises(TaskFailed, match="single image"):
             await asking
         assert len(dispatcher.notes) == 2 and all("out of memory" in note for note in dispatcher.notes)
 
@@ -211,8 +213,8 @@ def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_
 
     async def scenario():
         asking = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 10, 0))
-        assignment = await lanes.dispatcher.next(0, 1)
-        lanes.store.publish(assignment.run, 4, lanes.files, {"curve": []})
+        task = await lanes.dispatcher.next(0, 1)
+        lanes.store.publish(task.run, 4, lanes.files, {"curve": []})
         await lanes.dispatcher.done(0, [4])
         rest = await lanes.dispatcher.next(0, 1)
         assert (rest.begin, rest.end) == (4, 10)
@@ -270,7 +272,7 @@ def test_students_of_one_teacher_go_out_together(cohort, sizes, tmp_path):
         await cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
 
     asyncio.run(lanes.serve(asking()))
-    assert [len(assignment.members) for assignment in lanes.done] == [1] * len(sizes)  # they are single again
+    assert [len(task.members) for task in lanes.done] == [1] * len(sizes)  # they are single again
     assert lanes.dispatcher.computed_steps == 50
     assert [served for served in lanes.dispatcher.served.values()] == [len(sizes)]
 
@@ -282,7 +284,7 @@ def test_lanes_share_them_out(tmp_path):
     async def scenario():
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
         given = [await lanes.dispatcher.next(lane, 1) for lane in range(2)]
-        assert [len(assignment.members) for assignment in given] == [3, 2]
+        assert [len(task.members) for task in given] == [3, 2]
         asking.cancel()
 
     asyncio.run(scenario())
@@ -298,7 +300,7 @@ def test_who_sees_other_batches_goes_out_alone(other, tmp_path):
         plain = Run(**BASE, phases=[Phase(until=40, term=NoTerm())])
         asking = cohort_of(lanes, [student(1.0), stranger, plain, student(3.0)])
         given = [await lanes.dispatcher.next(0, 1) for _ in range(3)]
-        together = [[member.owner for member in assignment.members] for assignment in given]
+        together = [[member.owner for member in task.members] for task in given]
         assert sorted(together) == [["0", "3"], ["1"], ["2"]]
         assert "trials 0, 3 from step 0 to 10" in map(str, given)
         asking.cancel()
@@ -312,14 +314,14 @@ def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
 
     async def scenario():
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
-        assignment = await lanes.dispatcher.next(0, 1)
-        for member in assignment.members[1:]:
+        task = await lanes.dispatcher.next(0, 1)
+        for member in task.members[1:]:
             lanes.store.publish(member.run, 10, lanes.files, {"curve": []})
         await lanes.dispatcher.done(0, [None, 10, 10])
         again = await lanes.dispatcher.next(0, 1)
         assert again.owner == "0" and again.members == [again]
         await lanes.dispatcher.failed(0, "not finite, twice")
-        with pytest.raises(WorkFailed, match="twice"):
+        with pytest.raises(TaskFailed, match="twice"):
             await asking
         assert lanes.dispatcher.computed_steps == 20
 
@@ -394,13 +396,13 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch)
 
 def test_a_storage_that_stays_away_ends_everything(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "POLL_S", 0.001)
-    monkeypatch.setattr(pool, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(pool, "RETRY_LIMIT_S", 0.05)
     dispatcher = Dispatcher(Away(str(tmp_path / "store")), MILESTONES, 1)
     dispatcher.store.away = 10**9
 
     async def scenario():
         asked = [dispatcher.reach(TEACHER, 10, 0), dispatcher.reach(student(), 10, 1)]
         answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
-        assert all(isinstance(answer, Halted) for answer in answers), answers
+        assert all(isinstance(answer, ExecutionStopped) for answer in answers), answers
 
     asyncio.run(scenario())

@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from raysweep import space
 from raysweep.errors import UserError
-from raysweep.extension import changed_from, difference, refuse_changed
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.space import space
+from raysweep.store.store import Store
+from raysweep.study.extension import changed_from, difference, refuse_changed
+from raysweep.study.study import Study
 
 TEXT = """\
 study: growing

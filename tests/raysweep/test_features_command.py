@@ -1,4 +1,4 @@
-"""`python -m raysweep.features`: two pictures and their numbers, of one checkpoint or of several."""
+"""`raysweep features`: two pictures and their numbers, of one checkpoint or of several."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from raysweep import features
+from raysweep.commands import features
 from trainables import backbones
-from trainables.checkpoint import Checkpoint
+from trainables.training.checkpoint import Checkpoint
 
 SMALL = ["--images", "3", "--points", "40", "--times", "0", "0.5", "--scales", "0", "20", "--blocks", "1", "12"]
 

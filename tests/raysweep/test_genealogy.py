@@ -9,13 +9,15 @@ import pytest
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import ImageFont
 
-from raysweep import genealogy, genealogy_svg, history, report, runs, space
-from raysweep.domains import random_point
-from raysweep.genealogy import Genealogy, Student, numbers
-from raysweep.results import summary
-from raysweep.store import Store
-from raysweep.study import Study
-from raysweep.work import probe_key
+from raysweep.report import lineage, lineage_svg, report
+from raysweep.report.lineage import Lineage, Student, numbers
+from raysweep.space import runs, space
+from raysweep.space.domains import random_point
+from raysweep.store import history
+from raysweep.store.history import probe_key
+from raysweep.store.store import Store
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
 
 SVG = "{http://www.w3.org/2000/svg}"
 TEXT = """\
@@ -57,11 +59,11 @@ def studied(write_space, tmp_path, values=(50.0, 60.0, 45.0, 70.0, 80.0, 90.0, 1
     return study
 
 
-def of(study: Study) -> Genealogy:
-    return genealogy.trace(study, summary(study))
+def of(study: Study) -> Lineage:
+    return lineage.trace(study, summary(study))
 
 
-def taught_by_step(found: Genealogy) -> dict:
+def taught_by_step(found: Lineage) -> dict:
     """Title and step of each checkpoint -> the trials that it taught, in their order."""
     return {
         (teacher.title, checkpoint.step): [student.trial for student in checkpoint.students]
@@ -105,17 +107,17 @@ def test_a_checkpoint_s_metric_is_told_where_it_was_probed_as_its_student_was(wr
     study.store.put_record("probes", key, {"metrics": metrics})
     found = of(study)
     assert [checkpoint.metrics for checkpoint in found.checkpoints] == [{}, metrics, {}, {}]
-    assert "77.25 ± 1.50" in genealogy.markdown(found) and "77.25 ± 1.50" in genealogy_svg.drawing(found)
+    assert "77.25 ± 1.50" in lineage.markdown(found) and "77.25 ± 1.50" in lineage_svg.drawing(found)
 
 
 def test_the_table_has_a_row_for_each_checkpoint(write_space, tmp_path):
     found = of(studied(write_space, tmp_path))
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in genealogy.markdown(found).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lineage.markdown(found).splitlines()]
     key = found.checkpoints[1].key[:12]
     assert lines[3] == ["SiT-T/2, vae_align", "4", key, "", "3", "2", "45.00 ± 45.00", "8", "0–2"]
     assert lines[4][4:] == ["1", "4", "", "0", "4"]
     assert lines[-1] == ["none", "", "", "", "1", "6", "100.00 ± 100.00", "8", "6"]
-    assert [row["trials"] for row in genealogy.rows(found)] == [[3], [0, 1, 2], [4], [5], [6]]
+    assert [row["trials"] for row in lineage.rows(found)] == [[3], [0, 1, 2], [4], [5], [6]]
 
 
 NESTED = """\
@@ -164,10 +166,10 @@ def test_a_teacher_s_teacher_is_there_and_seeds_are_told_apart(nested):
         if "self_guided" in teacher.title:
             assert teacher.taught_by is not None and teacher in teacher.taught_by.pupils
             assert teacher.taught_by.description["seed"] == teacher.checkpoints[0].description["seed"]
-            assert f"taught by {teacher.taught_by.key[:12]}" in genealogy.markdown(found)
+            assert f"taught by {teacher.taught_by.key[:12]}" in lineage.markdown(found)
         else:
             assert teacher.taught_by is None
-    assert "the teacher SiT-T/2, self_guided, seed 1" in genealogy.markdown(found)
+    assert "the teacher SiT-T/2, self_guided, seed 1" in lineage.markdown(found)
 
 
 def test_repeats_and_rows_that_cannot_be_run_are_no_students(write_space, tmp_path):
@@ -176,7 +178,7 @@ def test_repeats_and_rows_that_cannot_be_run_are_no_students(write_space, tmp_pa
     study.refuse(study.space.trial({"method.teacher.method": "repa"})[1], 7, "no such encoder")
     found = of(study)
     assert [student.trial for student in found.students] == [3, 2, 0, 1, 4, 5, 6] and found.unavailable == 1
-    assert "1 row could not be run here" in genealogy_svg.drawing(found)
+    assert "1 row could not be run here" in lineage_svg.drawing(found)
 
 
 def test_numbers_are_written_as_ranges_and_counted_when_many():
@@ -213,7 +215,7 @@ def check(picture: str) -> None:
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, other)
 
 
-def more(found: Genealogy, count: int) -> Genealogy:
+def more(found: Lineage, count: int) -> Lineage:
     """The same with so many students of its first checkpoint, in a study of thousands."""
     (first, *_) = found.students
     differs = {"guidance_scale": "59.1234", "layers": "10 → 6", "weight": "0.123456", "stop": "200000"}
@@ -228,7 +230,7 @@ def more(found: Genealogy, count: int) -> Genealogy:
 @pytest.mark.parametrize(("count", "drawn"), [(12, 12), (13, 13), (14, 12), (1000, 12)])
 def test_of_many_students_a_dozen_are_drawn(write_space, tmp_path, count, drawn):
     found = more(of(studied(write_space, tmp_path)), count)
-    picture = genealogy_svg.drawing(found)
+    picture = lineage_svg.drawing(found)
     check(picture)
     told = [text.text for text in texts(picture)]
     assert sum(text.isdecimal() and int(text) >= 10_000 for text in told if text) == drawn
@@ -243,16 +245,16 @@ def test_of_many_checkpoints_those_of_most_students_are_drawn_and_that_of_the_be
     for number in range(100):
         students = [dataclasses.replace(student, trial=1000 + number) for student in best.students]
         teacher.checkpoints.append(dataclasses.replace(best, step=300 + number, students=students * 2))
-    picture = genealogy_svg.drawing(found)
+    picture = lineage_svg.drawing(found)
     check(picture)
     told = [text.text for text in texts(picture)]
-    assert "best: trial 2" in told and told.count("6 students") == genealogy_svg.CHECKPOINTS - 1
+    assert "best: trial 2" in told and told.count("6 students") == lineage_svg.CHECKPOINTS - 1
     assert "… and 80 more checkpoints that taught 465 trials" in told
 
 
 def test_states_are_told_by_shape_and_by_word_and_keys_in_full(write_space, tmp_path):
     study = studied(write_space, tmp_path)
-    found, picture = of(study), genealogy_svg.drawing(of(study))
+    found, picture = of(study), lineage_svg.drawing(of(study))
     check(picture)
     told = [text.text for text in texts(picture)]
     assert {"best: trial 2", "5 complete", "1 failed", "1 unfinished"} <= set(told)
@@ -264,7 +266,7 @@ def test_states_are_told_by_shape_and_by_word_and_keys_in_full(write_space, tmp_
 
 
 def test_teachers_of_teachers_are_drawn(nested):
-    picture = genealogy_svg.drawing(of(nested))
+    picture = lineage_svg.drawing(of(nested))
     check(picture)
     told = [text.text for text in texts(picture)]
     assert "taught the teacher SiT-T/2, self_guided, seed 0" in told
@@ -274,15 +276,15 @@ def test_teachers_of_teachers_are_drawn(nested):
 def test_a_study_with_nothing_yet_and_one_without_teachers_are_drawn(write_space, tmp_path):
     plain = "study: plain\ntrial: {optimizer: {lr: {choice: [1e-4, 1e-3]}}}\nenqueue: [{set: {}}]\n"
     empty = Study(space.load(write_space(plain), "smoke"), Store(str(tmp_path / "empty")))
-    check(genealogy_svg.drawing(of(empty)))
-    assert len(genealogy.markdown(of(empty)).splitlines()) == 2
+    check(lineage_svg.drawing(of(empty)))
+    assert len(lineage.markdown(of(empty)).splitlines()) == 2
     study = studied(write_space, tmp_path, text=plain)
-    check(genealogy_svg.drawing(of(study)))
+    check(lineage_svg.drawing(of(study)))
     assert of(study).teachers == [] and len(of(study).alone) == 1
 
 
 def test_the_report_has_both(write_space, tmp_path):
     study = studied(write_space, tmp_path)
     written = {path.name: path for path in report.write(study, summary(study))}
-    assert written["lineage.svg"].read_text(encoding="utf-8") == genealogy_svg.drawing(of(study))
-    assert written["lineage.md"].read_text(encoding="utf-8") == genealogy.markdown(of(study))
+    assert written["lineage.svg"].read_text(encoding="utf-8") == lineage_svg.drawing(of(study))
+    assert written["lineage.md"].read_text(encoding="utf-8") == lineage.markdown(of(study))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raysweep import history, runs, space
-from trainables.spec import (
+from raysweep.space import runs, space
+from raysweep.store import history
+from trainables.config import (
     DispersiveTerm,
     EncoderSpec,
     LayerSyncTerm,

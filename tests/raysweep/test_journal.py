@@ -2,9 +2,9 @@
 
 import pytest
 
-from raysweep import journal as journals
-from raysweep.journal import Journal
-from raysweep.store import Store
+from raysweep.store.store import Store
+from raysweep.study import journal as journals
+from raysweep.study.journal import Journal
 
 ENTRIES = [{"kind": "probed", "trial": n, "metrics": {"fid": n / 7}, "point": {"layers": [8, 6]}} for n in range(5)]
 

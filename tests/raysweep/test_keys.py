@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-import raysweep.space
-from raysweep import history, runs
-from raysweep.schedulers import Asha, Hyperband, Median, Never, Promotion
-from trainables import catalog, spec
-from trainables.spec.base import Spec
+from raysweep.space import launch, runs, space
+from raysweep.space.schedulers import Asha, Hyperband, Median, Never, Promotion
+from raysweep.store import history
+from trainables import config
+from trainables.config.base import Spec
+from trainables.datasets import catalog
 
 MOVES, STAYS = True, False
 
@@ -36,7 +37,7 @@ RULES = {
 # Of each spec that a search space is made of: where it stands, in a trial of which method, and its fields with another
 # value and what that does to the key.
 FIELDS = {
-    spec.Trial: (
+    config.Trial: (
         "trial",
         "self_guided",
         {
@@ -58,7 +59,7 @@ FIELDS = {
             "method": ("none", MOVES),
         },
     ),
-    spec.OptimizerSpec: (
+    config.OptimizerSpec: (
         "trial.optimizer",
         "none",
         {
@@ -71,15 +72,15 @@ FIELDS = {
         },
     ),
     # The weights of the encoder decide, wherever they lie: test_history.py changes one and moves the other.
-    spec.EncoderSpec: ("trial.encoder", "repa", {"kind": ("dinov2", MOVES), "path": ("elsewhere", STAYS)}),
-    spec.NoMethod: ("trial.method", "none", {"kind": ("vae_align", MOVES)}),
-    spec.VaeAlign: (
+    config.EncoderSpec: ("trial.encoder", "repa", {"kind": ("dinov2", MOVES), "path": ("elsewhere", STAYS)}),
+    config.NoMethod: ("trial.method", "none", {"kind": ("vae_align", MOVES)}),
+    config.VaeAlign: (
         "trial.method",
         "vae_align",
         {"kind": KIND, "stop": STOP, "weight": WEIGHT, "block": (5, MOVES)},
     ),
-    spec.Repa: ("trial.method", "repa", {"kind": KIND, "stop": STOP, "weight": WEIGHT, "block": (5, MOVES)}),
-    spec.Dispersive: (
+    config.Repa: ("trial.method", "repa", {"kind": KIND, "stop": STOP, "weight": WEIGHT, "block": (5, MOVES)}),
+    config.Dispersive: (
         "trial.method",
         "dispersive",
         {
@@ -92,12 +93,12 @@ FIELDS = {
             "margin": (0.5, MOVES),
         },
     ),
-    spec.LayerSync: (
+    config.LayerSync: (
         "trial.method",
         "layersync",
         {"kind": KIND, "stop": STOP, "weight": WEIGHT, "layers": ([[10, 5]], MOVES)},
     ),
-    spec.Sra: (
+    config.Sra: (
         "trial.method",
         "sra",
         {
@@ -109,7 +110,7 @@ FIELDS = {
             "distance": ("l1", MOVES),
         },
     ),
-    spec.SelfGuided: (
+    config.SelfGuided: (
         "trial.method",
         "self_guided",
         {
@@ -122,7 +123,7 @@ FIELDS = {
             "teacher": ({"method": "none"}, MOVES),
         },
     ),
-    spec.TeacherSpec: (
+    config.TeacherSpec: (
         "trial.method.teacher",
         "self_guided",
         {
@@ -132,12 +133,12 @@ FIELDS = {
             "precision": ("bf16", MOVES),
         },
     ),
-    spec.Schedule: (
+    config.Schedule: (
         "trial.method.weight",
         "vae_align",
         {"steps": ([0, 200_000], MOVES), "weights": ([1.0, 0.5], MOVES), "curve": ("geometric", MOVES)},
     ),
-    raysweep.space.Search: (
+    space.Search: (
         "search",
         "none",
         {
@@ -159,7 +160,7 @@ FIELDS = {
         )
         for kind in (Asha, Hyperband, Median, Never, Promotion)
     },
-    raysweep.space.Launch: (
+    launch.Launch: (
         "launch",
         "none",
         {
@@ -180,7 +181,7 @@ FIELDS = {
             "placement_strategy": ("SPREAD", STAYS),
         },
     ),
-    raysweep.space.Probe: (
+    space.Probe: (
         "probe",
         "none",
         {
@@ -202,7 +203,7 @@ FIELDS = {
             "families": ({"SiT": {"steps": 9}}, STAYS),
         },
     ),
-    raysweep.space.Sampling: (
+    space.Sampling: (
         "probe.families.SiT",
         "none",
         {
@@ -213,12 +214,12 @@ FIELDS = {
             "guidance_interval": ([0.2, 0.8], STAYS),
         },
     ),
-    raysweep.space.Row: (
+    space.Row: (
         "enqueue.0",
         "none",
         {name: (1.0, STAYS) for name in ("fid", "is", "sfid", "precision", "recall")} | {"set": ({}, STAYS)},
     ),
-    raysweep.space.SpaceFile: (
+    space.SpaceFile: (
         "",
         "none",
         {
@@ -236,11 +237,11 @@ FIELDS = {
 # What runs are made of. A method's term has its fields but for these, which decide over phases and teachers.
 IN_PHASES = {"stop", "teacher"}
 OF_RUNS = {
-    spec.Recipe: set(spec.Trial.model_fields) - {"iterations", "projector_width", "encoder", "method"},
-    spec.Run: {*spec.Recipe.model_fields, "phases"},
-    spec.Phase: {"until", "term", "projector_width", "encoder", "teacher"},
-    spec.TeacherRef: {"run", "step", "weights", "precision"},
-    spec.ProbeSpec: set(raysweep.space.Probe.model_fields) - {"families"},
+    config.Recipe: set(config.Trial.model_fields) - {"iterations", "projector_width", "encoder", "method"},
+    config.Run: {*config.Recipe.model_fields, "phases"},
+    config.Phase: {"until", "term", "projector_width", "encoder", "teacher"},
+    config.TeacherRef: {"run", "step", "weights", "precision"},
+    config.ProbeSpec: set(space.Probe.model_fields) - {"families"},
 }
 CASES = [(kind, name) for kind, (_, _, fields) in FIELDS.items() for name in fields]
 
@@ -264,14 +265,14 @@ def abstract(kind: type) -> bool:
 
 
 def field(kind: type, name: str) -> str:
-    return "is_" if kind is raysweep.space.Row and name == "is" else name
+    return "is_" if kind is space.Row and name == "is" else name
 
 
-def run_of(write_space, method: str, changes: dict[str, object]) -> spec.Run:
+def run_of(write_space, method: str, changes: dict[str, object]) -> config.Run:
     own = {"kind": method, **METHODS[method]}
     text = json.dumps({"study": "fields", "trial": {"iterations": 400_000, "method": own}, "enqueue": [{"set": {}}]})
     overrides = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
-    loaded = raysweep.space.load(write_space(text), "smoke", overrides)
+    loaded = space.load(write_space(text), "smoke", overrides)
     return runs.student(loaded, loaded.trial({})[0])
 
 
@@ -282,16 +283,16 @@ def test_a_field_moves_the_key_where_it_is_said_to(write_space, monkeypatch, kin
     where, method, fields = FIELDS[kind]
     value, moves = fields[name]
     base = {"trial.encoder.kind": "effnet_lite0"}
-    if kind is spec.Schedule:
+    if kind is config.Schedule:
         base |= {"trial.method.weight": {"steps": [0, 100_000], "weights": [0.5, 0.1]}}
-    if kind in (raysweep.space.Probe, raysweep.space.Sampling):
+    if kind in (space.Probe, space.Sampling):
         base |= {"probe.sampler": "euler", "probe.detector": "inception"}
     if where == "search.scheduler" and name != "kind":
         base |= {"search.scheduler.kind": kind.model_fields["kind"].default}
     if name == "reference_sha256":
         base |= {"probe.reference": "elsewhere"}
     changes = {f"{where}.{name}" if where else name: value}
-    if kind is raysweep.space.Row:
+    if kind is space.Row:
         changes = {"enqueue": [{"set": {}, name: value}]}
     if name == "kind" and where == "trial.method" or name == "method":
         changes = {("trial.method" if where != "trial.method.teacher" else f"{where}.method"): value}

@@ -13,9 +13,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raysweep.cluster import Room, shortage
-from raysweep.launch_spec import Launch
-from raysweep.network import NAMED, choose_interface, interface_of
+from raysweep.cluster.connection import PlacementRequest, shortage
+from raysweep.cluster.network import NAMED, choose_interface, interface_of
+from raysweep.space.launch import Launch
 
 ROOT = Path(__file__).parents[2]
 # In a worker that `RAYSWEEP_TEST_BROKEN` allows to, gloo is told an interface that is not there.
@@ -40,7 +40,7 @@ def small_cluster():
 @pytest.mark.ray
 def test_room_is_found_when_a_node_comes_up_and_not_before(small_cluster):
     launch = Launch(workers=(2, 4), placement_strategy="STRICT_SPREAD")
-    room = Room(launch)
+    room = PlacementRequest(launch)
     time.sleep(1)
     assert not room.found()
     assert shortage(launch) == (

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raysweep.leases import Leases
-from raysweep.store import Store
+from raysweep.store.leases import Leases
+from raysweep.store.store import Store
 
 BEAT_S, DEAD_S = 0.2, 1.5
 
 OWNER = f"""
 import sys, time
-from raysweep.leases import Leases
-from raysweep.store import Store
+from raysweep.store.leases import Leases
+from raysweep.store.store import Store
 leases = Leases(Store(sys.argv[1]), {BEAT_S}, {DEAD_S})
 print(leases.acquire("work", {{}}), flush=True)
 time.sleep(600)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysweep import mirroring, space
 from raysweep.errors import UserError
-from raysweep.mirroring import Mirroring
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.space import space
+from raysweep.store.store import Store
+from raysweep.study.study import Study
+from raysweep.tracking import background
+from raysweep.tracking.background import Mirroring
 
 TEXT = """\
 study: small
@@ -68,7 +69,7 @@ def test_a_study_that_is_known_goes_on_and_the_next_command_tells_what_was_misse
 
 def test_a_database_that_is_locked_for_a_while_is_told_when_it_answers(study, tmp_path, monkeypatch):
     """Nothing that the sweep does waits for it."""
-    monkeypatch.setattr(mirroring, "RETRY_S", 0.1)
+    monkeypatch.setattr(background, "RETRY_S", 0.1)
     uri, told = f"sqlite:///{tmp_path / 'mlflow.db'}", []
     mirror = Mirroring(study, uri, told.append)
     database, aside = Path(tmp_path / "mlflow.db"), tmp_path / "aside.db"

@@ -14,7 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysweep import run, sweep
+from raysweep import driver
+from raysweep.commands import run
 
 ROOT = Path(__file__).parents[2]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -232,7 +233,7 @@ def _started(*_):
 def test_a_mutated_command_line_is_refused_or_planned(tmp_path, monkeypatch, data):
     """What passes every check is stopped where the study would be opened."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "_open", _started)
+    monkeypatch.setattr(driver, "_open", _started)
     space = tmp_path / "space.yaml"
     space.write_text(SMALL)
     arguments = [data.draw(st.one_of(st.just(str(space)), WORDS.filter(lambda word: word != "")))]

@@ -6,11 +6,12 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep import report, space
-from raysweep.pareto import front
-from raysweep.results import summary
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.report import report
+from raysweep.space import space
+from raysweep.store.store import Store
+from raysweep.study.pareto import front
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
 
 NAN = float("nan")
 NUMBERS = st.integers(-3, 3).map(float) | st.sampled_from([math.inf, -math.inf, NAN]) | st.floats()  # ties are common

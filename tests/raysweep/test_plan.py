@@ -12,14 +12,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep import history, price, runs, space
-from raysweep.folding import fold
-from raysweep.plan import Plan
-from raysweep.run import main
-from raysweep.tree import Tree
+from raysweep.commands.run import main
+from raysweep.planning import price
+from raysweep.planning.collapse import fold
+from raysweep.planning.plan import Plan
+from raysweep.planning.segments import Tree
+from raysweep.space import runs, space
+from raysweep.store import history
 from trainables.backbones.cost import cost
-from trainables.catalog import DATASETS
-from trainables.spec import BACKBONES
+from trainables.config import BACKBONES
+from trainables.datasets.catalog import DATASETS
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 STOPS = (50_000, 100_000, 150_000, 200_000, "never")
@@ -108,7 +110,7 @@ def test_sizes_are_those_of_the_networks(backbone):
 
 def test_what_is_alike_is_drawn_once_and_nothing_is_left_out(tmp_path):
     plan = Plan([altered(tmp_path, "table5", ninety)])
-    roots = fold(plan.stages)
+    roots = fold(plan.segments)
 
     def lengths(folded) -> int:
         return folded.count * (folded.end - folded.begin) + sum(map(lengths, folded.children))

@@ -1,4 +1,4 @@
-"""`python -m raysweep.prepare`, with a real Ray: images in, a set out that training knows; killed, resumed, refused."""
+"""`raysweep prepare`, with a real Ray: images in, a set out that training knows; killed, resumed, refused."""
 
 import json
 import shutil
@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-import raysweep.run
-from raysweep import prepare
-from raysweep.files import Files
-from raysweep.preparing import PROGRESS, Preparation
-from trainables import catalog, prepared
-from trainables.data import load_latents
-from trainables.encode import load_autoencoder, normalisation
-from trainables.images import centre_crop
-from trainables.latent_files import Shard
+import raysweep.commands.run
+from raysweep.commands import prepare
+from raysweep.prepare.preparation import PROGRESS, Preparation
+from raysweep.store.files import Files
+from trainables.datasets import catalog, prepared
+from trainables.datasets.encode import load_autoencoder, normalisation
+from trainables.datasets.images import centre_crop
+from trainables.datasets.latent_files import Shard
+from trainables.datasets.latent_set import load_latents
 
 pytestmark = pytest.mark.ray
 COUNTS = {"cats": 70, "dogs": 9, "eels": 1}  # as unbalanced as sets are
@@ -127,7 +127,7 @@ def whole(tmp_path_factory):
 
 
 def started(*options):
-    command = [sys.executable, "-m", "raysweep.prepare", *map(str, options)]
+    command = [sys.executable, "-m", "raysweep", "prepare", *map(str, options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -1,4 +1,4 @@
-"""`python -m raysweep.probe`: the sweep's own numbers, for our checkpoints and for a reference's files."""
+"""`raysweep probe`: the sweep's own numbers, for our checkpoints and for a reference's files."""
 
 import argparse
 import json
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from raysweep import probe
-from raysweep.store import Store
-from trainables import catalog
-from trainables.checkpoint import Checkpoint, load_weights
-from trainables.data import load_latents
+from raysweep.commands import probe
+from raysweep.store.store import Store
+from trainables.config import NoTerm, Phase, ProbeSpec, Run
+from trainables.datasets import catalog
+from trainables.datasets.latent_set import load_latents
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception
-from trainables.spec import NoTerm, Phase, ProbeSpec, Run
-from trainables.stage import Bench
-from trainables.train import Context, train
+from trainables.training.checkpoint import Checkpoint, load_weights
+from trainables.training.train import Context, train
+from trainables.training.worker_cache import WorkerCache
 
 pytestmark = pytest.mark.slow  # the real images go through the detector once
 RUN = Run(
@@ -59,7 +59,7 @@ def published(storage: Path) -> tuple[str, Path]:
 @pytest.fixture(scope="module")
 def recorded(storage: Path, published, cache: Path) -> dict[str, float]:
     """What a sweep records for the checkpoint at step 4."""
-    return Bench(Context(), cache).probe(RUN, SPEC, published[1]).metrics
+    return WorkerCache(Context(), cache).probe(RUN, SPEC, published[1]).metrics
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raysweep.ranks import Ranks
-from raysweep.store import Missing
+from raysweep.execution.ranks import Ranks
+from raysweep.store.store import CheckpointMissing
 
 
 def _rank(rank: int, folder: Path) -> None:
@@ -18,11 +18,11 @@ def _rank(rank: int, folder: Path) -> None:
 
     def missing() -> None:
         if rank == 1:
-            raise Missing("gone")
+            raise CheckpointMissing("gone")
 
     try:
         ranks.together(missing, told.append)
-    except Missing as error:
+    except CheckpointMissing as error:
         seen["error"] = str(error)
 
     tries = 0

@@ -14,16 +14,19 @@ import pytest
 from nbclient import NotebookClient
 from scipy import stats
 
-from raysweep import genealogy, genealogy_svg, plots, report, results, space, tables
-from raysweep.agreement import agreement
-from raysweep.configurations import configurations
-from raysweep.curves import Synthetic
-from raysweep.importance import importances, interactive
-from raysweep.plots.axes import panels
-from raysweep.simulation import simulate, take_on_trust
-from raysweep.store import Store
-from raysweep.study import Study
-from trainables import catalog
+from raysweep.commands import report as report_command
+from raysweep.planning.learning_curves import Synthetic
+from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.report import lineage, lineage_svg, plots, report, tables
+from raysweep.report.agreement import agreement
+from raysweep.report.importance import importances, interactive
+from raysweep.report.plots.axes import panels
+from raysweep.space import space
+from raysweep.space.configurations import configurations
+from raysweep.store.store import Store
+from raysweep.study import summary
+from raysweep.study.study import Study
+from trainables.datasets import catalog
 
 ROOT = Path(__file__).parents[2]
 SPACES, NOTEBOOKS = ROOT / "search_spaces", sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -54,13 +57,13 @@ def store(tmp_path_factory, cache) -> Store:
 @pytest.fixture(params=STUDIES)
 def read(request, store) -> tuple[Study, dict]:
     study = Study.reopen(store, request.param)
-    return study, results.summary(study)
+    return study, summary.summary(study)
 
 
 @pytest.fixture
 def reproduced(store) -> tuple[Study, dict]:
     study = Study.reopen(store, "table5-reproduced")
-    return study, results.summary(study)
+    return study, summary.summary(study)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def simulated(trials: int) -> tuple[Study, dict]:
     take_on_trust()
     wide = space.load(SPACES / "table5.yaml", "cluster", [f"search.trials={trials}"])
     study = simulate(wide, list(configurations(wide, []))[:trials], Synthetic(), lanes=50).study
-    return study, results.summary(study)
+    return study, summary.summary(study)
 
 
 # --- pictures
@@ -128,7 +131,7 @@ def test_a_panel_holds_what_differs_in_that_parameter_alone(reproduced):
 
 def test_an_exploration_is_compared_where_all_have_come_to(store):
     study = Study.reopen(store, "table5")
-    rows = results.summary(study)["trials"]
+    rows = summary.summary(study)["trials"]
     first = min(row["probes"][0]["step"] for row in rows if row["probes"])
     assert any(row["state"] == "PRUNED" for row in rows)
     assert agreement(study, rows).step == first
@@ -137,7 +140,7 @@ def test_an_exploration_is_compared_where_all_have_come_to(store):
 
 def test_stops_are_set_beside_runs_of_the_same_length(store):
     study = Study.reopen(store, "figure8")
-    figure = plots.stops(study, results.summary(study))
+    figure = plots.stops(study, summary.summary(study))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["method self_guided", "method repa"]
     for axes in figure.axes:
@@ -162,7 +165,7 @@ def test_agreement_is_that_of_the_ranks(reproduced):
 
 def test_importance_counts_pruned_trials_too_and_sums_to_one(store):
     study = Study.reopen(store, "table5")
-    result = results.summary(study)
+    result = summary.summary(study)
     early, *_ = importances(study, result["trials"])
     assert early.trials == sum(row["repeats"] is None and bool(row["probes"]) for row in result["trials"])
     assert sum(early.shares.values()) == pytest.approx(1) and "method.layers" not in early.shares
@@ -204,7 +207,7 @@ class Links(HTMLParser):
 
 def test_the_page_needs_nothing_but_itself(read, capsys):
     study, result = read
-    assert report.main([study.space.id, "--storage", study.store.uri]) == 0
+    assert report_command.main([study.space.id, "--storage", study.store.uri]) == 0
     told = capsys.readouterr().out
     folder = Path(study.store.uri, "studies", study.space.id)
     assert "report.html" in told and "without sharing" in told
@@ -237,7 +240,7 @@ def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_pat
     study.propose(study.space.trial({})[1], 0)
     if probes:
         study.probed(0, 1, dict.fromkeys(study.space.probe.reported, 5.0))
-    files = report.write(study, results.summary(study))
+    files = report.write(study, summary.summary(study))
     assert files[0].name == "report.html" and study.space.id in files[0].read_text()
 
 
@@ -246,7 +249,7 @@ def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_pat
 
 def test_each_student_hangs_on_the_checkpoint_that_taught_it(read):
     study, result = read
-    family = genealogy.trace(study, result)
+    family = lineage.trace(study, result)
     taught = {student.trial: each.key for each in family.checkpoints for student in each.students}
     taught |= {student.trial: None for student in family.alone}
     expected = [row for row in result["trials"] if row["repeats"] is None]
@@ -254,7 +257,7 @@ def test_each_student_hangs_on_the_checkpoint_that_taught_it(read):
     for students in [family.alone, *(each.students for each in family.checkpoints)]:
         pairs = [(one, other) for one, other in pairwise(students) if one.state == other.state == "PRUNED"]
         assert all(one.steps >= other.steps for one, other in pairs)
-    lines = genealogy.markdown(family).splitlines()
+    lines = lineage.markdown(family).splitlines()
     assert len(lines) == 2 + len(family.checkpoints) + bool(family.alone)
 
 
@@ -271,12 +274,12 @@ def texts(drawing: str) -> list[tuple[float, float, str, str]]:
 @pytest.mark.parametrize("trials", [3, 400])
 def test_the_lineage_of_any_size_is_legible(trials, on_trust):
     study, result = simulated(trials)
-    drawing = genealogy_svg.drawing(genealogy.trace(study, result))
+    drawing = lineage_svg.drawing(lineage.trace(study, result))
     lines: dict[float, list[tuple[float, float]]] = {}
     for x, y, anchor, words in texts(drawing):
         wide = 6.4 * len(words)  # of 12 pixels
         left = {"start": x, "middle": x - wide / 2, "end": x - wide}[anchor]
-        assert left >= 0 and left + wide <= genealogy_svg.WIDTH + 40, words
+        assert left >= 0 and left + wide <= lineage_svg.WIDTH + 40, words
         lines.setdefault(y, []).append((left, left + wide))
     for spans in lines.values():
         assert all(one[1] <= other[0] + 8 for one, other in pairwise(sorted(spans)))

@@ -11,16 +11,18 @@ from optuna.samplers._tpe.sampler import _split_trials
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import domains, results, samplers, space
+from raysweep.commands.run import main
 from raysweep.errors import UserError
-from raysweep.limits import Sampler
-from raysweep.proposals import Proposals
-from raysweep.run import main
-from raysweep.samplers import Recall
-from raysweep.simulation import MemoryStore
-from raysweep.study import Study
-from raysweep.trials import TrialState
-from raysweep.turns import Turns
+from raysweep.planning.simulation import MemoryStore
+from raysweep.space import domains, space
+from raysweep.space.sampler_rules import Sampler
+from raysweep.study import samplers, summary
+from raysweep.study.ordering import EventOrder
+from raysweep.study.proposals import Proposals
+from raysweep.study.samplers import Recall
+from raysweep.study.study import Study
+from raysweep.study.trial import TrialState
+from raysweep.tracking.optuna_dashboard import Dashboard
 
 SAMPLERS = get_args(Sampler)
 LEARNERS = ("tpe", "gp", "cmaes")
@@ -95,17 +97,17 @@ def chance(trial: TrialState) -> float:
 
 def drive(study: Study, events: int | None = None) -> bool:
     """Carry on a study with four trials under way until it has ended, or until so many probes; whether it has."""
-    turns, told = Turns(study, Proposals(study, None).next, 4), 0
-    while not turns.finished:
+    order, told = EventOrder(study, Proposals(study).next, 4), 0
+    while not order.finished:
         away = []
-        while leg := turns.next():
-            away.append(leg)
-        for leg in reversed(away):  # who is asked last answers first
-            trial = study.trials[leg.trial]
-            turns.probed(leg, measure(study, trial, chance(trial) / leg.step))
+        while rung_task := order.next():
+            away.append(rung_task)
+        for rung_task in reversed(away):  # who is asked last answers first
+            trial = study.trials[rung_task.trial]
+            order.probed(rung_task, measure(study, trial, chance(trial) / rung_task.step))
             told += 1
             if told == events:
-                return turns.finished
+                return order.finished
     return True
 
 
@@ -176,10 +178,10 @@ def test_two_objectives_are_weighed_and_their_front_is_optuna_s(study_of, tmp_pa
     assert [trial.point for trial in alone.trials] != [trial.point for trial in whole.trials]
 
     storage = f"sqlite:///{tmp_path / 'optuna.db'}"
-    Proposals(whole, storage)
+    Dashboard(whole, storage)
     told = optuna.load_study(study_name=whole.space.id, storage=storage)
     if second == "steps":  # of `is`, Optuna hears from complete trials alone
-        front, _ = results.tradeoffs(whole, [results.trial_row(whole, trial) for trial in whole.trials])["steps"]
+        front, _ = summary.tradeoffs(whole, [summary.trial_row(whole, trial) for trial in whole.trials])["steps"]
         assert sorted({each.user_attrs["trial"] for each in told.best_trials}) == front
     assert {each.state for each in told.trials} == {OptunaState.COMPLETE, OptunaState.FAIL}
 
@@ -203,7 +205,8 @@ def test_a_space_is_exhausted_and_nothing_in_it_comes_twice(study_of, sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_database_holds_what_was_proposed_and_nothing_else(study_of, sampler, tmp_path):
     study, storage = study_of(CHOICES, sampler), f"sqlite:///{tmp_path / 'optuna.db'}"
-    proposals = Proposals(study, storage)
+    Dashboard(study, storage)
+    proposals = Proposals(study)
     while (trial := proposals.next()) and trial.number < SIZE - 1:
         study.fail(trial.number, "of no use")
     told = optuna.load_study(study_name=study.space.id, storage=storage).trials
@@ -228,7 +231,7 @@ def test_a_grid_goes_through_the_file_in_its_order(study_of):
 def test_what_learns_comes_nearer_than_chance(study_of, sampler):
     def late(name: str) -> float:
         study = study_of(NUMBERS, name, "search.seed=3")
-        proposals, values = Proposals(study, None), []
+        proposals, values = Proposals(study), []
         while trial := proposals.next():
             point = trial.point
             values.append(1 + abs(point["ema_decay"] - 0.7) + abs(point["label_dropout"] - 0.3))

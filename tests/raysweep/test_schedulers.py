@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.schedulers import Asha, Difference, Hyperband, Median, Promotion, Rungs
+from raysweep.space.schedulers import Asha, Hyperband, Median, Promotion
+from raysweep.study.rungs import Difference, Rungs
 
 values = st.lists(st.floats(min_value=-1e6, max_value=1e6), min_size=1, max_size=40, unique=True)
 

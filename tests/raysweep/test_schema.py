@@ -6,9 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from raysweep import space, yamlfile
 from raysweep.errors import UserError
-from raysweep.schema import schema
+from raysweep.space import space, yaml_file
+from raysweep.space.schema import schema
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "schema" / "search-space.json"
@@ -58,13 +58,13 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_what_is_published_is_up_to_date():
-    """If not: python -m raysweep.schema > docs/schema/search-space.json"""
+    """If not: raysweep schema > docs/schema/search-space.json"""
     assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == schema()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_committed_spaces_are_valid_and_name_the_schema(path, validator):
-    assert [error.message for error in validator.iter_errors(yamlfile.read(path).tree)] == []
+    assert [error.message for error in validator.iter_errors(yaml_file.read(path).tree)] == []
     named = path.read_text().splitlines()[0].partition("$schema=")[2]
     assert (path.parent / named).resolve() == PUBLISHED
 
@@ -72,14 +72,14 @@ def test_the_committed_spaces_are_valid_and_name_the_schema(path, validator):
 @pytest.mark.parametrize("text", GOOD)
 def test_what_loads_is_valid(text, validator, write_space):
     space.load(write_space(text))
-    assert [error.message for error in validator.iter_errors(yamlfile.parse(text))] == []
+    assert [error.message for error in validator.iter_errors(yaml_file.parse(text))] == []
 
 
 @pytest.mark.parametrize("text", BAD)
 def test_what_is_refused_by_key_or_type_is_invalid(text, validator, write_space):
     with pytest.raises(UserError):
         space.load(write_space(text))
-    assert not validator.is_valid(yamlfile.parse(text))
+    assert not validator.is_valid(yaml_file.parse(text))
 
 
 def test_every_key_has_a_description_to_show():

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raysweep.shards import Shards
-from raysweep.store import Store
-from trainables.data import load_latents
+from raysweep.store.probe_shards import Shards
+from raysweep.store.store import Store
+from trainables.config import NoTerm, Phase, ProbeSpec, Run
+from trainables.datasets.latent_set import load_latents
 from trainables.evaluation.probe import Probed, chunk
-from trainables.spec import NoTerm, Phase, ProbeSpec, Run
-from trainables.stage import Bench
-from trainables.train import Context, train
+from trainables.training.train import Context, train
+from trainables.training.worker_cache import WorkerCache
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, ema_decay=0.5, phases=[Phase(until=2, term=NoTerm())])
 SPEC = ProbeSpec(detector="effnet_lite0", samples=40, sampler="euler", steps=2, batch_size=8)  # five chunks
@@ -31,7 +31,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(snapshot: Path, cache: Path) -> Probed:
-    return Bench(Context(), cache).probe(RUN, SPEC, snapshot)
+    return WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot)
 
 
 class Counted(Shards):
@@ -53,7 +53,7 @@ def _killed(_: int, cache: Path, snapshot: Path, root: Path) -> None:
         if done >= 3 * SPEC.batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Bench(Context(progress=progress), cache).probe(RUN, SPEC, snapshot, Shards(Store(str(root)), "probe"))
+    WorkerCache(Context(progress=progress), cache).probe(RUN, SPEC, snapshot, Shards(Store(str(root)), "probe"))
 
 
 def _rank(rank: int, world_size: int, cache: Path, snapshot: Path, root: Path) -> None:
@@ -61,7 +61,7 @@ def _rank(rank: int, world_size: int, cache: Path, snapshot: Path, root: Path) -
     rendezvous = dist.FileStore(str(root / "rendezvous"), world_size)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=world_size)
     shards = Counted(Store(str(root)), "probe")
-    probed = Bench(Context(rank=rank, world_size=world_size), cache).probe(RUN, SPEC, snapshot, shards)
+    probed = WorkerCache(Context(rank=rank, world_size=world_size), cache).probe(RUN, SPEC, snapshot, shards)
     torch.save((vars(probed), shards.drawn), root / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -90,7 +90,7 @@ def interrupted(killed: Path, tmp_path: Path) -> Path:
 
 def test_a_killed_probe_goes_on(interrupted, undisturbed, snapshot, cache):
     shards = Counted(Store(str(interrupted)), "probe")
-    assert same(Bench(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
+    assert same(WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
     assert shards.drawn == [3, 4]
     shards.clear()
     assert Store(str(interrupted)).names("shards/probe") == []
@@ -111,7 +111,7 @@ def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(int
     store.write("shards/probe/4", b"")
     (interrupted / "shards/probe/3").mkdir()  # no file can take its place
     shards = Counted(store, "probe")
-    assert same(Bench(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
+    assert same(WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
     assert shards.drawn == [1, 2, 3, 4]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import lanes
 import pytest
 
-from raysweep import history, runs, space
-from raysweep.leases import Leases
-from raysweep.store import Damaged, Missing, Store
-from trainables.spec import Run
-from trainables.stage import Bench
-from trainables.train import Context
+from raysweep.space import runs, space
+from raysweep.store import history
+from raysweep.store.leases import Leases
+from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from trainables.config import Run
+from trainables.training.train import Context
+from trainables.training.worker_cache import WorkerCache
 
 TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"
 # Minutes of requests; each of what they rest on (store, leases, journal) has tests of its own on both.
@@ -51,9 +52,9 @@ def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
     lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache)
     lane.run(lane.reach_all([(run, run.steps) for run in chosen]))
     assert lane.dispatcher.computed_steps == steps_of_the_tree(chosen)
-    bench = Bench(Context(), cache)
+    worker_cache = WorkerCache(Context(), cache)
     for number, run in list(enumerate(chosen))[1:]:
-        mine = lanes.alone(run, run.steps, bench, tmp_path / "alone" / str(number))
+        mine = lanes.alone(run, run.steps, worker_cache, tmp_path / "alone" / str(number))
         assert mine == lanes.published(lane.store, run, run.steps), number
 
 
@@ -117,7 +118,7 @@ def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, 
                 store.cache / "checkpoints" / key, ignore_errors=True
             )  # this machine's copy, of an object store
             # What the damage hides is only met by those who build on it, as a worker does.
-            with pytest.raises((Damaged, Missing)):
+            with pytest.raises((CheckpointDamaged, CheckpointMissing)):
                 store.open(key)
             lane = lanes.Lane(store, milestones, cache)
             lane.run(lane.reach_all([(run, step), *wanted]))

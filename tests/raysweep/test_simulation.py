@@ -2,13 +2,13 @@
 
 import pytest
 
-from raysweep import space
-from raysweep.configurations import configurations
-from raysweep.curves import Recorded, Synthetic
-from raysweep.plan import Plan
-from raysweep.simulation import simulate, take_on_trust
-from raysweep.study import Study
-from trainables import catalog
+from raysweep.planning.learning_curves import Recorded, Synthetic
+from raysweep.planning.plan import Plan
+from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.space import space
+from raysweep.space.configurations import configurations
+from raysweep.study.study import Study
+from trainables.datasets import catalog
 
 SPACE = """\
 study: simulated

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from raysweep.errors import UserError
-from raysweep.sources import open_source
+from raysweep.prepare.sources import open_source
 
 CLASSES = ("n01440764", "n02102040", "n03000684")
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep import domains, runs, space, yamlfile
+from raysweep.commands.run import main
 from raysweep.errors import UserError
-from raysweep.run import main
-from trainables.spec import SelfGuidedTerm, SraTerm
+from raysweep.space import domains, runs, space, yaml_file
+from trainables.config import SelfGuidedTerm, SraTerm
 
 ROOT = Path(__file__).parents[2]
 TABLE5 = ROOT / "search_spaces" / "table5.yaml"
@@ -218,9 +218,9 @@ def test_what_this_machine_lacks_is_refused_before_anything_is_written(write_spa
 
 @given(st.floats(min_value=1e-30, max_value=1e30, allow_nan=False))
 def test_floats_are_read_as_yaml_1_2_has_them(number: float):
-    assert yamlfile.parse(f"{number:e}") == pytest.approx(number, rel=1e-6)
-    assert isinstance(yamlfile.parse("1e-4"), float)
-    assert yamlfile.parse("12") == 12 and isinstance(yamlfile.parse("12"), int)
+    assert yaml_file.parse(f"{number:e}") == pytest.approx(number, rel=1e-6)
+    assert isinstance(yaml_file.parse("1e-4"), float)
+    assert yaml_file.parse("12") == 12 and isinstance(yaml_file.parse("12"), int)
 
 
 options = st.lists(st.one_of(st.integers(), st.text(max_size=3), st.booleans()), min_size=1, max_size=4, unique_by=repr)

@@ -14,15 +14,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import patience, space
+from raysweep import retry
 from raysweep.errors import SweepError
-from raysweep.files import Gone
-from raysweep.journal import Journal, Pen
-from raysweep.leases import Leases
-from raysweep.proposals import Proposals
-from raysweep.store import Store
-from raysweep.study import Study
-from trainables.spec import NoTerm, Phase, Run
+from raysweep.space import space
+from raysweep.store.files import Gone
+from raysweep.store.leases import Leases
+from raysweep.store.store import Store
+from raysweep.study.journal import Journal, JournalWriter
+from raysweep.study.proposals import Proposals
+from raysweep.study.study import Study
+from raysweep.tracking.optuna_dashboard import Dashboard
+from trainables.config import NoTerm, Phase, Run
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
 
@@ -117,7 +119,7 @@ def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
 def test_a_journal_waits_and_loses_nothing(disk, fault):
     begin, end = fault
     told: list[str] = []
-    journal = Journal(disk.store, "study", Pen(tell=told.append))
+    journal = Journal(disk.store, "study", JournalWriter(tell=told.append))
     journal.append("opened", space={})
     begin(disk)
     writing = threading.Thread(target=lambda: journal.append("proposed", trial=0, point={"a": "x" * 9000}))
@@ -136,7 +138,8 @@ def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_sp
     study = Study(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
     told: list[str] = []
     storage = f"sqlite:///{disk.place / 'optuna.db'}"
-    proposals = Proposals(study, storage, told.append)
+    Dashboard(study, storage, told.append)
+    proposals = Proposals(study)
     disk.fill()
 
     def work() -> None:
@@ -158,7 +161,7 @@ def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_sp
 
 
 def test_nobody_waits_for_ever(disk, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(retry, "RETRY_LIMIT_S", 1.5)
     journal = Journal(disk.store, "study")
     journal.append("opened", space={})
     disk.read_only(True)
@@ -216,18 +219,20 @@ def test_two_who_write_one_journal(tmp_path):
     store = Store(str(tmp_path / "store"))
     first = Leases(store, beat_s=100, dead_s=0.2)
     assert first.acquire("study-x", {})
-    pens = [Pen(first.generation("study-x"), lambda: first.check("study-x"))]
+    pens = [JournalWriter(first.generation("study-x"), lambda: first.check("study-x"))]
     slow = Journal(store, "x", pens[0])
     slow.append("opened", space={})
     second = Leases(store, beat_s=100, dead_s=0.2)
     assert not second.acquire("study-x", {})
     time.sleep(0.3)
     assert second.acquire("study-x", {})
-    taken = Journal(store, "x", Pen(second.generation("study-x"), lambda: second.check("study-x")))
+    taken = Journal(store, "x", JournalWriter(second.generation("study-x"), lambda: second.check("study-x")))
     taken.append("proposed", trial=0, point={"by": "second"})
     with pytest.raises(SweepError, match="taken over"):
         slow.append("proposed", trial=0, point={"by": "first"})
-    between = Journal(store, "x", Pen(first.generation("study-x")))  # as if it had slept between look and write
+    between = Journal(
+        store, "x", JournalWriter(first.generation("study-x"))
+    )  # as if it had slept between look and write
     between.read()
     between._lines = between._lines[:1]
     between.append("proposed", trial=0, point={"by": "first"})
@@ -239,7 +244,7 @@ def test_two_who_write_one_journal(tmp_path):
 
 def test_what_dead_owners_left_is_cleared(tmp_path):
     store = Store(str(tmp_path / "store"))
-    held = "import sys, os; from raysweep.store import Store; from raysweep.leases import Leases\n"
+    held = "import sys, os; from raysweep.store.store import Store; from raysweep.store.leases import Leases\n"
     held += "leases = Leases(Store(sys.argv[1])); leases.acquire('work', {}); os._exit(9)"
     subprocess.run([sys.executable, "-c", held, store.uri], cwd=Path(__file__).parents[2])
     assert len(store.names("leases")) == len(store.names("owners")) == 1

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysweep import history
 from raysweep.errors import UserError
-from raysweep.evidence import difference
-from raysweep.schedulers import Difference
-from raysweep.store import Damaged, Missing, Store
-from trainables.spec import NoTerm, Phase, ProbeSpec, Run
+from raysweep.store import history
+from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from raysweep.study.comparison import difference
+from raysweep.study.rungs import Difference
+from trainables.config import NoTerm, Phase, ProbeSpec, Run
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
 
@@ -55,7 +55,7 @@ def test_any_damaged_file_is_noticed_and_set_aside(tmp_path_factory, data, how):
     else:
         place = data.draw(st.integers(0, len(content) - 1))
         victim.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    with pytest.raises((Damaged, Missing)):
+    with pytest.raises((CheckpointDamaged, CheckpointMissing)):
         store.open(key)
     assert store.find(RUN, 10) is None  # so that it will be computed again
     publish(store, root / "files", 10)
@@ -74,7 +74,7 @@ def test_a_damaged_object_is_noticed_too(tmp_path, s3, name, how):
         store.delete(place)
     else:
         store.write(place, content[:-1] if how == "truncate" else content[:9] + bytes([content[9] ^ 1]) + content[10:])
-    with pytest.raises((Damaged, Missing)):
+    with pytest.raises((CheckpointDamaged, CheckpointMissing)):
         store.open(key)
     assert store.find(RUN, 10) is None
     publish(store, tmp_path / "files", 10)

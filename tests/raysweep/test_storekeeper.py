@@ -6,14 +6,15 @@ from xml.etree import ElementTree
 import lanes
 import pytest
 
-from raysweep import history, space
-from raysweep.attribution import charges
-from raysweep.results import summary
-from raysweep.retention import survey
-from raysweep.store import Store
-from raysweep.storekeeper import main
-from raysweep.study import Study
-from raysweep.work import probe_key
+from raysweep.commands.store import main
+from raysweep.space import space
+from raysweep.store import history
+from raysweep.store.history import probe_key
+from raysweep.store.store import Store
+from raysweep.study.costs import charges
+from raysweep.study.retention import survey
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
 
 SPACE = """\
 study: kept

@@ -7,11 +7,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from raysweep import space
-from raysweep.journal import Journal
-from raysweep.proposals import Proposals
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.space import space
+from raysweep.store.store import Store
+from raysweep.study.journal import Journal
+from raysweep.study.proposals import Proposals
+from raysweep.study.study import Study
+from raysweep.tracking.optuna_dashboard import Dashboard
 
 TEXT = """\
 study: small
@@ -39,7 +40,8 @@ class Sweep:
             space.load(path, "smoke", ["trial.encoder.kind=dinov2", *overrides]), Store(str(root / "store"))
         )
         self.storage = f"sqlite:///{root / 'optuna.db'}"
-        self.proposals = Proposals(self.study, self.storage)
+        Dashboard(self.study, self.storage)
+        self.proposals = Proposals(self.study)
 
     def metric(self, trial, step: int) -> float:
         return 100 - step + trial.point["method.guidance_scale"] + 10 * trial.point["method.weight"]

@@ -16,7 +16,7 @@ import pytest
 from chaos.harness import Sweep, traces
 from mlflow.tracking import MlflowClient
 
-from raysweep.store import Store
+from raysweep.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -202,7 +202,7 @@ def test_the_same_command_again_computes_nothing_and_answers_the_same(first, roo
 
 
 def test_the_report_comes_from_the_store_alone(first, root):
-    report = [sys.executable, "-m", "raysweep.report", "two-axes", "--storage", str(root / "runs")]
+    report = [sys.executable, "-m", "raysweep", "report", "two-axes", "--storage", str(root / "runs")]
     shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and f"Best: trial {first['best']['trial']}" in shown.stdout
     unknown = subprocess.run([*report[:3], "nothing", *report[4:]], cwd=ROOT, capture_output=True, text=True)

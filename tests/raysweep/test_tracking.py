@@ -11,11 +11,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 from servers import MlflowServer
 
-from raysweep import history, mirroring, report, runs, space, sync_mlflow
-from raysweep.mirroring import Mirroring
-from raysweep.results import summary
-from raysweep.store import Store
-from raysweep.study import Study
+from raysweep.commands import sync_mlflow
+from raysweep.report import report
+from raysweep.space import runs, space
+from raysweep.store import history
+from raysweep.store.store import Store
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
+from raysweep.tracking import background
+from raysweep.tracking.background import Mirroring
 
 TEXT = """\
 study: mirrored
@@ -47,7 +51,7 @@ def swept(tmp_path_factory, cache) -> tuple[Study, str]:
     study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
     uri = f"sqlite:///{folder / 'live.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirroring, "LOOK_S", 0.05)  # so that it looks at every trial that is under way
+        patch.setattr(background, "LOOK_S", 0.05)  # so that it looks at every trial that is under way
         mirror = Mirroring(study, uri, print)
         lanes.sweep(study, cache)
         assert mirror.finish(report.write(study, summary(study)), study.best)
@@ -162,7 +166,7 @@ def test_the_sweep_s_run_has_space_environment_results_and_the_table(swept):
 def test_a_lost_server_is_filled_again_to_the_last_word(swept, tmp_path):
     study, uri = swept
     empty = f"sqlite:///{tmp_path / 'empty.db'}"
-    command = [sys.executable, "-m", "raysweep.sync_mlflow", "mirrored", "--storage", study.store.uri]
+    command = [sys.executable, "-m", "raysweep", "sync-mlflow", "mirrored", "--storage", study.store.uri]
     ended = subprocess.run([*command, "--tracking-uri", empty], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     filled, live = told(empty, study), told(uri, study)
@@ -174,7 +178,7 @@ def test_a_lost_server_is_filled_again_to_the_last_word(swept, tmp_path):
 @pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swept, tmp_path, monkeypatch):
     study, uri = swept
-    monkeypatch.setattr(mirroring, "RETRY_S", 0.2)
+    monkeypatch.setattr(background, "RETRY_S", 0.2)
     server = MlflowServer(tmp_path)
     server.start()
     said: list[str] = []

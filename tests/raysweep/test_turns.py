@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep import space
-from raysweep.proposals import Proposals
-from raysweep.schedulers import Difference, Doubt
-from raysweep.simulation import MemoryStore
-from raysweep.study import Study
-from raysweep.trials import TrialState
-from raysweep.turns import Leg, Turns
+from raysweep.planning.simulation import MemoryStore
+from raysweep.space import space
+from raysweep.study.ordering import EventOrder, RungTask
+from raysweep.study.proposals import Proposals
+from raysweep.study.rungs import Difference, Recheck
+from raysweep.study.study import Study
+from raysweep.study.trial import TrialState
 
 TEXT = """\
 study: turns
@@ -40,9 +40,9 @@ SCHEDULERS += ["hyperband", "promotion", "never"]
 class Compared(Study):
     """A study whose probes are compared by a rule: those of odd trials are noisy, until there are more samples."""
 
-    def difference(self, trial: TrialState, rival: TrialState, step: int, doubt: Doubt | None) -> Difference:
+    def difference(self, trial: TrialState, rival: TrialState, step: int, recheck: Recheck | None) -> Difference:
         gap = trial.probes[step][self.metric] - rival.probes[step][self.metric]
-        return Difference(gap, 100.0 if trial.number % 2 and doubt is None else abs(gap) / (trial.number + 1))
+        return Difference(gap, 100.0 if trial.number % 2 and recheck is None else abs(gap) / (trial.number + 1))
 
 
 def loaded(tmp_path_factory, mode: str = "explore", scheduler: str = "asha") -> space.Space:
@@ -51,9 +51,9 @@ def loaded(tmp_path_factory, mode: str = "explore", scheduler: str = "asha") -> 
     return space.load(path, "smoke")
 
 
-def measured(study: Study, leg: Leg) -> dict[str, float]:
+def measured(study: Study, rung_task: RungTask) -> dict[str, float]:
     """What a probe would say; the second trial is not finite."""
-    number, step = leg.trial, leg.step
+    number, step = rung_task.trial, rung_task.step
     value = float("nan") if (number, step) == (1, 2) else random.Random(f"{number}").uniform(0, 100) / step
     return dict.fromkeys(study.space.probe.measured, value)
 
@@ -63,15 +63,15 @@ def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_
     store = MemoryStore()
     while True:
         study = Compared(whole, store)
-        turns, away, told = Turns(study, Proposals(study, None).next, places), [], 0
-        while not turns.finished and (not dies_after or told < dies_after):
-            while leg := turns.next():
-                away.append(leg)
+        order, away, told = EventOrder(study, Proposals(study).next, places), [], 0
+        while not order.finished and (not dies_after or told < dies_after):
+            while rung_task := order.next():
+                away.append(rung_task)
             if away:
-                leg = away.pop(pick(len(away)) % len(away))
-                turns.probed(leg, measured(study, leg))
+                rung_task = away.pop(pick(len(away)) % len(away))
+                order.probed(rung_task, measured(study, rung_task))
                 told += 1
-        if turns.finished:
+        if order.finished:
             return study
         dies_after = 0  # the next driver lives
 
@@ -110,15 +110,19 @@ def test_schedulers_stop_whom_they_should(tmp_path_factory, scheduler):
 def test_a_doubt_asks_for_both_trials_with_more_samples(tmp_path_factory):
     whole = loaded(tmp_path_factory, scheduler="{kind: asha, noise: paired, larger: 3}")
     study = Compared(whole, MemoryStore())
-    turns, value = Turns(study, Proposals(study, None).next, 7), 1.0
-    while not (leg := turns.next()).doubt:
-        turns.probed(leg, dict.fromkeys(whole.probe.reported, value := value + 1))
-    trial = study.trials[leg.trial]
-    assert trial.number % 2 and leg.trials == [trial.number, leg.doubt.rival] and leg.step == trial.step
-    assert study.probe(trial, leg.doubt).samples == 3 * whole.probe.samples
-    again = Turns(Compared(whole, study.store), Proposals(study, None).next, 7)  # the next driver is in the same doubt
-    assert again.next() == leg
-    turns.probed(leg, {})
+    order, value = EventOrder(study, Proposals(study).next, 7), 1.0
+    while not (rung_task := order.next()).recheck:
+        order.probed(rung_task, dict.fromkeys(whole.probe.reported, value := value + 1))
+    trial = study.trials[rung_task.trial]
+    assert (
+        trial.number % 2
+        and rung_task.trials == [trial.number, rung_task.recheck.rival]
+        and rung_task.step == trial.step
+    )
+    assert study.probe(trial, rung_task.recheck).samples == 3 * whole.probe.samples
+    again = EventOrder(Compared(whole, study.store), Proposals(study).next, 7)  # the next driver is in the same doubt
+    assert again.next() == rung_task
+    order.probed(rung_task, {})
     assert trial.state == "PRUNED" and trial.decisions[trial.step].samples == 3 * whole.probe.samples
 
 
@@ -131,13 +135,13 @@ def test_a_reproduction_hears_of_whoever_comes_first(tmp_path_factory):
 def test_what_failed_for_no_fault_of_its_own_is_tried_again_by_the_next_driver(tmp_path_factory):
     whole, store = loaded(tmp_path_factory, "reproduce"), MemoryStore()
     study = Study(whole, store)
-    turns = Turns(study, Proposals(study, None).next, 3)
-    lost, broken = turns.next(), turns.next()
-    turns.failed(lost, "workers died 5 times", again=True)
-    turns.failed(broken, "not finite at step 3")
+    order = EventOrder(study, Proposals(study).next, 3)
+    lost, broken = order.next(), order.next()
+    order.failed(lost, "workers died 5 times", again=True)
+    order.failed(broken, "not finite at step 3")
     states = [trial.state for trial in study.trials]
     assert states[:2] == ["FAILED", "FAILED"] and states[2] == "FAILED"  # the third repeats the first
     again = Study(whole, store)
     assert [trial.number for trial in again.retry()] == [lost.trial]
     assert [trial.state for trial in again.trials[:3]] == ["RUNNING", "FAILED", "RUNNING"]
-    assert Turns(again, Proposals(again, None).next, 3).next() == lost
+    assert EventOrder(again, Proposals(again).next, 3).next() == lost

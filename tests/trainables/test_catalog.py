@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from trainables import catalog
-from trainables.catalog import DATASETS
+from trainables.datasets import catalog
+from trainables.datasets.catalog import DATASETS
 
 
 def test_importing_the_catalog_does_not_import_torch():
-    program = "import sys, trainables.catalog; print('torch' in sys.modules)"
+    program = "import sys, trainables.datasets.catalog; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
 

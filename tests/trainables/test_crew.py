@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from trainables.crew import ALONE, Crew
+from trainables.process_group import ALONE, ProcessGroup
 
 PIECES = [torch.full((2,), float(number)) for number in range(5)]  # more than ranks, and no multiple of them
 
@@ -20,14 +20,14 @@ def _rank(rank: int, world_size: int, out: Path) -> None:
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(out / "meet"), world_size), rank=rank, world_size=world_size
     )
-    crew, asked = Crew(rank, world_size), []
+    group, asked = ProcessGroup(rank, world_size), []
 
     def noted(piece: torch.Tensor) -> torch.Tensor:
         asked.append(int(piece[0]))
         return make(piece)
 
-    shared = crew.share(PIECES, noted)
-    torch.save({"made": shared, "asked": asked, "gathered": crew.gather(rank)}, out / f"{rank}.pt")
+    shared = group.share(PIECES, noted)
+    torch.save({"made": shared, "asked": asked, "gathered": group.gather(rank)}, out / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,16 +1,14 @@
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save
 
-import trainables.data
-from trainables import cached, catalog
-from trainables.data import LatentSet, load_images, load_latents
-from trainables.encode import Normalisation, encode, load_autoencoder
-from trainables.latent_files import Held
+from trainables.datasets import cached, catalog
+from trainables.datasets.encode import Normalisation, encode, load_autoencoder
+from trainables.datasets.latent_files import Held
+from trainables.datasets.latent_set import LatentSet, load_images, load_latents
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +19,6 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def latents(cache):
     return load_latents("emoji9", cache)
-
-
-def test_the_module_is_not_hidden_by_the_folder_beside_it():
-    assert Path(trainables.data.__file__).name == "data.py"
 
 
 def test_no_codepoint_is_on_both_sides():

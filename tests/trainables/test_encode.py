@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainables import catalog
-from trainables.data import load_images
-from trainables.encode import decode, encode, load_autoencoder, normalisation
+from trainables.datasets import catalog
+from trainables.datasets.encode import decode, encode, load_autoencoder, normalisation
+from trainables.datasets.latent_set import load_images
 
 
 @pytest.fixture(scope="module")

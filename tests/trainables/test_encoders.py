@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainables import effnet, encoders
-from trainables.encoders import IMAGENET_MEAN, IMAGENET_STD
+from trainables.encoders import effnet, encoders
+from trainables.encoders.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_missing_package_names_the_remedy():
     program = """
 import sys
 sys.modules["transformers"] = sys.modules["efficientnet_lite_pytorch"] = None
-from trainables import encoders
+from trainables.encoders import encoders
 for kind in ("effnet_lite0", "dinov2"):
     try:
         encoders.create(kind, grid=4)

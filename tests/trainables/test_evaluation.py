@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import trainables.torchvision_guard  # noqa: F401  clean-fid imports torchvision
-from trainables import catalog
-from trainables.data import load_images
+from trainables.config import ProbeSpec
+from trainables.datasets import catalog
+from trainables.datasets.latent_set import load_images
 from trainables.evaluation import detectors, frechet_distance, inception_score, precision_recall
 from trainables.evaluation.statistics import FeatureStatistics
-from trainables.spec import ProbeSpec
 
 EFFNET = ProbeSpec(detector="effnet_lite0")
 
@@ -257,7 +257,7 @@ def test_a_missing_package_names_the_remedy():
 import sys
 sys.modules["efficientnet_lite_pytorch"] = None
 from trainables.evaluation import detectors
-from trainables.spec import ProbeSpec
+from trainables.config import ProbeSpec
 try:
     detectors.create(ProbeSpec(detector="effnet_lite0"))
 except ImportError as error:

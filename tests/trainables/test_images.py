@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.images import Unreadable, centre_crop, decode
+from trainables.datasets.images import Unreadable, centre_crop, decode
 
 
 def photograph(width, height, seed=0):

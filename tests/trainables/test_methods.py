@@ -19,7 +19,7 @@ from trainables.interpolant import interpolate
 from trainables.methods import METHODS, Batch, View
 from trainables.methods.self_guided import guided_feature
 from trainables.methods.vae_align import patchify
-from trainables.training_step import TrainingStep, split
+from trainables.training.training_step import TrainingStep, split
 
 BACKBONES = [name for name in ("SiT-T/2", "LightningDiT-T/1") if name in backbones.BACKBONES]
 WEIGHT = 0.5

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
+from trainables.config import ProbeSpec
 from trainables.evaluation import frechet_distance, inception_score, precision_recall
 from trainables.evaluation.detectors import Seen
 from trainables.evaluation.estimate import Estimate
@@ -24,7 +25,6 @@ from trainables.evaluation.kernel_distance import kernel_distance, kernel_estima
 from trainables.evaluation.precision_recall import precision_recall_estimates
 from trainables.evaluation.reference import Reference
 from trainables.evaluation.statistics import FeatureStatistics
-from trainables.spec import ProbeSpec
 
 clean_fid = pytest.importorskip("cleanfid.fid")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from pyarrow import fs
 
-from trainables import catalog, prepared
-from trainables.data import load_latents
-from trainables.encode import autoencoder_identity, load_autoencoder, save_autoencoder
-from trainables.latent_files import Mapped, Shard, content_sha256, write_shard
+from trainables.datasets import catalog, prepared
+from trainables.datasets.encode import autoencoder_identity, load_autoencoder, save_autoencoder
+from trainables.datasets.latent_files import Mapped, Shard, content_sha256, write_shard
+from trainables.datasets.latent_set import load_latents
 
 SHAPE = (8, 4, 4)
 SHARDS = (5, 3, 4)
@@ -228,7 +228,7 @@ def test_copies_go_when_the_budget_is_spent_but_not_those_in_use(tmp_path, s3, m
     size = sum(file["bytes"] for file in prepared.read(uris[0]).files.values())
     monkeypatch.setenv(prepared.BUDGET, str(2.5 * size / 2**30))
     cache = tmp_path / "cache"
-    program = "import sys; from pathlib import Path; from trainables.data import load_latents\n"
+    program = "import sys; from pathlib import Path; from trainables.datasets.latent_set import load_latents\n"
     program += "load_latents(sys.argv[1], Path(sys.argv[2]))"
 
     def use(uri):  # by a process that ends

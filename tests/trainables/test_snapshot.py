@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainables import backbones, catalog, snapshot
-from trainables.checkpoint import Checkpoint
+from trainables import backbones, snapshot
+from trainables.datasets import catalog
+from trainables.training.checkpoint import Checkpoint
 
 SHAPE = {"in_channels": 8, "input_size": 8, "num_classes": 9}
 

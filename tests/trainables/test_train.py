@@ -9,14 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-import trainables.train as training
-from trainables import ema
-from trainables.checkpoint import Checkpoint
-from trainables.data import load_latents
-from trainables.draws import draw
-from trainables.methods import Batch, Guide
-from trainables.methods.self_guided import extrapolate, guided_feature
-from trainables.spec import (
+import trainables.training.train as training
+from trainables.config import (
     DispersiveTerm,
     EncoderSpec,
     LayerSyncTerm,
@@ -30,7 +24,21 @@ from trainables.spec import (
     TeacherRef,
     VaeAlignTerm,
 )
-from trainables.train import Context, NonFiniteLoss, Outcome, build_backbone, load_backbone, train, train_together
+from trainables.datasets.latent_set import load_latents
+from trainables.draws import draw
+from trainables.methods import Batch, Guide
+from trainables.methods.self_guided import extrapolate, guided_feature
+from trainables.training import ema
+from trainables.training.checkpoint import Checkpoint
+from trainables.training.train import (
+    Context,
+    NonFiniteLoss,
+    Outcome,
+    build_backbone,
+    load_backbone,
+    train,
+    train_together,
+)
 
 # AdamW makes a step of up to `lr`, 1e-3, of a gradient that vanishes but for rounding; so less than one such step.
 ROUNDING = {"rtol": 1e-3, "atol": 5e-4}

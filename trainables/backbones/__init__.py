@@ -14,8 +14,8 @@ from trainables.backbones.base import Backbone, BackboneOutput
 from trainables.backbones.lightningdit import LightningDiT
 from trainables.backbones.references import REFERENCES, Reference, from_reference, guess_source, reference_config
 from trainables.backbones.sit import SiT
+from trainables.config import BACKBONES
 from trainables.draws import generator
-from trainables.spec import BACKBONES
 
 FAMILIES: dict[str, type[SiT] | type[LightningDiT]] = {"SiT": SiT, "LightningDiT": LightningDiT}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainables.backbones.base import Backbone
 from trainables.backbones.lightningdit import LightningDiT
 from trainables.backbones.sit import SiT
-from trainables.spec import BACKBONES
+from trainables.config import BACKBONES
 
 
 class Reference(NamedTuple):

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainables import catalog, effnet
+from trainables.config import ProbeSpec
+from trainables.datasets import catalog
+from trainables.encoders import effnet
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
-from trainables.spec import ProbeSpec
 
 BATCH = 32  # images at once: activations of more leave a CPU's caches
 

@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainables import sampling
-from trainables.crew import Crew
+from trainables.config import GRID_COLUMNS, ProbeSpec, error_name
+from trainables.datasets.encode import decode
 from trainables.draws import generator
-from trainables.encode import decode
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
-from trainables.spec import GRID_COLUMNS, ProbeSpec, error_name
+from trainables.process_group import ProcessGroup
 
 GRID_ROWS = 4  # of the picture: samples of a class below each other
 
@@ -147,7 +147,7 @@ def probe(
         mine.append(shard)
         progress((number + 1) * spec.batch_size)
 
-    gathered = Crew(rank, world_size).gather(mine)
+    gathered = ProcessGroup(rank, world_size).gather(mine)
     every = [gathered[number % world_size][number // world_size] for number in range(chunks)]
     whole = {name: torch.cat([shard[name] for shard in every]) for name in every[0]}
     metrics, influence = dict.fromkeys(spec.reported, math.nan), None

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from trainables import cached
-from trainables.crew import ALONE, Crew
+from trainables.config import Judged
+from trainables.datasets import cached
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
@@ -21,7 +21,7 @@ from trainables.evaluation.inception_score import inception_score_estimate
 from trainables.evaluation.kernel_distance import kernel_estimate
 from trainables.evaluation.precision_recall import precision_recall_estimates
 from trainables.evaluation.statistics import FeatureStatistics
-from trainables.spec import Judged
+from trainables.process_group import ALONE, ProcessGroup
 
 Array = npt.NDArray[np.float32]
 DRAWS = 4  # of real images, for the floor
@@ -43,10 +43,10 @@ class Reference:
         self._floors: dict[int, Measured] = {}  # by the number of samples
 
     @classmethod
-    def of(cls, images: Tensor, detector: Detector, batch_size: int = 256, crew: Crew = ALONE) -> Reference:
+    def of(cls, images: Tensor, detector: Detector, batch_size: int = 256, group: ProcessGroup = ALONE) -> Reference:
         """Of real images (N, 3, H, W) uint8 through a detector, which the crew's ranks show it together."""
         gathering = Gathering(detector.feature_dim, detector.spatial_dim, len(images))
-        for seen in crew.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
+        for seen in group.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
             gathering.update(seen.features, seen.spatial)
         return cls(gathering.reference)
 

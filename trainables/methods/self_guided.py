@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.config import TeacherPrecision
 from trainables.methods.base import Batch, Method, projector
-from trainables.spec import TeacherPrecision
 
 
 class Teacher(Protocol):

@@ -1,0 +1,113 @@
+"""What a check-up asks of one node, in a process there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+import raysweep
+import trainables
+from raysweep.store.files import Files
+from trainables.datasets import catalog
+
+MEBIBYTES = 64  # of an all-reduce
+REPEATS = 5
+
+
+class Node:
+    """An actor on the node that is asked."""
+
+    def look(self) -> dict[str, Any]:
+        """Versions by name, GPUs, who may come in, and what lies there."""
+        try:
+            weights: str | None = str(catalog.inception_file(None))
+        except LookupError:
+            weights = None
+        return {
+            "host": socket.gethostname(),
+            "versions": {
+                "python": platform.python_version(),
+                "ray": ray.__version__,
+                "torch": torch.__version__,
+                "raysweep": _sources(),
+                "driver": _driver(),
+            },
+            "gpus": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
+            "auth": os.environ.get("RAY_AUTH_MODE", "unset"),
+            "weights": weights,
+        }
+
+    def now(self) -> float:
+        """Seconds since 1970, as this node's clock says."""
+        return time.time()
+
+    def create(self, storage: str, mark: str | None, place: str, content: bytes) -> bool:
+        """Whether this node, and no other, made that file."""
+        return Files(storage, mark).create(place, content)
+
+    def write(self, storage: str, mark: str | None, place: str, content: bytes) -> None:
+        """Put a file there, in place of what there is."""
+        Files(storage, mark).write(place, content)
+
+    def read(self, storage: str, mark: str | None, place: str) -> bytes | None:
+        """What this node finds there."""
+        return Files(storage, mark).read(place)
+
+    def rendezvous(self) -> str:
+        """An address and a port at which the others can meet this node."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def all_reduce(self, meeting: str, rank: int, count: int, timeout_s: float) -> float:
+        """Bytes per second that leave and reach each node in an all-reduce (NCCL's bus bandwidth), the median."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, init_method=meeting, rank=rank, world_size=count, timeout=timedelta(seconds=timeout_s)
+        )
+        try:
+            numbers = torch.ones(MEBIBYTES * 2**18, device=device)
+            spent = [_timed(numbers) for _ in range(REPEATS + 1)][1:]  # the first connects
+        finally:
+            dist.destroy_process_group()
+        return 2 * (count - 1) / count * MEBIBYTES * 2**20 / sorted(spent)[REPEATS // 2]
+
+
+def _timed(numbers: torch.Tensor) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(numbers)
+    numbers[0].item()  # waits for a GPU
+    return time.perf_counter() - began
+
+
+def _sources() -> str:
+    """Which code it is: a digest of all our modules."""
+    digest = hashlib.sha256()
+    for package in (raysweep, trainables):
+        root = Path(package.__path__[0])
+        for file in sorted(root.rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _driver() -> str:
+    """NVIDIA's driver, or `none`."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return told[0] if told else "none"

@@ -1,0 +1,113 @@
+"""Which checkpoint a command line means, and which data set it belongs to: for the commands that look at one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from raysweep.commands.common import add_storage
+from raysweep.errors import SweepError, UserError
+from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from trainables import backbones, snapshot
+from trainables.datasets import catalog
+from trainables.datasets.catalog import DataSet
+from trainables.snapshot import Snapshot
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which checkpoint, and what a file does not say of itself."""
+    add_storage(parser, "where keys are looked up")
+    parser.add_argument("--source", choices=list(backbones.REFERENCES), help="whose model a file holds")
+    parser.add_argument("--weights", choices=get_args(snapshot.Weights), default="ema", help="which (default: ema)")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, of a shape that has no name")
+    parser.add_argument("--data", metavar="NAME", help="the data set to compare with, where it is not known")
+
+
+def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Snapshot:
+    """The snapshot that `name` means: a folder, a file, or a key of `store` or how that begins.
+
+    Raises:
+        UserError: there is none, or none that can be used.
+        SweepError: the store's own is damaged.
+    """
+    chosen: dict[str, Any] = {"weights": options.weights, "num_heads": options.heads, "device": snapshot.best_device()}
+    try:
+        if name and Path(name).exists():
+            return snapshot.load(Path(name), source=options.source, **chosen)
+        step, key = find_key(name, store)
+        folder = store.open(key)
+        with store.fs.open_input_stream(store.path("checkpoints", step, key, "manifest.json")) as stream:
+            manifest = json.loads(stream.read())["manifest"]
+        return snapshot.load_published(folder, manifest, **chosen)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
+    except (CheckpointDamaged, CheckpointMissing) as error:
+        raise SweepError(str(error.args[0])) from None
+
+
+def find_key(beginning: str, store: Store, also_freed: bool = False) -> tuple[str, str]:
+    """The step and key of the one checkpoint whose key begins so.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    keys = {(step, key) for step in store.names("checkpoints") for key in store.names(f"checkpoints/{step}")}
+    if also_freed:
+        keys |= {(step, key) for step, _, key in (name[:-5].partition("-") for name in store.names("freed"))}
+    found = sorted((step, key) for step, key in keys if key.startswith(beginning))
+    if not found:
+        raise UserError(
+            f"no checkpoint '{beginning}': no such file or folder, "
+            f"and none of the {len(keys)} keys in --storage {store.uri} begins so"
+        )
+    if len(found) > 1:
+        some = ", ".join(f"{key[:12]} (step {step})" for step, key in found[:4])
+        raise UserError(f"checkpoint '{beginning}' may be any of {len(found)}: {some}…; give more of its key")
+    return found[0]
+
+
+def choose_data(probed: Snapshot, wanted: str | None) -> DataSet:
+    """The data set to compare with: as wanted, or that of the checkpoint's history, or the one that fits its shape.
+
+    Raises:
+        UserError: none, several, one of another shape, or one that is not on this machine.
+    """
+    shape = f"{probed.num_classes} classes of latents {_times(probed.latent_shape)}"
+    fitting = [name for name in catalog.known() if _fits(catalog.find(name), probed)]
+    names = [name for name in (wanted, probed.data) if name][:1] or fitting
+    if len(names) != 1:
+        which = f"several data sets have ({', '.join(names)})" if names else "no known data set has"
+        raise UserError(f"the checkpoint has {shape}, which {which}; name one by --data: {', '.join(catalog.known())}")
+    try:
+        catalog.identity(names[0])
+    except LookupError as error:
+        raise UserError(f"--data {names[0]}: {error.args[0]}") from None
+    data = catalog.find(names[0])
+    if not _fits(data, probed):
+        has = f"{data.num_classes} classes of latents {_times(data.latent_shape)}"
+        raise UserError(f"--data {data.name}: has {has}, but the checkpoint {shape}; fitting: {fitting or 'none'}")
+    return data
+
+
+def describe(probed: Snapshot) -> dict[str, Any]:
+    """What is known of a snapshot, as plain data."""
+    return {
+        "backbone": probed.name,
+        "source": probed.source,
+        "weights": probed.weights,
+        "step": probed.step,
+        "parameters": probed.parameters,
+        "latent_shape": list(probed.latent_shape),
+        "num_classes": probed.num_classes,
+        "data": probed.data,
+    }
+
+
+def _fits(data: DataSet, probed: Snapshot) -> bool:
+    return (data.latent_shape, data.num_classes) == (probed.latent_shape, probed.num_classes)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

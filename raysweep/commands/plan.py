@@ -1,0 +1,69 @@
+"""`raysweep plan SPACE.yaml…`: what a sweep would train and what that costs. Nothing is run.
+
+It needs no GPU, no Ray and no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from raysweep.commands.common import add_spaces, guarded, number_type
+from raysweep.errors import UserError
+from raysweep.planning import drawing
+from raysweep.planning.plan import Plan
+from raysweep.space.space import load_all
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Plan a sweep; returns the exit code: 0 done, 2 the user's mistake."""
+    return guarded(show_plan, parser().parse_args(arguments))
+
+
+def show_plan(options: argparse.Namespace, console: Console) -> None:
+    """Draw the tree and its cost in the terminal, or print it as JSON, and write the SVG.
+
+    Raises:
+        UserError: a space is wrong, or the SVG cannot be written.
+    """
+    spaces = load_all(options.space, options.profile, options.set)
+    gc.disable()  # a plan is many small objects that all stay: the collector would take a third of the time
+    try:
+        plan, price = Plan(spaces), options.price_per_gpu_hour
+        if options.svg:
+            try:
+                options.svg.write_text(drawing.svg(plan, price), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror})") from None
+        if options.json:
+            print(json.dumps(plan.as_dict(price)))
+            return
+        out = Console()
+        for part in drawing.terminal(plan, price):
+            out.print(part)
+    finally:
+        gc.enable()
+
+
+def add_plan_options(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """The options of a plan, which `raysweep run --plan` takes too; `condition` begins the help of each."""
+    parser.add_argument("--svg", type=Path, metavar="FILE", help=f"{condition}also draw the plan as a picture")
+    parser.add_argument(
+        "--price-per-gpu-hour",
+        type=number_type("price", 0),
+        metavar="X",
+        help=f"{condition}also give the cost in money, of any currency",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="raysweep plan", description=__doc__)
+    add_spaces(parser)
+    add_plan_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    return parser

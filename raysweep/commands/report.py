@@ -1,0 +1,33 @@
+"""`raysweep report STUDY`: a study's tables, pictures and page, from what its journal and the store say."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from raysweep.commands.common import add_storage, guarded
+from raysweep.report.report import show, write
+from raysweep.store.store import Store
+from raysweep.study.study import Study
+from raysweep.study.summary import summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write and show the report of a study; returns the exit code."""
+    return guarded(again, parser().parse_args(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="raysweep report", description=__doc__)
+    found.add_argument("study", help="its name, or how that begins")
+    add_storage(found, "where it is")
+    return found
+
+
+def again(options: argparse.Namespace, console: Console) -> None:
+    """The report of a study that may be long over."""
+    study = Study.reopen(Store(options.storage), options.study)
+    result = summary(study)
+    show(study, result, write(study, result), Console())

@@ -1,0 +1,181 @@
+"""`raysweep store ls | verify | lineage | gc`: what is in a store, whether it is whole, where a checkpoint
+comes from, and what can go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from raysweep.commands.checkpoints import find_key
+from raysweep.commands.common import add_storage, guarded, number_type
+from raysweep.errors import UserError
+from raysweep.report import provenance
+from raysweep.store.provenance import title
+from raysweep.store.provenance import trace as trace_provenance
+from raysweep.store.store import Store
+from raysweep.study import retention
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Look after a store; returns the exit code: 0 done, 1 something is damaged, 2 the user's mistake."""
+    options = parser().parse_args(arguments)
+    return guarded(options.command, options)
+
+
+def ls(options: argparse.Namespace, console: Console) -> None:
+    """List the checkpoints, and why each is kept."""
+    seen = _survey(options)
+    rows: list[dict[str, Any]] = [
+        {
+            "step": each.found.step,
+            "key": each.found.key,
+            "run": title(each.found.manifest["history"]),
+            "gib": each.gib,
+            "hours_old": each.age_s / 3600,
+            "why": each.reason,
+        }
+        for each, _ in retention.listed(seen)
+    ]
+    if options.json:
+        print(json.dumps(rows))
+        return
+    table = Table(title=f"{len(rows)} checkpoints, {sum(row['gib'] for row in rows):.3g} GiB", title_justify="left")
+    for name in ("step", "key", "run", "GiB", "why"):
+        table.add_column(name, justify="right" if name in ("step", "GiB") else "left")
+    for row in rows:
+        table.add_row(str(row["step"]), row["key"][:12], row["run"], f"{row['gib']:.3g}", row["why"])
+    Console().print(table)
+
+
+def verify(options: argparse.Namespace, console: Console) -> int:
+    """Compare every file with its checksum; what is damaged is set aside, so that the next run makes it again."""
+    store = _store(options)
+    count = sum(1 for _ in store.published())
+    quiet = not console.is_terminal
+    wrong: dict[str, str] = {}
+    for found, told in track(store.verify(), "Reading", total=count, console=console, transient=True, disable=quiet):
+        if told:
+            wrong[found.key] = str(store.set_aside(found, told))
+    if options.json:
+        print(json.dumps({"checkpoints": count, "damaged": wrong}))
+    else:
+        out = Console()
+        for told in wrong.values():
+            out.print(told, highlight=False, soft_wrap=True)
+        out.print(f"{count - len(wrong)} of {count} checkpoints are whole")
+    return 1 if wrong else 0
+
+
+def trace(options: argparse.Namespace, console: Console) -> None:
+    """Where a checkpoint comes from."""
+    store = _store(options)
+    step, key = find_key(options.key, store, also_freed=True)
+    manifest = store.told(key, int(step))
+    if manifest is None:
+        raise UserError(f"checkpoint {key[:12]} at step {step}: its manifest is damaged; run `verify`")
+    origin = trace_provenance(store, manifest["history"])
+    if options.svg:
+        try:
+            options.svg.write_text(provenance.svg(origin), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--svg {options.svg}: cannot be written ({error.strerror})") from None
+    if options.json:
+        print(json.dumps(origin.as_dict()))
+    else:
+        Console().print(provenance.text(origin))
+
+
+def gc(options: argparse.Namespace, console: Console) -> int:
+    """Say what can be deleted and what making it again would cost; with --delete, delete it."""
+    seen = _survey(options)
+    if options.delete:
+        retention.carry_out(_store(options), seen)
+    if options.json:
+        print(json.dumps(seen.as_dict() | {"deleted": options.delete}))
+    else:
+        _tell(seen.as_dict(), options.delete)
+    if seen.kept_gib > options.budget:
+        console.print(f"What must stay is {seen.kept_gib:.3g} GiB, more than the budget", style="red", highlight=False)
+        return 1
+    return 0
+
+
+def _tell(facts: dict[str, Any], deleted: bool) -> None:
+    table = Table()
+    for name in ("", "why", "checkpoints", "GiB"):
+        table.add_column(name, justify="left" if name in ("", "why") else "right")
+    for verb, part in (("kept", facts["kept"]), ("freed" if deleted else "would be freed", facts["freed"])):
+        for reason, counts in part.items():
+            table.add_row(verb, reason, f"{counts['checkpoints']:.0f}", f"{counts['gib']:.3g}")
+        table.add_section()
+    if facts["remains"]["files"]:
+        table.add_row("", "torn remains", f"{facts['remains']['files']} files", f"{facts['remains']['gib']:.3g}")
+    out = Console()
+    out.print(table)
+    out.print(
+        f"{facts['freed_gib']:.3g} GiB {'freed' if deleted else 'would be freed; --delete does it'}. To make it again: "
+        f"{facts['again_device_hours']:.3g} device-hours",
+        highlight=False,
+    )
+
+
+def _store(options: argparse.Namespace) -> Store:
+    store = Store(options.storage)
+    try:
+        stored = any(store.names(place) for place in ("checkpoints", "studies", "freed"))
+    except OSError as error:
+        raise UserError(f"--storage {options.storage}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not stored:
+        raise UserError(f"--storage {options.storage}: nothing is stored there; give the storage of a sweep")
+    return store
+
+
+def _survey(options: argparse.Namespace) -> retention.Survey:
+    try:
+        return retention.survey(_store(options), options.keep_best, options.budget, young_s=options.young_hours * 3600)
+    except LookupError as error:
+        told = error.args[0] if error.args else error
+        raise UserError(f"--storage {options.storage}: {told}; look after it where its data is") from None
+    except ValueError as error:
+        raise UserError(
+            f"--storage {options.storage}: a study of another version ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="raysweep store", description=__doc__)
+    commands = found.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
+    for name, command in {"ls": ls, "verify": verify, "lineage": trace, "gc": gc}.items():
+        one = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        one.set_defaults(command=command, keep_best=3, budget=math.inf, young_hours=1.0)
+        add_storage(one, "the store")
+        one.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "lineage":
+            one.add_argument("key", help="a checkpoint's key, or how that begins")
+            one.add_argument("--svg", type=Path, metavar="FILE", help="draw it as a picture too")
+        if name == "gc":
+            one.add_argument(
+                "--budget",
+                type=number_type("amount", 0),
+                metavar="GIB",
+                help="free more, until no more than this is left",
+            )
+            one.add_argument(
+                "--keep-best",
+                type=number_type("count", 0, kind=int),
+                metavar="K",
+                help="of each study's trials (default: 3)",
+            )
+            one.add_argument(
+                "--young-hours", type=number_type("amount", 0), metavar="H", help="what is younger stays (default: 1)"
+            )
+            one.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
+    return found

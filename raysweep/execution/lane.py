@@ -1,0 +1,55 @@
+"""A lane: a group of workers that Ray Train keeps together and that trains one stretch after another by DDP.
+
+Starting processes and forming a process group costs far more than a short stretch, so it is paid once a lane and not
+once a trial. The only module that knows Ray Train; it imports torch, so the driver never imports it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.config import FailureConfig
+
+from raysweep.cluster.connection import worker_resources
+from raysweep.execution.tasks import LaneConfig
+
+RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
+
+
+def fit(config: LaneConfig) -> None:
+    """Keep the lane's workers running until the dispatcher says stop.
+
+    Raises:
+        ray.train.TrainingFailedError: the group could not be started, or died too often.
+    """
+    launch = config.launch
+    with tempfile.TemporaryDirectory() as scratch:  # Train keeps nothing of ours: checkpoints live in the store
+        ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config={"config": config},
+            torch_config=ray.train.torch.TorchConfig(timeout_s=int(launch.timeout_s)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=launch.workers,
+                use_gpu=bool(launch.gpus_per_worker),
+                resources_per_worker=worker_resources(launch),
+                placement_strategy=launch.placement_strategy,
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"raysweep-{config.session}-lane{config.lane}",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=3),
+            ),
+        ).fit()
+
+
+def work(train_loop_config: dict[str, Any]) -> None:
+    """A worker's whole life, in its own process."""
+    from raysweep.execution.worker import run_worker  # the science, which Train's controller does without
+
+    place = ray.train.get_context()
+    run_worker(
+        train_loop_config["config"], ray.train.torch.get_device(), place.get_world_rank(), place.get_world_size()
+    )

@@ -1,0 +1,44 @@
+"""A folder of classes: every image below a folder is of the class that the folder is named after, sorted by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from raysweep.prepare.sources.base import IMAGES, Item, Picture, Source
+
+
+class FolderReader:
+    """Items are (path below the root, label)."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[Picture]:
+        for path, label in items:
+            yield Picture(path, label, (self.root / path).read_bytes())
+
+
+def find(place: Path, split: str) -> Source | None:
+    """The source in a folder, where it has folders; in its `train`, where it has that."""
+    if not place.is_dir():
+        return None
+    if (place / split).is_dir():
+        place = place / split
+    classes = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        return None
+    items = [(path, label) for label, name in enumerate(classes) for path in _images(place / name, name)]
+    return Source(f"images in {place.name}", items, tuple(classes), FolderReader(place))
+
+
+def _images(folder: Path, name: str) -> list[str]:
+    """Sorted; `os.scandir` is many times faster than pathlib on a million files."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            found += _images(Path(entry.path), f"{name}/{entry.name}")
+        elif os.path.splitext(entry.name)[1].lower() in IMAGES and not entry.name.startswith("."):
+            found.append(f"{name}/{entry.name}")
+    return found

@@ -1,0 +1,68 @@
+"""The configurations of a search space, before any is proposed: what a plan and a simulation are made of."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raysweep.space import domains, runs
+from raysweep.space.domains import Point, Shape, WrongDomain, shape
+from raysweep.space.space import Space
+from trainables.config import ProbeSpec, Run, Trial
+
+
+@dataclass
+class Configuration:
+    """One point of a space, its trial, its run, where it is probed, and what was published for it."""
+
+    space: Space
+    point: Point
+    trial: Trial
+    run: Run
+    rungs: list[int]
+    published: float | None
+    probe: ProbeSpec
+
+
+def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
+    """The rows, then, for an exploration, random points in place of what TPE will propose."""
+    seen: set[Shape] = set()
+    outside = 0
+    unavailable: Counter[str] = Counter()
+    for row in space.rows:
+        try:
+            trial, point = space.trial(row.set)
+        except WrongDomain:
+            outside += 1
+            continue
+        if _new(point, seen):
+            if reason := runs.unavailable(trial):
+                unavailable[reason] += 1
+            yield _configuration(space, point, trial, row.fid)
+    wanted = space.search.trials if space.search.mode == "explore" else 0
+    rows, chance, misses = len(seen), random.Random(space.search.seed), 0
+    most = domains.size(space.tree)
+    while len(seen) < min(wanted, most) and misses < 10_000:
+        point = domains.random_point(space.tree, chance)
+        misses = 0 if _new(point, seen) else misses + 1
+        if not misses:
+            yield _configuration(space, point, space.trial(point)[0], None)
+    if len(seen) > rows:
+        notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
+    if outside:
+        notes.append(f"{space.study}: {outside} rows lie outside the space and are left out")
+    notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
+
+
+def _configuration(space: Space, point: Point, trial: Trial, published: float | None) -> Configuration:
+    return Configuration(
+        space, point, trial, runs.student(space, trial), space.rungs(trial), published, space.probe_of(trial)
+    )
+
+
+def _new(point: Point, seen: set[Shape]) -> bool:
+    before = len(seen)
+    seen.add(shape(point))
+    return len(seen) > before

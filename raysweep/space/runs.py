@@ -1,0 +1,133 @@
+"""A trial becomes the runs that it needs: its student's, phase by phase, and its teacher's inside the phase it
+teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from raysweep.space import domains
+from raysweep.space.space import Space
+from trainables.config import (
+    PROJECTED,
+    Method,
+    NoMethod,
+    NoTerm,
+    Phase,
+    Recipe,
+    Repa,
+    RepaTerm,
+    Run,
+    SelfGuided,
+    TeacherRef,
+    Term,
+    Trial,
+)
+from trainables.datasets import catalog
+
+_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # once: building it costs ten times what using it does
+Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
+
+
+def student(space: Space, trial: Trial) -> Run:
+    """The run that `trial` trains, in optimizer steps."""
+    return _run(trial, trial.method, trial.iterations, space.steps)
+
+
+def unavailable(trial: Trial) -> str | None:
+    """Why `trial` cannot be run here, or None where it can."""
+    method = trial.method
+    while isinstance(method, SelfGuided):
+        method = method.teacher.method
+    if not isinstance(method, Repa):
+        return None
+    if trial.encoder.missing:
+        return trial.encoder.missing
+    try:
+        catalog.require(trial.data, images=True)
+    except LookupError as error:
+        return str(error.args[0])
+    return None
+
+
+def teachers(run: Run) -> list[TeacherRef]:
+    """All that `run` looks up to, its teachers' teachers included."""
+    found = []
+    for phase in run.phases:
+        if phase.teacher:
+            found += [phase.teacher, *teachers(phase.teacher.run)]
+    return found
+
+
+def teacher_steps(run: Run) -> int:
+    """Steps that its teachers, and theirs, are trained from 0."""
+    return sum(teacher.step for teacher in teachers(run))
+
+
+def milestones(space: Space) -> list[int]:
+    """Optimizer steps at which every run of the space publishes: rungs, ends, early-stop points and teachers' ages.
+
+    One list for all runs, so that two that share their first steps also share the stretches these are cut into.
+    """
+    steps: set[int] = set()
+
+    def collect(path: str, value: Any) -> None:
+        if path.rpartition(".")[2] in ("iterations", "stop") and isinstance(value, int):
+            steps.add(space.steps(value))
+
+    for path, domain in domains.domains(space.tree).items():
+        for option in domain.options:
+            collect(path, option)
+    for point in space.points(most=200):
+        concrete, _ = domains.at(space.tree, point)
+        _leaves(concrete, "", collect)
+        trial = Trial.model_validate(concrete)
+        steps.update(space.rungs(trial))
+        if isinstance(trial.method, SelfGuided):
+            steps.add(space.steps(trial.method.teacher.iterations))
+    return sorted(steps)
+
+
+def _leaves(node: Any, path: str, visit: Callable[[str, Any], None]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _leaves(value, f"{path}.{key}", visit)
+    else:
+        visit(path, node)
+
+
+def _run(trial: Trial, method: Method, iterations: int, scale: Scale) -> Run:
+    end = scale(iterations)
+    stop = "never" if isinstance(method, NoMethod) else method.stop
+    guided_until = end if stop == "never" else min(end, scale(stop))
+    phases = [_phase(trial, method, guided_until, scale)]
+    if guided_until < end:
+        phases.append(Phase(until=end, term=NoTerm()))
+    recipe = {name: getattr(trial, name) for name in Recipe.model_fields}
+    return Run(**recipe, phases=tuple(phases))
+
+
+def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
+    term = _term(method).resolved(trial.size).scaled(scale)
+    teacher = None
+    if isinstance(method, SelfGuided):
+        age = method.teacher.iterations
+        # As long as the student's, so that it is a baseline's run too; longer where an older teacher is asked for.
+        run = _run(trial, method.teacher.method, max(age, trial.iterations), scale)
+        own = method.teacher
+        teacher = TeacherRef(run=run, step=scale(age), weights=own.weights, precision=own.precision)
+    return Phase(
+        until=until,
+        term=term,
+        projector_width=trial.projector_width if isinstance(term, PROJECTED) else None,
+        encoder=trial.encoder if isinstance(term, RepaTerm) else None,
+        teacher=teacher,
+    )
+
+
+def _term(method: Method) -> Term:
+    """What of a method acts in its first phase: all but when it ends and who teaches it."""
+    written: Term = _TERM.validate_python(method.model_dump(exclude={"stop", "teacher"}))
+    return written

@@ -1,0 +1,321 @@
+"""A search space: YAML in, checked, out come trials. Every corner of it is a legal trial, or the file is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from raysweep.errors import UserError
+from raysweep.space import domains, sampler_rules, yaml_file
+from raysweep.space.domains import Point, WrongDomain
+from raysweep.space.explain import WrongValue, explain
+from raysweep.space.launch import Count, Launch
+from raysweep.space.profile import PROFILES, merge
+from raysweep.space.sampler_rules import Sampler
+from raysweep.space.schedulers import Asha, Scheduler
+from raysweep.space.yaml_file import Document
+from trainables.config import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
+
+PLACES = ("detector_weights", "reference")  # of a probe's files: their SHA-256 is what counts
+Wrong = Callable[[tuple[str, ...], str], UserError]
+
+
+class Search(Spec):
+    """How the space is searched. Steps are in the units of the file."""
+
+    mode: Literal["explore", "reproduce"] = "explore"  # reproduce: every enqueued row to its end, and nothing else
+    trials: Count = 24  # distinct configurations in all, the enqueued ones included
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of proposals, not of training
+    rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
+    scheduler: Scheduler = Asha()  # who goes on from a rung
+    sampler: Sampler = "tpe"  # who proposes what is not enqueued
+    second_objective: Literal["steps", "is"] | None = None  # that the sampler weighs beside the metric that decides
+    startup_trials: Annotated[int, Field(ge=0)] = 10  # before the sampler takes over from random proposals
+
+
+class Row(Spec):
+    """A configuration to propose first: how it differs from the defaults, and what was published for it."""
+
+    set: dict[str, Any] = {}  # {dotted path: value}; an option that is a mapping is named by its kind
+    fid: float | None = None  # as published
+    is_: Annotated[float | None, Field(alias="is")] = None  # as published
+    sfid: float | None = None  # as published
+    precision: float | None = None  # as published
+    recall: float | None = None  # as published
+
+    def published(self, samples: int) -> dict[str, float]:
+        """What was published, by metric; `samples` were drawn for it."""
+        count = count_name(samples)
+        found = {f"fid_{count}": self.fid, f"is_{count}": self.is_, f"sfid_{count}": self.sfid}
+        found |= {f"precision_{count}": self.precision, f"recall_{count}": self.recall}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Sampling(Spec):
+    """What a family's probes do otherwise. Never what decides whether numbers compare: detector and count."""
+
+    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None  # the last is the SDE's
+    steps: Count | None = None  # of the sampler
+    timestep_shift: float | None = None  # of the ODE samplers
+    guidance_scale: float | None = None  # classifier-free; 1 is none
+    guidance_interval: tuple[float, float] | None = None  # where guidance acts, t=0 being data
+
+
+class Probe(ProbeSpec):
+    """`ProbeSpec`, with what is different for a family of backbones: sampled as its authors sample."""
+
+    families: dict[Family, Sampling] = {  # what is otherwise for a family of backbones
+        "LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)
+    }
+
+    @model_validator(mode="after")
+    def _families_fit(self) -> Probe:
+        for family in self.families:
+            try:
+                self.of(family)
+            except ValidationError as error:
+                first = error.errors()[0]
+                cause = first.get("ctx", {}).get("error")
+                key = cause.key if isinstance(cause, WrongKey) else ".".join(map(str, first["loc"]))
+                raise WrongKey(f"families.{family}.{key}", str(cause or first["msg"])) from None
+        return self
+
+    def of(self, family: Family) -> ProbeSpec:
+        """How a snapshot of that family is judged."""
+        own = self.families.get(family, Sampling()).model_dump(exclude_none=True)
+        return ProbeSpec.model_validate(self.model_dump(exclude={"families"}) | own)
+
+
+class SpaceFile(Spec):
+    """A search space as it is written, a profile applied."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]  # a short name
+    trial: dict[str, Any] = {}  # what is trained, with domains at its leaves
+    search: Search = Search()  # how it is searched
+    probe: Probe = Probe()  # how it is judged
+    launch: Launch = Launch()  # on what
+    enqueue: tuple[Row, ...] = ()  # configurations to propose first, e.g. a table's rows
+    steps_divisor: Count = 1
+    published_samples: Count = 10_000
+
+
+class Space:
+    """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones; `error`
+    makes a UserError of a key and a message, with the place of the key where that is known."""
+
+    def __init__(self, file: SpaceFile, profile: str):
+        self.profile, self._written = profile, file.trial
+        self.tree = domains.parse(file.trial)
+        self.study, self.search, self.probe = file.study, file.search, file.probe
+        self.launch, self.rows, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
+        self.published_samples = file.published_samples
+        self.error: Wrong = lambda path, message: UserError(f"{'.'.join(path)}: {message}")
+
+    @classmethod
+    def reopen(cls, resolved: Mapping[str, Any]) -> Space:
+        """The space that `resolved` describes, under the name that it had when that was written, perhaps by an earlier
+        version that knew fewer keys."""
+        space = cls(
+            SpaceFile.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"]
+        )
+        space.resolved = dict(resolved)
+        return space
+
+    def trial(self, point: Mapping[str, Any]) -> tuple[Trial, Point]:
+        """The trial at `point`, with the point made full.
+
+        Raises:
+            WrongDomain: a value lies outside its domain.
+            pydantic.ValidationError: the trial is illegal.
+        """
+        concrete, full = domains.at(self.tree, point)
+        return Trial.model_validate(concrete), full
+
+    def points(self, most: int = 20_000) -> Iterator[Point]:
+        """Points that between them show whether the space is sound: a reproduction's rows, an exploration's corners."""
+        if self.search.mode == "explore":
+            yield from domains.corners(self.tree, most)
+            return
+        for row in self.rows:
+            with contextlib.suppress(WrongDomain):  # a row outside an overridden space is told of where it is proposed
+                yield domains.at(self.tree, row.set)[1]
+
+    def probe_of(self, trial: Trial) -> ProbeSpec:
+        """How that trial's snapshots are judged."""
+        return self.probe.of(trial.size.family)
+
+    def steps(self, written: int) -> int:
+        """Optimizer steps for a number of steps as the file writes it: at least one."""
+        return max(1, round(written / self.steps_divisor))
+
+    def rungs(self, trial: Trial) -> list[int]:
+        """Optimizer steps at which a trial is probed: the rungs, then its end."""
+        end = self.steps(trial.iterations)
+        whole = trial.iterations
+        written = (whole // 8, whole // 4, whole // 2) if self.search.rungs is None else self.search.rungs
+        return sorted({step for step in map(self.steps, written) if step < end}) + [end]
+
+    @cached_property
+    def defaults(self) -> Point:
+        """The point with every domain at its default."""
+        return domains.at(self.tree, {})[1]
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The space with profile and overrides applied, as plain data."""
+        return {
+            "study": self.study,
+            "profile": self.profile,
+            "steps_divisor": self.steps_divisor,
+            "published_samples": self.published_samples,
+            "trial": self._written,
+            "search": self.search.model_dump(mode="json"),
+            "probe": self.probe.model_dump(mode="json"),
+            "launch": self.launch.model_dump(mode="json"),
+            "enqueue": [row.model_dump(mode="json", by_alias=True) for row in self.rows],
+        }
+
+    @property
+    def id(self) -> str:
+        """The study's name in the store: a changed space is another study. More trials or machines leave it the
+        same."""
+        probe = {name: value for name, value in self.resolved["probe"].items() if name not in PLACES}
+        search = {**self.resolved["search"], "trials": None}
+        same = {**self.resolved, "launch": None, "search": search, "probe": probe}
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+        return f"{self.study}-{self.profile}-{digest[:8]}"
+
+
+def load(path: Path, profile: str = "cluster", overrides: list[str] | None = None) -> Space:
+    """Read and check a search space.
+
+    Args:
+        overrides: `key=value` with a dotted key, as given to `--set`; they win over the profile, which wins over the
+            file's plain values in `trial` and `probe`. A domain in the file stays a domain, and its `launch` stands.
+
+    Raises:
+        UserError: the file or an override is wrong; the message names file, line and key and says what would be right.
+    """
+    document = yaml_file.read(path)
+    if profile not in PROFILES:
+        raise UserError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
+    raw = merge(document.tree, profile)
+    keys = [_override(raw, text) for text in overrides or []]
+    space = _checked(raw, profile, document, keys)
+    return space
+
+
+def load_all(paths: Sequence[str], profile: str, overrides: list[str]) -> list[Space]:
+    """Several search spaces for one sweep: they share their workers.
+
+    Raises:
+        UserError: one is wrong, two are the same, or their `launch` differs.
+    """
+    spaces = [load(Path(path), profile, overrides) for path in paths]
+    for number, space in enumerate(spaces):
+        for other in range(number):
+            if space.id == spaces[other].id:
+                raise UserError(f"{paths[number]}: the same space as {paths[other]}; give it once")
+            mine, theirs = space.launch.model_dump(), spaces[other].launch.model_dump()
+            for key in sorted(set(mine) - {"concurrent_trials"}):
+                if mine[key] != theirs[key]:
+                    raise UserError(
+                        f"{paths[number]}: launch.{key} is {mine[key]} and {theirs[key]} in {paths[other]}; "
+                        f"they share their workers, so give one: --set launch.{key}=VALUE"
+                    )
+    return spaces
+
+
+def _override(raw: dict[str, Any], text: str) -> tuple[str, ...]:
+    key, equals, value = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
+    node = raw
+    for part in path[:-1]:
+        below = node.get(part)
+        node[part] = dict(below) if isinstance(below, dict) else {}
+        node = node[part]
+    node[path[-1]] = yaml_file.parse(value)
+    return path
+
+
+def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: list[tuple[str, ...]]) -> Space:
+    def wrong(path: tuple[str, ...], message: str) -> UserError:
+        for key in overridden:
+            if path[: len(key)] == key or key[: len(path)] == path:
+                return UserError(f"--set {'.'.join(key)}: {message}")
+        return document.error(path, message)
+
+    try:
+        for key in ("steps_divisor", "published_samples"):
+            if key in document.tree:
+                raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
+        try:
+            file = SpaceFile.model_validate(raw)
+            file = file.model_copy(update={"probe": file.probe.pinned()})
+        except ValidationError as error:
+            raise explain(error, raw, SpaceFile) from None
+        try:
+            space = Space(file, profile)
+            _check_trials(space)
+            if space.search.mode == "explore":
+                sampler_rules.check(space.search.sampler, space.tree)
+                sampler_rules.check_second(space.search.second_objective, space.search.sampler, space.probe)
+        except WrongDomain as error:
+            raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
+    except WrongValue as error:
+        raise wrong(error.path, str(error)) from None
+    if space.search.mode == "reproduce" and not space.rows:
+        raise wrong(("search", "mode"), "reproduce takes the rows of `enqueue`, and there are none; use explore")
+    for position, row in enumerate(space.rows):
+        try:
+            space.trial(row.set)
+        except WrongDomain as error:
+            if not any(key[:1] == ("trial",) for key in overridden):
+                raise wrong(("enqueue", str(position), "set", error.path), str(error)) from None
+    space.error = wrong
+    return space
+
+
+def _check_trials(space: Space) -> None:
+    for point in space.points():
+        concrete, _ = domains.at(space.tree, point)
+        try:
+            trial = Trial.model_validate(concrete)
+        except ValidationError as error:
+            wrong = explain(error, concrete, Trial)
+            raise WrongValue(("trial", *wrong.path), str(wrong)) from None
+        _check_workers(trial, space.launch)
+        if space.launch.micro_batch and isinstance(trial.method, Dispersive):
+            raise WrongValue(
+                ("launch", "micro_batch"),
+                "dispersive compares the images of a whole batch and cannot run in micro-batches; leave this out",
+            )
+
+
+def _check_workers(trial: Trial, launch: Launch) -> None:
+    if launch.most > trial.batch_size:
+        raise WrongValue(
+            ("trial", "batch_size"), f"a batch of {trial.batch_size} is too small for {launch.most} workers of a lane"
+        )
+    uneven = next((n for n in range(launch.fewest, launch.most + 1) if trial.batch_size % n), None)
+    if uneven and isinstance(trial.method, Dispersive):
+        raise WrongValue(
+            ("trial", "batch_size"),
+            f"dispersive compares the images of a whole batch, and {trial.batch_size} cannot be shared evenly by "
+            f"{uneven} workers; make launch.workers a divisor of it",
+        )
+
+
+def dump(space: Space) -> str:
+    """The resolved space as YAML."""
+    return yaml.safe_dump(space.resolved, sort_keys=False, allow_unicode=True)

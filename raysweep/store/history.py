@@ -1,0 +1,79 @@
+"""The canonical description of all that determines a run's weights at a step, and the key that names it.
+
+Everything that bears on the numbers is in it, a teacher's own history included, with the phases cut off at the step.
+Machine, paths, number of workers, logging and probing are not. Whatever changes numerics without showing here must bump
+`NUMERICS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from raysweep.store import history
+from trainables.config import ProbeSpec, Recipe, Run
+from trainables.datasets import catalog
+
+NUMERICS = 2
+_SAME_NAME = sorted(set(Recipe.model_fields) - {"data"})
+
+
+def describe(run: Run, step: int) -> dict[str, Any]:
+    """The history of `run` at `step`, as plain data that JSON can hold.
+
+    Raises:
+        ValueError: the step is not between 0 and the run's end.
+        LookupError: the run's data set or encoder is not on this machine.
+    """
+    if not 0 <= step <= run.steps:
+        raise ValueError(f"step {step} is outside the run's 0 to {run.steps}")
+    recipe = run.model_dump(mode="json", include=set(_SAME_NAME))
+    phases, begins = [], 0
+    for phase in run.phases:
+        if begins >= step:
+            break
+        described = phase.model_dump(mode="json", include={"term", "projector_width"})
+        described["until"] = min(phase.until, step)
+        if phase.encoder:
+            described["encoder"] = catalog.encoder_identity(phase.encoder.kind, phase.encoder.path)
+            if pictures := catalog.pictures_identity(run.data):  # at which it looks
+                described["pictures"] = pictures
+        if phase.teacher:
+            teacher = phase.teacher
+            described["teacher"] = {"history": describe(teacher.run, teacher.step), "weights": teacher.weights}
+            if teacher.precision:
+                described["teacher"]["precision"] = teacher.precision
+        phases.append(described)
+        begins = phase.until
+    return {**recipe, "numerics": NUMERICS, "data": catalog.identity(run.data), "step": step, "phases": phases}
+
+
+def cut(description: dict[str, Any], step: int) -> dict[str, Any]:
+    """The description of the same run at an earlier step."""
+    phases, begins = [], 0
+    for phase in description["phases"]:
+        if begins < step:
+            phases.append({**phase, "until": min(phase["until"], step)})
+        begins = phase["until"]
+    return {**description, "step": step, "phases": phases}
+
+
+def canonical(description: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces, no NaN."""
+    return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def key_of(description: Any) -> str:
+    """SHA-256, in hex, of a canonical description."""
+    return hashlib.sha256(canonical(description).encode()).hexdigest()
+
+
+def key(run: Run, step: int) -> str:
+    """The name of `run`'s checkpoint at `step`."""
+    return key_of(describe(run, step))
+
+
+def probe_key(run: Run, step: int, spec: ProbeSpec) -> str:
+    """The name of a probe's record: what was probed, and how."""
+    return history.key_of({"checkpoint": history.key(run, step), "probe": spec.described()})

@@ -1,0 +1,73 @@
+"""Frozen descriptions of what is trained and how it is judged. No torch in here, so that the sweep can check them.
+
+Steps are optimizer steps. Blocks count from 1 and are read after the block. Unknown keys, NaN and infinity are refused.
+"""
+
+from trainables.config.backbones import BACKBONES, BackboneSize, Family
+from trainables.config.base import Spec, Steps, WrongKey
+from trainables.config.methods import (
+    PROJECTED,
+    Dispersive,
+    DispersiveTerm,
+    LayerSync,
+    LayerSyncTerm,
+    Method,
+    NoMethod,
+    NoTerm,
+    Repa,
+    RepaTerm,
+    Schedule,
+    SelfGuided,
+    SelfGuidedTerm,
+    Sra,
+    SraTerm,
+    TeacherPrecision,
+    TeacherSpec,
+    Term,
+    VaeAlign,
+    VaeAlignTerm,
+)
+from trainables.config.probes import GRID_COLUMNS, Judged, ProbeSpec, count_name, error_name
+from trainables.config.runs import OF_THE_BATCH, EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
+
+__all__ = [
+    "GRID_COLUMNS",
+    "BACKBONES",
+    "OF_THE_BATCH",
+    "PROJECTED",
+    "BackboneSize",
+    "Dispersive",
+    "DispersiveTerm",
+    "EncoderSpec",
+    "Family",
+    "Judged",
+    "LayerSync",
+    "LayerSyncTerm",
+    "Method",
+    "NoMethod",
+    "NoTerm",
+    "OptimizerSpec",
+    "Phase",
+    "ProbeSpec",
+    "Recipe",
+    "Repa",
+    "RepaTerm",
+    "Run",
+    "Schedule",
+    "SelfGuided",
+    "SelfGuidedTerm",
+    "Spec",
+    "Sra",
+    "SraTerm",
+    "Steps",
+    "TeacherPrecision",
+    "TeacherRef",
+    "TeacherSpec",
+    "Term",
+    "Trial",
+    "VaeAlign",
+    "VaeAlignTerm",
+    "WrongKey",
+    "count_name",
+    "error_name",
+]

@@ -1,0 +1,291 @@
+"""The losses that join the diffusion loss, as a search space writes them and as a run trains with them.
+
+A *term* is what one phase of a run trains with. A *method* is what a search space writes: a term, how long it acts and
+who teaches it. Blocks count from 1 and are read after the block; `[m, n]` is "block m guides block n".
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from trainables.config.backbones import BackboneSize
+from trainables.config.base import Spec, Steps, WrongKey
+
+Block = Annotated[int, Field(ge=1)]
+
+
+class Schedule(Spec):
+    """A weight that changes with the step: `weights[i]` at `steps[i]`, constant before the first and after the last.
+
+    Between two of them a straight line, or with `curve: geometric` one on a logarithmic scale. Steps are in the units
+    of the trial's `iterations`.
+    """
+
+    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # increasing
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]  # at these steps
+    curve: Literal["linear", "geometric"] = "linear"  # between them
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Schedule:
+        if len(self.steps) != len(self.weights):
+            raise WrongKey("weights", f"{len(self.weights)} weights for {len(self.steps)} steps; give one for each")
+        if any(b <= a for a, b in pairwise(self.steps)):
+            raise WrongKey("steps", f"{list(self.steps)} do not increase")
+        if self.curve == "geometric" and not all(self.weights):
+            raise WrongKey("weights", "a geometric curve never reaches 0; use linear")
+        return self
+
+    def scaled(self, scale: Callable[[int], int]) -> Schedule:
+        """In other units of steps. Steps that fall together keep the first weight."""
+        points: dict[int, float] = {}
+        for step, weight in zip(self.steps, self.weights, strict=True):
+            points.setdefault(scale(step) if step else 0, weight)
+        return self.model_copy(update={"steps": tuple(points), "weights": tuple(points.values())})
+
+    def at(self, step: int) -> float:
+        """The weight of the optimizer step that leads from `step` to `step + 1`."""
+        after = bisect_right(self.steps, step)
+        if after in (0, len(self.steps)):
+            return self.weights[max(0, after - 1)]
+        (a, b), (low, high) = self.steps[after - 1 : after + 1], self.weights[after - 1 : after + 1]
+        part = (step - a) / (b - a)
+        return float(low * (high / low) ** part) if self.curve == "geometric" else low + (high - low) * part
+
+
+def _form(weight: Any) -> str:
+    return "(schedule)" if isinstance(weight, dict | Schedule) else "(number)"
+
+
+Weight = Annotated[
+    Annotated[float, Field(ge=0), Tag("(number)")] | Annotated[Schedule, Tag("(schedule)")], Discriminator(_form)
+]
+
+
+class _Term(Spec):
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        """The blocks that are written down, by key."""
+        return {}
+
+    def resolved(self, size: BackboneSize) -> Self:
+        """With what the defaults mean in a backbone of this size."""
+        return self
+
+    def scaled(self, scale: Callable[[int], int]) -> Self:
+        """In other units of steps."""
+        return self
+
+    def weight_at(self, step: int) -> float:
+        """What the method's loss is multiplied by in the step that leads from `step` to `step + 1`."""
+        return 0.0
+
+
+class NoTerm(_Term):
+    """The diffusion loss alone (SiT)."""
+
+    kind: Literal["none"] = "none"
+
+
+class _Weighted(_Term):
+    weight: Weight = 0.5  # of the method's loss; the paper's lambda_guide where it is self_guided
+
+    def scaled(self, scale: Callable[[int], int]) -> Self:
+        if isinstance(self.weight, Schedule):
+            return self.model_copy(update={"weight": self.weight.scaled(scale)})
+        return self
+
+    def weight_at(self, step: int) -> float:
+        return self.weight.at(step) if isinstance(self.weight, Schedule) else self.weight
+
+
+class _OneBlock(_Weighted):
+    block: Block | None = None  # counted from 1
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        return {"block": (self.block,)} if self.block else {}
+
+    def resolved(self, size: BackboneSize) -> Self:
+        return self.model_copy(update={"block": self.block or self._default_block(size.depth)})
+
+    def _default_block(self, depth: int) -> int:
+        return depth // 2
+
+
+class _OnePair(_Weighted):
+    layers: tuple[Block, Block] | None = None  # [m, n]: block m guides block n
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        return {"layers": self.layers or ()}
+
+
+class VaeAlignTerm(_OneBlock):
+    """Pull one block toward the clean VAE latent (Self-Transcendence, Eq. 1). Default: half of the blocks."""
+
+    kind: Literal["vae_align"] = "vae_align"
+
+
+class SelfGuidedTerm(_OnePair):
+    """Pull block n toward a frozen teacher's guided feature of block m (Self-Transcendence, Eq. 3 and 4)."""
+
+    kind: Literal["self_guided"] = "self_guided"
+    guidance_scale: float | None = None  # omega; default: 30 for SiT, 10 for LightningDiT
+    target_norm: Literal["none", "layer"] = "none"  # of the guiding feature
+
+    def resolved(self, size: BackboneSize) -> Self:
+        scale = {"SiT": 30.0, "LightningDiT": 10.0}[size.family] if self.guidance_scale is None else self.guidance_scale
+        layers = self.layers or (2 * size.depth // 3, size.depth // 2)
+        return self.model_copy(update={"layers": layers, "guidance_scale": scale})
+
+
+class RepaTerm(_OneBlock):
+    """Pull one block toward a frozen external encoder's patch tokens (REPA). Default: block 4 of 12, else 8."""
+
+    kind: Literal["repa"] = "repa"
+
+    def _default_block(self, depth: int) -> int:
+        return 8 if depth > 12 else max(1, depth // 3)
+
+
+class DispersiveTerm(_OneBlock):
+    """Push the images of a batch apart in one block (Dispersive Loss). Default: the last block."""
+
+    kind: Literal["dispersive"] = "dispersive"
+    weight: Weight = 0.25
+    variant: Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"] = "infonce_l2"  # of the loss
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the two InfoNCE forms
+    margin: Annotated[float, Field(gt=0)] = 1.0  # of the hinge
+
+    def _default_block(self, depth: int) -> int:
+        return depth
+
+
+def _pairs(value: Any) -> Any:
+    """`[16, 8]` is short for `[[16, 8]]`."""
+    return [value] if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple) else value
+
+
+_Pairs = Annotated[tuple[tuple[Block, Block], ...], Field(min_length=1)]
+
+
+class LayerSyncTerm(_Weighted):
+    """Pull a shallow block toward the network's own deep one (LayerSync). Default: 4/7 -> 2/7 of the blocks."""
+
+    kind: Literal["layersync"] = "layersync"
+    weight: Weight = 0.2
+    layers: Annotated[_Pairs, BeforeValidator(_pairs, json_schema_input_type=_Pairs | tuple[Block, Block])] | None = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _none_guides_itself(self) -> Self:
+        for deep, shallow in self.layers or ():
+            if deep == shallow:
+                raise WrongKey("layers", f"block {deep} cannot guide itself; write [deep, shallow]")
+        return self
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        return {"layers": tuple(block for pair in self.layers or () for block in pair)}
+
+    def resolved(self, size: BackboneSize) -> Self:
+        default = ((round(4 * size.depth / 7), round(2 * size.depth / 7)),)
+        return self.model_copy(update={"layers": self.layers or default})
+
+
+# SRA's train.py: 0.2 up to epoch 149, from there a tenth every thousand epochs (of 5,004 steps).
+_SRA_WEIGHT = Schedule(steps=(149 * 5004, 1149 * 5004), weights=(0.2, 0.02), curve="geometric")
+
+
+class SraTerm(_OnePair):
+    """Pull block n toward the EMA network's block m at a time with less noise (SRA). Default: 8 -> 4."""
+
+    kind: Literal["sra"] = "sra"
+    weight: Weight = _SRA_WEIGHT  # 0.5 where the distance is cosine
+    t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2  # by how much earlier the EMA network's time may be
+    distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"  # between the two blocks' tokens
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weight_of_the_distance(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("distance") == "cosine":
+            return {"weight": 0.5, **values}
+        return values
+
+    def resolved(self, size: BackboneSize) -> Self:
+        return self.model_copy(update={"layers": self.layers or (min(8, size.depth), min(4, size.depth))})
+
+
+class _Stoppable(Spec):
+    stop: Steps | Literal["never"] = "never"  # the early-stop point: from this step on, the diffusion loss alone
+
+
+class NoMethod(NoTerm):
+    """The diffusion loss alone, from the first step to the last."""
+
+
+class VaeAlign(VaeAlignTerm, _Stoppable):
+    """`VaeAlignTerm` until `stop`."""
+
+
+class SelfGuided(SelfGuidedTerm, _Stoppable):
+    """`SelfGuidedTerm` until `stop`, under `teacher`."""
+
+    teacher: TeacherSpec  # whose checkpoint guides
+
+
+class Repa(RepaTerm, _Stoppable):
+    """`RepaTerm` until `stop`; the trial's `encoder` says which encoder."""
+
+
+class Dispersive(DispersiveTerm, _Stoppable):
+    """`DispersiveTerm` until `stop`."""
+
+
+class LayerSync(LayerSyncTerm, _Stoppable):
+    """`LayerSyncTerm` until `stop`."""
+
+
+class Sra(SraTerm, _Stoppable):
+    """`SraTerm` until `stop`."""
+
+
+def _named(value: Any) -> Any:
+    """`method: vae_align` is short for `method: {kind: vae_align}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Term = Annotated[
+    NoTerm | VaeAlignTerm | SelfGuidedTerm | RepaTerm | DispersiveTerm | LayerSyncTerm | SraTerm,
+    Field(discriminator="kind"),
+]
+_Kind = Literal["none", "vae_align", "repa", "dispersive", "layersync", "sra"]  # self_guided needs a teacher
+_Written = NoMethod | VaeAlign | SelfGuided | Repa | Dispersive | LayerSync | Sra | _Kind
+Method = Annotated[
+    NoMethod | VaeAlign | SelfGuided | Repa | Dispersive | LayerSync | Sra,
+    Field(discriminator="kind"),
+    BeforeValidator(_named, json_schema_input_type=_Written),
+]
+PROJECTED = (VaeAlignTerm, SelfGuidedTerm, RepaTerm)  # terms with a projector of the trial's `projector_width`
+
+
+TeacherPrecision = Literal["fp32", "bf16", "fp16"]
+
+
+class TeacherSpec(Spec):
+    """Who teaches: a run of the same backbone, data and seed with its own method, as it was after `iterations`
+    steps."""
+
+    method: Method = VaeAlign()  # with which it is trained
+    iterations: Steps = 200_000  # its age: optimizer steps
+    weights: Literal["ema", "raw"] = "ema"  # that guide
+    precision: TeacherPrecision | None = None  # of its matrix products while it guides; default: the student's
+
+
+SelfGuided.model_rebuild()

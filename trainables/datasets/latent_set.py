@@ -1,0 +1,205 @@
+"""What training sees of a data set: latents, labels and pictures by number; the embedded set, and prepared ones."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, get_args
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainables.datasets import cached, catalog, prepared
+from trainables.datasets.encode import BATCH, Normalisation, encode, load_autoencoder, normalisation
+from trainables.datasets.latent_files import Held, Mapped
+from trainables.process_group import ALONE, ProcessGroup
+
+MIRRORED_BELOW = 0.5  # of `Draws.flipped`, where a recipe mirrors
+
+
+class Columns(Protocol):
+    """Where rows come from: `Mapped` files, or `Held` tensors. Columns are those of latent_files.py."""
+
+    def take(self, column: str, indices: Tensor) -> Tensor: ...
+    def expect(self, column: str, indices: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Posteriors of an autoencoder over a set of N images, as it gives them; `sample` normalises."""
+
+    columns: Columns
+    num_images: int
+    latent_shape: tuple[int, ...]  # (C, H, W)
+    num_classes: int
+    normalisation: Normalisation
+    mirrored: bool = False  # whether there are latents of the mirror images
+    pictured: bool = False  # whether there are the images themselves
+
+    def sample(self, indices: Tensor, noise: Tensor, mirror: Tensor | None = None) -> Tensor:
+        """Normalised latents (B, C, H, W) float32 of the images `indices` (B,), at `noise` (B, C, H, W) within the
+        posterior; on the device of the set.
+
+        Args:
+            mirror: (B,) bool, which images are mirrored left to right; none where missing.
+        """
+        if mirror is None or not self.mirrored or not mirror.any():
+            moments = self.columns.take("latent", indices)
+        elif mirror.all():
+            moments = self.columns.take("mirrored", indices)
+        else:
+            own, other = self.columns.take("latent", indices[~mirror]), self.columns.take("mirrored", indices[mirror])
+            moments = own.new_empty((len(indices), *own.shape[1:]))
+            moments[~mirror], moments[mirror] = own, other
+        mean, std = moments.float().unbind(1)
+        return self.normalisation.apply(mean + std * noise.to(mean.device, non_blocking=True))
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """(B,) int64, in the host's memory."""
+        return self.columns.take("label", indices).long().cpu()
+
+    def pictures(self, indices: Tensor, mirror: Tensor | None = None) -> Tensor | None:
+        """The images (B, 3, h, w) uint8 themselves, mirrored alike; None where this set carries none."""
+        if not self.pictured:
+            return None
+        chosen = self.columns.take("image", indices)
+        if mirror is None:
+            return chosen
+        return torch.where(mirror.to(chosen.device)[:, None, None, None], chosen.flip(-1), chosen)
+
+    def expect(self, indices: Tensor, flipped: Tensor) -> None:
+        """Have the latents of images read ahead of their step; returns at once.
+
+        Args:
+            flipped: (B,) as `Draws` has it.
+        """
+        mirror = flipped < MIRRORED_BELOW if self.mirrored else torch.zeros(len(indices), dtype=torch.bool)
+        self.columns.expect("latent", indices[~mirror])
+        if self.mirrored:
+            self.columns.expect("mirrored", indices[mirror])
+
+
+def load_images(name: str, split: catalog.Split) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one split, in the order of the file.
+
+    Raises:
+        LookupError: no such data set, or one that this package does not ship.
+        ValueError: no such split.
+    """
+    if split not in get_args(catalog.Split):
+        raise ValueError(f"no split '{split}'; known: {', '.join(get_args(catalog.Split))}")
+    image_file, _ = catalog.files(name)
+    columns = pq.read_table(image_file, columns=["image", "label", "codepoint"]).to_pydict()
+    mine = [row for row, codepoint in enumerate(columns["codepoint"]) if catalog.split_of(codepoint) == split]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(columns["image"][row])).convert("RGB")) for row in mine])
+    labels = torch.tensor([columns["label"][row] for row in mine])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def load_latents(
+    name: str,
+    cache_dir: Path,
+    *,
+    mirrored: bool = False,
+    images: bool = False,
+    device: torch.device | None = None,
+    group: ProcessGroup = ALONE,
+) -> LatentSet:
+    """A data set's training latents: the embedded one's encoded once, then read from `cache_dir`; a prepared one's
+    where they lie, or from a copy in `cache_dir` where that is on no filesystem of this machine.
+
+    Any number of processes may ask at once. A cached file that is torn or altered is made anew.
+
+    Args:
+        mirrored: with the latents of the mirror images.
+        images: with the images themselves.
+        device: where all of it is to be held; default: in the host's memory, a prepared set's on disk.
+        crew: ranks that all call this, and encode together where one of them finds nothing cached.
+
+    Raises:
+        LookupError: no such data set; or a prepared one lacks what is asked for, or is torn or altered.
+    """
+    found = (
+        _embedded(name, cache_dir, mirrored, images, group)
+        if catalog.find(name).embedded
+        else _prepared(name, cache_dir, mirrored, images)
+    )
+    return found if device is None else _held(found, device)
+
+
+def folder(name: str, cache_dir: Path) -> Path:
+    """The folder of a prepared set on this machine, its files compared with its manifest.
+
+    Raises:
+        LookupError: as `load_latents`.
+    """
+    return prepared.fetch(catalog.prepared_set(name), cache_dir)
+
+
+def _prepared(name: str, cache_dir: Path, mirrored: bool, images: bool) -> LatentSet:
+    found = catalog.prepared_set(name)
+    catalog.require(name, mirrored=mirrored, images=images)
+    place = folder(name, cache_dir)
+    content = found.content
+    shift, scale = (torch.tensor(content[which]).reshape(-1, 1, 1) for which in ("shift", "scale"))
+    return LatentSet(
+        columns=Mapped([place / shard for shard in found.shards], found.images),
+        num_images=sum(found.images),
+        latent_shape=found.latent_shape,
+        num_classes=content["num_classes"],
+        normalisation=Normalisation(shift, scale),
+        mirrored=mirrored,
+        pictured=images,
+    )
+
+
+def _held(found: LatentSet, device: torch.device) -> LatentSet:
+    everything = torch.arange(found.num_images)
+    columns = {"latent": True, "label": True, "mirrored": found.mirrored, "image": found.pictured}
+    tensors = {}
+    for column in (name for name, there in columns.items() if there):
+        parts = [found.columns.take(column, part).to(device) for part in everything.split(4096)]
+        tensors[column] = torch.cat(parts)
+    return LatentSet(**{**vars(found), "columns": Held(tensors)})
+
+
+def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool, group: ProcessGroup) -> LatentSet:
+    known, tensors = catalog.find(name), _cached_latents(name, cache_dir, False, group)
+    columns = {"latent": torch.stack([tensors["mean"], tensors["std"]], dim=1), "label": tensors["labels"]}
+    if mirrored:
+        mirror = _cached_latents(name, cache_dir, True, group)
+        columns["mirrored"] = torch.stack([mirror["mean"], mirror["std"]], dim=1)
+    if images:
+        columns["image"] = load_images(name, "train")[0]
+    return LatentSet(
+        columns=Held(columns),
+        num_images=known.num_images,
+        latent_shape=known.latent_shape,
+        num_classes=known.num_classes,
+        normalisation=Normalisation(tensors["shift"], tensors["scale"]),
+        mirrored=mirrored,
+        pictured=images,
+    )
+
+
+def _cached_latents(name: str, cache_dir: Path, mirror: bool, group: ProcessGroup) -> dict[str, Tensor]:
+    path = cache_dir / f"{catalog.identity(name)}{'-mirrored' if mirror else ''}.safetensors"
+    tensors = cached.read(path) or {}
+    if not all(group.gather("scale" in tensors)):  # an earlier version's file has no such entry
+        tensors = _encode_training_split(name, mirror, group)
+        cached.write(tensors, path)
+    return tensors
+
+
+def _encode_training_split(name: str, mirror: bool, group: ProcessGroup) -> dict[str, Tensor]:
+    images, labels = load_images(name, "train")
+    autoencoder = load_autoencoder(catalog.files(name)[1])
+    batches = (images.flip(-1) if mirror else images).split(BATCH)
+    mean, std = map(torch.cat, zip(*group.share(batches, partial(encode, autoencoder)), strict=True))
+    shift, scale = normalisation(autoencoder)
+    return {"mean": mean, "std": std, "labels": labels, "shift": shift, "scale": scale}

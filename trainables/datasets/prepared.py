@@ -1,0 +1,315 @@
+"""Prepared data sets: folders of latents that `raysweep prepare` writes, on any filesystem of pyarrow's.
+
+    manifest.json                what is in it; written last
+    shards/00000.arrow …         the latents (latent_files.py)
+    autoencoder/                 the one that made them, in diffusers' form: probes decode with it
+    reference-<detector>.safetensors     statistics of the real images, for probes
+
+The manifest's `content` is all that training's numbers follow from; its SHA-256 is the set's identity, which enters
+histories. Where a set lies does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from trainables.errors import one_line
+
+ROOT = "RAYSWEEP_DATA"  # the environment variable that says where sets lie by name
+BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # how much of remote sets a machine keeps
+DEFAULT_BUDGET_GIB = 500.0
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 22
+_THREADS = 8  # that copy or read files: what a disk or a network needs to be busy
+
+
+class Absent(LookupError):
+    """There is no prepared set in that place."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared set's manifest."""
+
+    location: str  # a folder or a URI
+    content: dict[str, Any]  # what training's numbers follow from
+    pictures: str | None  # SHA-256 of the images that the shards keep
+    files: dict[str, dict[str, Any]]  # by path: bytes and SHA-256 of all files
+    about: dict[str, Any]  # for people: source, classes, statistics, versions
+
+    @property
+    def identity(self) -> str:
+        """What enters histories."""
+        return _sealed(self.content)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.content["latent_shape"]
+        return channels, height, width
+
+    @property
+    def images(self) -> list[int]:
+        """How many each shard has, in order."""
+        return [shard["images"] for shard in self.content["shards"]]
+
+    @property
+    def shards(self) -> list[str]:
+        """Their paths in the set, in order."""
+        return [f"shards/{number:05}.arrow" for number in range(len(self.content["shards"]))]
+
+    def spell(self) -> bytes:
+        """The manifest, as it is written."""
+        facts = {name: value for name, value in vars(self).items() if name != "location"}
+        facts |= {"format": FORMAT, "identity": self.identity}
+        return json.dumps(facts | {"sha256": _sealed(facts)}, indent=1).encode()
+
+
+def _sealed(facts: dict[str, Any]) -> str:
+    """SHA-256 (hex) of plain data."""
+    spelled = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(spelled.encode()).hexdigest()
+
+
+def locate(name: str) -> str | None:
+    """Where a set of that name would lie: names with a slash are places themselves, others lie in `RAYSWEEP_DATA`."""
+    if "/" in name:
+        return name if "://" in name else os.path.abspath(os.path.expanduser(name))
+    root = os.environ.get(ROOT)
+    if not root:
+        return None
+    if "://" not in root:
+        return str(Path(root).expanduser().absolute() / name)
+    place, mark, options = root.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
+def names() -> list[str]:
+    """Of the sets in `RAYSWEEP_DATA`."""
+    root = os.environ.get(ROOT)
+    if not root:
+        return []
+    with contextlib.suppress(OSError, pa.ArrowException):
+        filesystem, path = _filesystem(root)
+        below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        places = {entry.path: entry.base_name for entry in below if entry.type == fs.FileType.Directory}
+        found = filesystem.get_file_info([f"{place}/{MANIFEST}" for place in places])
+        return sorted(places[info.path.rpartition("/")[0]] for info in found if info.type == fs.FileType.File)
+    return []
+
+
+@lru_cache
+def read(location: str) -> Prepared:
+    """The manifest of the set at `location`. Read once per process.
+
+    Raises:
+        LookupError: there is no prepared set, or no storage; or its manifest is torn or altered, or of another format.
+    """
+    try:
+        filesystem, path = _filesystem(location)
+        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            written = stream.read()
+    except FileNotFoundError:
+        raise Absent(f"nothing prepared at {location}: raysweep prepare makes a set") from None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise LookupError(f"the data set at {location} cannot be read: {one_line(error)}") from None
+    try:
+        facts = json.loads(written)
+        whole, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
+        parts = {name: facts[name] for name in ("content", "pictures", "files", "about")}
+    except (ValueError, LookupError, TypeError):
+        raise LookupError(f"{location}/{MANIFEST} is torn; prepare the set again") from None
+    if written_as != FORMAT:
+        raise LookupError(f"{location}/{MANIFEST}: of format {written_as}, but this version reads {FORMAT}")
+    if not whole:
+        raise LookupError(f"{location}/{MANIFEST} was altered since it was written; prepare the set again")
+    return Prepared(location, **parts)
+
+
+def fetch(prepared: Prepared, cache: Path) -> Path:
+    """The set's folder on this machine, each file compared with the manifest once.
+
+    A set on a local filesystem is used where it is. Another one is copied into `cache`; of those that no process uses,
+    the ones that were used longest ago go when all together are larger than `RAYSWEEP_DATA_CACHE_GIB`. Processes wait
+    for the one that copies.
+
+    Raises:
+        LookupError: a file is missing, truncated or altered; the message names it.
+    """
+    filesystem, path = _filesystem(prepared.location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _alone(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
+            _compare(prepared, Path(path), _checked(prepared))
+        return Path(path)
+    (kept := cache / "data").mkdir(parents=True, exist_ok=True)
+    folder = kept / prepared.identity
+    _hold(kept / f"{prepared.identity}.used")
+    with _alone(kept / "copying"):
+        if not (folder / MANIFEST).is_file():
+            _evict(kept, prepared)
+            _copy(prepared, filesystem, path, folder)
+        os.utime(kept / f"{prepared.identity}.used")
+    return folder
+
+
+def examine(prepared: Prepared, cache: Path) -> None:
+    """Compare the set with its manifest: a local one as `fetch` does; of a remote one the files' sizes, as whoever
+    copies it compares the rest.
+
+    Raises:
+        LookupError: a file is missing, truncated or altered; the message names it.
+    """
+    filesystem, path = _filesystem(prepared.location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        fetch(prepared, cache)
+        return
+    for info in filesystem.get_file_info([f"{path}/{name}" for name in prepared.files]):
+        name = info.path.removeprefix(f"{path}/")
+        _check_size(f"{prepared.location}/{name}", info.size, prepared.files[name]["bytes"])
+
+
+def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
+    """Compare sizes now, and contents unless this machine has done so since the file was last written."""
+    known = _noted(noted)
+    due = []
+    for name, wanted in prepared.files.items():
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            raise LookupError(f"{folder / name} is missing; prepare the set again") from None
+        _check_size(str(folder / name), found.st_size, wanted["bytes"])
+        if known.get(name) != [found.st_size, found.st_mtime_ns]:
+            due.append((name, [found.st_size, found.st_mtime_ns]))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        contents = threads.map(lambda item: _sha256(folder / item[0]), due)
+        for (name, stamp), sha256 in zip(due, contents, strict=True):
+            if sha256 != prepared.files[name]["sha256"]:
+                raise LookupError(
+                    f"{folder / name} was altered: its SHA-256 is not the manifest's; prepare the set again"
+                )
+            known[name] = stamp
+    if due:
+        _write(noted, json.dumps(known).encode())
+
+
+def _check_size(place: str, found: int | None, wanted: int) -> None:
+    if found is None:
+        raise LookupError(f"{place} is missing; prepare the set again")
+    if found != wanted:
+        raise LookupError(f"{place} is truncated: {found:,} bytes of {wanted:,}; prepare the set again")
+
+
+def _checked(prepared: Prepared) -> Path:
+    """Where this machine notes which files it has compared, each with the size and time of change that it had. Of each
+    place apart: a copy may have another's times."""
+    name = _sealed({"location": prepared.location, "identity": prepared.identity})
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
+
+
+def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+
+    def copy(name: str) -> None:
+        digest, target = hashlib.sha256(), aside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filesystem.open_input_stream(f"{path}/{name}") as source, target.open("wb") as stream:
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    stream.write(chunk)
+        except FileNotFoundError:
+            raise LookupError(f"{prepared.location}/{name} is missing; prepare the set again") from None
+        if digest.hexdigest() != prepared.files[name]["sha256"]:
+            raise LookupError(f"{prepared.location}/{name} is truncated or altered; prepare the set again")
+
+    try:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(copy, prepared.files))
+        (aside / MANIFEST).write_bytes(prepared.spell())
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _evict(kept: Path, coming: Prepared) -> None:
+    """Make room for a set: drop copies, those used longest ago first, until all fit into the budget. A copy that a
+    process uses stays, whatever the budget."""
+    budget = float(os.environ.get(BUDGET) or DEFAULT_BUDGET_GIB) * 2**30
+    for torn in kept.glob("????????????????????????????????????????????????????????????????.????????"):
+        shutil.rmtree(torn, ignore_errors=True)  # what a copy that was killed has left; nobody else copies now
+    copies = [place for place in kept.iterdir() if (place / MANIFEST).is_file()]
+    sizes = {place: sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) for place in copies}
+    needed = sum(file["bytes"] for file in coming.files.values())
+    for place in sorted(copies, key=lambda place: place.with_name(f"{place.name}.used").stat().st_mtime):
+        if needed + sum(sizes.values()) <= budget:
+            return
+        with place.with_name(f"{place.name}.used").open("ab") as used:
+            try:
+                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            shutil.rmtree(place, ignore_errors=True)
+            del sizes[place]
+
+
+_held: dict[Path, Any] = {}  # open files whose locks say that this process uses a copy
+
+
+def _hold(file: Path) -> None:
+    if file not in _held:
+        stream = file.open("ab")
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        _held[file] = stream
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    with file.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _noted(file: Path) -> dict[str, list[int]]:
+    try:
+        known: dict[str, list[int]] = json.loads(file.read_bytes())
+        return known
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all; where there is no room, it is made again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
+        stream.write(content)
+        os.replace(stream.name, file)
+
+
+def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in location:
+        return fs.LocalFileSystem(), location
+    filesystem, path = fs.FileSystem.from_uri(location)
+    return filesystem, path
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,326 @@
+"""One run on its way: where it trains, its steps in each phase, and what it yields.
+
+A student is trained with others or alone: all that it does follows from its run, its step and the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables import backbones, methods
+from trainables.config import (
+    PROJECTED,
+    OptimizerSpec,
+    Phase,
+    Recipe,
+    RepaTerm,
+    Run,
+    SelfGuidedTerm,
+    SraTerm,
+    TeacherRef,
+    VaeAlignTerm,
+)
+from trainables.datasets.latent_set import LatentSet
+from trainables.draws import generator, share_of
+from trainables.encoders import encoders
+from trainables.methods import Batch, Guide, Method, Teacher, View
+from trainables.training import ema
+from trainables.training.checkpoint import Checkpoint, Tensors
+from trainables.training.training_step import TrainingStep
+
+POINTS_PER_STRETCH = 20  # of the curve that is kept
+TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
+LoadTeacher = Callable[[TeacherRef], Teacher]
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or a gradient became NaN or infinite at `step`; `terms` are those of that step, `before` of the last."""
+
+    def __init__(self, step: int, terms: dict[str, float], before: dict[str, float]):
+        super().__init__(f"not finite at step {step}: {terms}; before it: {before}")
+        self.step, self.terms, self.before = step, terms, before
+
+
+@dataclass
+class Context:
+    """Where a training runs. `progress(step)` is called after every step, on every rank; so are, until the last one,
+    `should_publish(step)` and `should_stop(step)`, which say the same on all ranks: that `publish` is to be called with
+    what there is while training goes on, and that training is to end there.
+
+    `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
+    share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
+    rounding, the second nothing. `compile` has blocks compiled, which changes rounding. `hold_data` holds the data set
+    in the device's memory. The tensors that `publish` is given change with the next step: it copies what it keeps.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    micro_batch: int | None = None
+    checkpoint_blocks: bool = False
+    compile: bool = False
+    hold_data: bool = False
+    progress: Callable[[int], None] = lambda step: None
+    should_publish: Callable[[int], bool] = lambda step: False
+    should_stop: Callable[[int], bool] = lambda step: False
+    publish: Callable[[list[Outcome]], None] = lambda outcomes: None
+
+
+@dataclass
+class Outcome:
+    """What training yields: the state at its last step, and what was measured since it began or was last published. The
+    last step is the one that was asked for, or an earlier one where `Context.should_stop` said so."""
+
+    run: Run
+    checkpoint: Checkpoint
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0  # of one run: its share of what several took together
+
+
+def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
+    """A new backbone for `data`, its weights drawn from the recipe's seed."""
+    channels, height, _ = data.latent_shape
+    return backbones.create(
+        recipe.backbone,
+        seed=recipe.seed,
+        in_channels=channels,
+        input_size=height,
+        num_classes=data.num_classes,
+    )
+
+
+class Guides:
+    """The teachers of runs that train together, one guide for each."""
+
+    def __init__(self, load: LoadTeacher | None):
+        self._load = load
+        self._known: dict[str, Guide] = {}
+
+    def find(self, reference: TeacherRef | None) -> Guide:
+        if reference is None or self._load is None:
+            raise ValueError("a self_guided phase needs a teacher")
+        name = reference.model_dump_json()
+        if name not in self._known:
+            self._known[name] = Guide(self._load(reference), reference.precision)
+        return self._known[name]
+
+
+def build_method(
+    run: Run,
+    phase: Phase,
+    backbone: Any,
+    data: LatentSet,
+    guides: Guides,
+) -> Method:
+    """The method of a phase; what is trained of it is drawn from the run's seed."""
+    term = phase.term.resolved(run.size)
+    # A term's own options are its method's; its weight is applied by the training step.
+    options: dict[str, Any] = term.model_dump(exclude={"kind", "weight"})
+    if isinstance(term, PROJECTED + (SraTerm,)):
+        options |= {"width": backbone.width, "generator": generator(run.seed, "method", term.kind)}
+    if isinstance(term, PROJECTED):
+        options["projector_width"] = phase.projector_width
+    if isinstance(term, VaeAlignTerm):
+        options |= {"patch": backbone.patch_size, "channels": data.latent_shape[0]}
+    if isinstance(term, SelfGuidedTerm):
+        options["teacher"] = guides.find(phase.teacher)
+    if isinstance(term, RepaTerm):
+        if phase.encoder is None:
+            raise ValueError("a repa phase needs an encoder")
+        path = Path(phase.encoder.path) if phase.encoder.path else None
+        grid = math.isqrt(backbone.num_tokens)
+        options["encoder"] = encoders.create(phase.encoder.kind, grid=grid, path=path).to(backbone.pos_embed.device)
+    return methods.create(term.kind, **options)
+
+
+class Student:
+    """One run on its way, whatever its phase."""
+
+    error: NonFiniteLoss | None = None
+
+    def __init__(self, run: Run, start: Checkpoint | None, data: LatentSet, context: Context):
+        self.run, self.data, self.context = run, data, context
+        self.backbone = build_backbone(run, data).to(context.device)
+        self.backbone.checkpoint_blocks = context.checkpoint_blocks
+        if start:
+            self.backbone.load_state_dict(start.backbone)
+        self.average = ema.shadow(self.backbone)
+        if start:
+            self.average.load_state_dict(start.ema)
+        if context.compile:
+            self.backbone.compile_blocks()
+            self.average.compile_blocks()
+        self.view = View(average=self.average, path=run.path)
+        self.phase: Phase | None = None
+        self._step = start.step if start else 0
+        self._start: Checkpoint | None = start
+        self._curve: list[dict[str, float]] = []
+        self._seconds = 0.0
+
+    def enter(self, step: int, last: int, guides: Guides) -> None:
+        """Get ready for the steps from `step` to `last`, which lie in one phase."""
+        if self.phase is not (phase := self.run.phase_after(step)):
+            self._begin(phase, step, guides)
+        # Losses stay on the device until they are asked for, so that hardly a step waits for a transfer.
+        self._rows, self._first = torch.zeros(last - step, len(TERMS), device=self.context.device), step
+
+    def _begin(self, phase: Phase, step: int, guides: Guides) -> None:
+        run, context = self.run, self.context
+        moments = self._moments() if self.phase else self._start.optimizer if self._start else {}
+        method = build_method(run, phase, self.backbone, self.data, guides).to(context.device)
+        if self._start and step > max((earlier.until for earlier in run.phases if earlier.until <= step), default=0):
+            method.load_state_dict(self._start.method)
+        self._start = None
+        share = _share(run, context)
+        if method.whole_batch and piece_of(run, context) < share.stop - share.start:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
+        if method.whole_batch and run.batch_size % context.world_size:
+            raise ValueError(f"{phase.term.kind} compares the images of a whole batch: ranks need equal shares of it")
+        self.phase, self.weight_at = phase, phase.term.weight_at
+        self.module = TrainingStep(self.backbone, method, run.velocity_cosine)
+        self.optimizer = _optimizer(self.module, run.optimizer, moments, context.device)
+        # The buffers are constants (positions): nothing to broadcast.
+        self.replica: Any = self.module
+        if context.world_size > 1:
+            self.replica = DistributedDataParallel(self.module, broadcast_buffers=False)
+        # Looked up once: walking through the modules takes longer than some of what is done with their parameters.
+        self._parameters = list(self.backbone.parameters()), list(method.parameters())
+        self._averages = list(self.average.parameters())
+
+    def learn(self, piece: Batch, step: int, last: bool) -> None:
+        """Add the gradients of a piece of the batch that leads from `step` to `step + 1`; with the last piece, take the
+        optimizer's step."""
+        row = self._rows[step - self._first]
+        row[:3] += self._gradients(piece, step, last)
+        if last:
+            row[3] = _clip_gradients(*self._parameters, self.run.optimizer.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            ema.update(self._averages, self._parameters[0], self.run.ema_decay)
+            self._step = step + 1
+
+    def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
+        """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last.
+
+        Every image counts alike, also where ranks have unequal shares: DDP takes the mean over ranks, of what is
+        weighted here by the images that a rank has more than the mean of them.
+        """
+        part = len(piece.t) * self.context.world_size / self.run.batch_size
+        apart = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
+        with apart:
+            with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+                losses = self.replica(piece, self.weight_at(step), self.view)
+            (losses.total * part).backward()
+        return torch.stack(losses).detach() * part
+
+    def seems_sound(self, steps: int) -> bool:
+        """Whether the last `steps` steps were finite: waits for the device."""
+        done = self._step - self._first
+        return bool(self._rows[max(0, done - steps) : done, 3].isfinite().all())
+
+    def settle(self) -> None:
+        """Bring what was measured from the device, from all ranks, and see whether it is finite."""
+        if self.error or self._step == self._first:
+            return
+        rows = self._rows[: self._step - self._first]
+        if self.context.world_size > 1:
+            dist.all_reduce(rows)
+            rows /= self.context.world_size
+        rows = rows.cpu()
+        self.error = _not_finite(rows, self._first)
+        self._curve += _curve(rows, self._first)
+        self._rows, self._first = self._rows[len(rows) :], self._step
+
+    def took(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def outcome(self) -> Outcome:
+        """What there is, and what was measured since this was last asked for."""
+        if self.phase is None:
+            fresh = Checkpoint(0, self.backbone.state_dict(), self.average.state_dict())
+            return Outcome(self.run, self._start or fresh)
+        measured, self._curve = self._curve, []
+        seconds, self._seconds = self._seconds, 0.0
+        networks = self.backbone.state_dict(), self.average.state_dict(), self.module.method.state_dict()
+        return Outcome(self.run, Checkpoint(self._step, *networks, self._moments()), measured, seconds)
+
+    def _moments(self) -> Tensors:
+        return {
+            f"{moment}.{name}": self.optimizer.state[parameter][moment]
+            for name, parameter in self.module.named_parameters()
+            if parameter in self.optimizer.state
+            for moment in _MOMENTS
+        }
+
+
+def _share(run: Run, context: Context) -> slice:
+    return share_of(run.batch_size, context.rank, context.world_size)
+
+
+def piece_of(run: Run, context: Context) -> int:
+    """How many images go through the network at once."""
+    share = _share(run, context)
+    return min(context.micro_batch or run.batch_size, share.stop - share.start)
+
+
+def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over all parameters, those that have `moments` with theirs: a new phase keeps the backbone's."""
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=spec.lr,
+        betas=(spec.beta1, spec.beta2),
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    for name, parameter in module.named_parameters():
+        if f"step.{name}" in moments:
+            state = {moment: moments[f"{moment}.{name}"].clone() for moment in _MOMENTS}
+            optimizer.state[parameter] = {moment: tensor.to(device) for moment, tensor in state.items()}
+    return optimizer
+
+
+@torch.no_grad()
+def _clip_gradients(backbone: list[nn.Parameter], method: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
+
+    The backbone's squares are summed apart from the method's: a method of weight 0 then adds an exact zero, and the
+    backbone's update keeps its bits (torch's own clipping would sum in another order).
+    """
+    parts = [[p.grad for p in part if p.grad is not None] for part in (backbone, method)]
+    norm = torch.stack([_square_sum(part, like=backbone[0]) for part in parts]).sum().sqrt()
+    if limit is not None:
+        torch._foreach_mul_(parts[0] + parts[1], torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _square_sum(gradients: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else like.new_zeros(())
+
+
+def _not_finite(history: Tensor, first: int) -> NonFiniteLoss | None:
+    if history.isfinite().all():
+        return None
+    wrong = int((~history.isfinite().all(dim=1)).nonzero()[0])
+    at, before = (dict(zip(TERMS, history[row].tolist(), strict=True)) for row in (wrong, max(0, wrong - 1)))
+    return NonFiniteLoss(first + wrong + 1, at, before if wrong else {})
+
+
+def _curve(history: Tensor, first: int) -> list[dict[str, float]]:
+    """Means over equal stretches of steps, each at the step that ends it."""
+    points = []
+    for rows in torch.arange(len(history)).chunk(POINTS_PER_STRETCH):
+        means = history[rows].mean(dim=0).tolist()
+        points.append({"step": first + int(rows[-1]) + 1, **dict(zip(TERMS, means, strict=True))})
+    return points

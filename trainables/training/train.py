@@ -1,0 +1,163 @@
+"""The one training loop, for every method, teacher and student alike.
+
+`train` takes a run from a checkpoint to a later step, `train_together` several that see the same batches. They know
+nothing of who asks: a `Context` tells them their rank and device and takes their progress. What they return follows
+from a run's description alone ("same history, same bits"): draws come from (seed, step), weights of a new network from
+(seed, name), nothing from global state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from trainables import backbones
+from trainables.config import OF_THE_BATCH, Recipe, Run
+from trainables.datasets.latent_set import LatentSet
+from trainables.draws import draw, draw_images
+from trainables.training.checkpoint import Checkpoint, Tensors
+from trainables.training.student import (
+    Context,
+    Guides,
+    LoadTeacher,
+    NonFiniteLoss,
+    Outcome,
+    Student,
+    build_backbone,
+    piece_of,
+)
+from trainables.training.training_step import make_batch, split
+
+LOOK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
+
+
+def load_backbone(
+    recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device, compiled: bool = False
+) -> backbones.Backbone:
+    """A frozen backbone in evaluation mode with these weights: a teacher, or a snapshot to probe."""
+    backbone = build_backbone(recipe, data)
+    backbone.load_state_dict(weights)
+    backbone = backbone.to(device).requires_grad_(False).eval()
+    if compiled:
+        backbone.compile_blocks()
+    return backbone
+
+
+def train(
+    run: Run,
+    until: int,
+    *,
+    data: LatentSet,
+    context: Context,
+    start: Checkpoint | None = None,
+    teacher: LoadTeacher | None = None,
+) -> Outcome:
+    """Train `run` from `start` (or from fresh weights) up to and including step `until`, across its phases.
+
+    Args:
+        teacher: loads the frozen backbone that a phase looks up to; needed where a phase has one.
+
+    Raises:
+        NonFiniteLoss: the loss left the finite numbers; names the stretch and the terms.
+        ValueError: `until` lies before `start` or beyond the run's end.
+    """
+    (found,) = train_together([run], until, data=data, context=context, starts=[start], teacher=teacher)
+    if isinstance(found, NonFiniteLoss):
+        raise found
+    return found
+
+
+def train_together(
+    runs: Sequence[Run],
+    until: int,
+    *,
+    data: LatentSet,
+    context: Context,
+    starts: Sequence[Checkpoint | None],
+    teacher: LoadTeacher | None = None,
+) -> list[Outcome | NonFiniteLoss]:
+    """Train several runs in lockstep, each to the bits that `train` would give it. A batch is drawn, read and moved
+    once for all of them, and a teacher looks at it once for all that it guides.
+
+    Args:
+        starts: of each run, all at the same step.
+
+    Returns:
+        Of each run what `train` returns, or the error that it raises while the others go on.
+
+    Raises:
+        ValueError: as `train`; or the runs do not start at one step, or do not see the same batches.
+    """
+    first = starts[0].step if starts[0] else 0
+    if any((start.step if start else 0) != first for start in starts):
+        raise ValueError("runs that train together start at the same step")
+    for run in runs:
+        if not first <= until <= run.steps:
+            raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
+        if any(getattr(run, name) != getattr(runs[0], name) for name in OF_THE_BATCH):
+            raise ValueError(f"runs that train together agree in {', '.join(sorted(OF_THE_BATCH))}")
+    students = [Student(run, start, data, context) for run, start in zip(runs, starts, strict=True)]
+    guides = Guides(teacher)
+    step, stopped = first, False
+    while step < until and not stopped and (sound := [student for student in students if student.error is None]):
+        last = min(until, *(student.run.phase_after(step).until for student in sound))
+        for student in sound:
+            student.enter(step, last, guides)
+        step, stopped = _advance(sound, step, last, data, context)
+    return [student.error or student.outcome() for student in students]
+
+
+def _advance(students: list[Student], first: int, last: int, data: LatentSet, context: Context) -> tuple[int, bool]:
+    """Train from step `first` to `last`, within one phase of each, or as far as may be. Returns the step that was
+    reached and whether that is the end. Students whose numbers are not finite any more are left behind."""
+    run, going, step, began = students[0].run, list(students), first, time.perf_counter()
+    whose = {"batch_size": run.batch_size, "num_images": data.num_images}
+    whose |= {"rank": context.rank, "world_size": context.world_size}
+    shape, normal_time = data.latent_shape, run.time == "log_normal"
+    while True:
+        draws = draw(run.seed, step, **whose, latent_shape=shape, normal_time=normal_time)
+        batch = make_batch(run, draws, data, context.device)
+        data.expect(*draw_images(run.seed, step + 1, **whose))  # while this step computes
+        pieces = split(batch, piece_of(run, context))
+        for piece in pieces:
+            for student in going:
+                student.learn(piece, step, last=piece is pieces[-1])
+        step += 1
+        context.progress(step)
+        if (step - first) % LOOK_EVERY == 0:
+            # The norm is that of the reduced gradients: all ranks see the same one and leave a student together.
+            going = [student for student in going if student.seems_sound(LOOK_EVERY)]
+        if step == last or not going:
+            break
+        publish, stop = context.should_publish(step), context.should_stop(step)
+        if stop:
+            break
+        if publish:
+            began = _settle(going, began)
+            going = [student for student in going if student.error is None]
+            context.publish([student.outcome() for student in going])
+    _settle(students, began)
+    return step, step < last
+
+
+def _settle(students: list[Student], began: float) -> float:
+    """Settle all, and share out among them the seconds since `began`; returns when that was."""
+    for student in students:
+        student.settle()
+    now = time.perf_counter()
+    for student in students:
+        student.took((now - began) / len(students))
+    return now
+
+
+__all__ = [
+    "Context",
+    "NonFiniteLoss",
+    "Outcome",
+    "build_backbone",
+    "load_backbone",
+    "train",
+    "train_together",
+]

@@ -1,0 +1,141 @@
+"""One piece of work on one worker: a stretch of training or a probe, from files to files.
+
+A `WorkerCache` outlives the pieces: what one piece loads (data, detector, teachers) is there for the next.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.backbones import Backbone
+from trainables.config import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
+from trainables.datasets import cached, catalog, encode
+from trainables.datasets.latent_set import LatentSet, folder, load_images, load_latents
+from trainables.evaluation import detectors
+from trainables.evaluation.probe import Probed, Shards, probe
+from trainables.evaluation.reference import Reference
+from trainables.process_group import ProcessGroup
+from trainables.training.checkpoint import Checkpoint, load_weights
+from trainables.training.train import Context, NonFiniteLoss, Outcome, load_backbone, train_together
+
+TEACHERS_KEPT = 2
+Folder = Callable[[TeacherRef], Path]
+
+
+class WorkerCache:
+    """What a worker keeps between pieces of work. `cache` is a folder of this machine for what can be made again."""
+
+    def __init__(self, context: Context, cache: Path):
+        self.context, self.cache = context, cache
+        self._crew = ProcessGroup(context.rank, context.world_size)
+        self._data: dict[tuple[str, bool, bool], LatentSet] = {}
+        self._autoencoders: dict[str, Any] = {}
+        self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
+        self._detectors: dict[str, detectors.Detector] = {}
+        self._teachers: OrderedDict[tuple[Path, str], Backbone] = OrderedDict()
+
+    def train(
+        self, runs: Sequence[Run], until: int, starts: Sequence[tuple[Path, int] | None], teacher_folder: Folder
+    ) -> list[Outcome | NonFiniteLoss]:
+        """Train runs together to step `until`, each from a checkpoint's folder and step or from the beginning."""
+
+        def teacher(reference: TeacherRef) -> Backbone:
+            return self._teacher(teacher_folder(reference), reference)
+
+        return train_together(
+            runs,
+            until,
+            data=self._training_data(runs),
+            context=self.context,
+            starts=[Checkpoint.load(*start) if start else None for start in starts],
+            teacher=teacher,
+        )
+
+    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, shards: Shards | None = None) -> Probed:
+        """What a probe finds of the snapshot in `folder`; `shards` are what an earlier attempt has left."""
+        data, context = self.data(recipe.data), self.context
+        return probe(
+            load_backbone(recipe, data, load_weights(folder), context.device, context.compile),
+            spec,
+            autoencoder=self.autoencoder(recipe.data),
+            detector=self.detector(spec),
+            reference=self.reference(recipe.data, spec),
+            latent_shape=data.latent_shape,
+            num_classes=data.num_classes,
+            device=context.device,
+            path=recipe.path,
+            rank=context.rank,
+            world_size=context.world_size,
+            progress=context.progress,
+            shards=shards,
+        )
+
+    def data(self, name: str, *, mirrored: bool = False, images: bool = False) -> LatentSet:
+        """The training latents of a data set, encoded the first time that this machine needs them."""
+        wanted = (name, mirrored, images)
+        if wanted not in self._data:
+            device = self.context.device if self.context.hold_data else None
+            self._data[wanted] = load_latents(
+                name, self.cache, mirrored=mirrored, images=images, device=device, group=self._crew
+            )
+        return self._data[wanted]
+
+    def _training_data(self, runs: Sequence[Run]) -> LatentSet:
+        looked_at = any(isinstance(phase.term, RepaTerm) for run in runs for phase in run.phases)
+        return self.data(runs[0].data, mirrored=runs[0].horizontal_flip, images=looked_at)
+
+    def autoencoder(self, data: str) -> Any:
+        """The autoencoder that made a data set's latents."""
+        if data not in self._autoencoders:
+            embedded = catalog.find(data).embedded
+            place = catalog.files(data)[1] if embedded else folder(data, self.cache) / "autoencoder"
+            self._autoencoders[data] = encode.load_autoencoder(place).to(self.context.device)
+        return self._autoencoders[data]
+
+    def detector(self, spec: ProbeSpec) -> detectors.Detector:
+        """A probe's detector, loaded once."""
+        name = f"{spec.detector} {spec.resize} {spec.detector_sha256}"
+        if name not in self._detectors:
+            self._detectors[name] = detectors.create(spec).to(self.context.device)
+        return self._detectors[name]
+
+    def reference(self, data: str, spec: ProbeSpec) -> Reference:
+        """What a probe of that data set compares with: the file it names, or the data set's training images, seen the
+        first time that this machine needs them."""
+        detector = self.detector(spec)
+        source = catalog.file_identity(Path(spec.reference)) if spec.reference else catalog.identity(data)
+        name = (source, detector.identity)
+        if name not in self._references:
+            file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}.safetensors"
+            tensors = cached.read(file)
+            if not all(self._crew.gather(tensors is not None)) or tensors is None:
+                tensors = self._reference(data, spec).state
+                cached.write(tensors, file)
+            self._references[name] = Reference(tensors)
+        return self._references[name]
+
+    def _reference(self, data: str, spec: ProbeSpec) -> Reference:
+        detector = self.detector(spec)
+        if spec.reference:
+            return Reference.read(Path(spec.reference), detector)
+        if catalog.find(data).embedded:
+            return Reference.of(load_images(data, "train")[0], detector, group=self._crew)
+        tensors = cached.read(folder(data, self.cache) / catalog.reference_file(data, spec.detector_name))
+        if tensors is None:
+            raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")
+        return Reference(tensors)
+
+    def _teacher(self, folder: Path, reference: TeacherRef) -> Backbone:
+        name = (folder, reference.weights)
+        if name not in self._teachers:
+            weights = load_weights(folder, reference.weights)
+            run = Run.model_validate(reference.run)
+            context = self.context
+            self._teachers[name] = load_backbone(run, self.data(run.data), weights, context.device, context.compile)
+            while len(self._teachers) > TEACHERS_KEPT:
+                self._teachers.popitem(last=False)
+        self._teachers.move_to_end(name)
+        return self._teachers[name]
