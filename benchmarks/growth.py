@@ -58,7 +58,7 @@ from raysweep.space.space import Space
 from raysweep.store.store import Store
 from raysweep.study.ordering import EventOrder
 from raysweep.study.proposals import Proposals
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.tracking.optuna_dashboard import Dashboard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ def plan(trials: int) -> None:
 def search(trials: int, storage: str, database: bool) -> None:
     """Ask and tell until the study is finished."""
     wide = _space(trials)
-    study, curve = Study(wide, Store(storage)), Synthetic()
+    study, curve = StudyState(wide, Store(storage)), Synthetic()
     folder = Path(storage, "studies", wide.id)
     Dashboard(study, f"sqlite:///{folder / 'optuna.db'}" if database else None)
     proposals = Proposals(study)

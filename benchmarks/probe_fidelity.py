@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 from raysweep.errors import UserError
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec
 from trainables.evaluation.probe import Probed
@@ -83,7 +83,7 @@ class Measured:
         }
 
 
-def chosen(study: Study, step: int | None, most: int) -> tuple[int, list[TrialState]]:
+def chosen(study: StudyState, step: int | None, most: int) -> tuple[int, list[TrialState]]:
     """The rung, and the trials that have come to it and whose checkpoints there are kept and differ."""
     reached = [trial for trial in study.distinct if trial.probes]
     step = step or min((min(trial.probes) for trial in reached), default=0)
@@ -98,7 +98,7 @@ def chosen(study: Study, step: int | None, most: int) -> tuple[int, list[TrialSt
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
-    study = Study.reopen(Store(options.storage), options.study)
+    study = StudyState.reopen(Store(options.storage), options.study)
     step, trials = chosen(study, options.step, options.most)
     worker_cache = WorkerCache(Context(torch.device("cuda" if torch.cuda.is_available() else "cpu")), study.store.cache)
     own = study.space.probe_of(study.space.trial({})[0])

@@ -38,7 +38,7 @@ from raysweep.space import space
 from raysweep.space.configurations import Configuration, configurations
 from raysweep.space.space import Space
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 SCHEDULERS = [
     "never",
@@ -66,7 +66,7 @@ def curves(
 ) -> tuple[Curve, list[Configuration]]:
     """The learning curves, and the configurations that have one, in an order of their own for each seed."""
     if options.curves:
-        recorded = Recorded.of(Study.reopen(Store(options.storage), options.curves))
+        recorded = Recorded.of(StudyState.reopen(Store(options.storage), options.curves))
         return recorded, [each for each in chosen if recorded.known(each)]
     published = [each.published for each in chosen if each.published is not None]
     shuffled = random.Random(seed).sample(chosen, len(chosen))

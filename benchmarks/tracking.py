@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 from raysweep.tracking import Mirror
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    study = Study.reopen(Store(options.storage), options.study)
+    study = StudyState.reopen(Store(options.storage), options.study)
     cost = summary(study)["cost"]
     trained = cost["own_device_s"] + cost["shared_device_s"] - cost["of_it_probes_device_s"]
     steps = sum(trial.step for trial in study.distinct)

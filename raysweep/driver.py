@@ -30,7 +30,7 @@ from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
 from raysweep.study.journal import JournalWriter
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 from raysweep.uris import check_tracking_uri, is_loopback, public
 from trainables.datasets import catalog
@@ -97,7 +97,7 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
 
 
 def _tell_all(
-    results: list[tuple[Study, dict[str, Any], list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
+    results: list[tuple[StudyState, dict[str, Any], list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
 ) -> None:
     """What a sweep of one or several spaces has come to: for people, or as one object."""
     from raysweep.report import report
@@ -159,7 +159,7 @@ def check_here(space: Space, cache: Path) -> None:
             raise space.error(("trial", "data"), str(error.args[0])) from None
 
 
-def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Notify) -> Study:
+def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Notify) -> StudyState:
     """The study of a space, with the right to write its journal. Waits while another driver has that: two would write
     one journal."""
     name, told = f"study-{space.id}", False
@@ -170,7 +170,7 @@ def _open(space: Space, store: Store, leases: Leases, console: Console, tell: No
             console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
         time.sleep(1)
     writer = JournalWriter(leases.generation(name), lambda: leases.check(name), tell)
-    study = Study(space, store, writer, changed_from(space, store))
+    study = StudyState(space, store, writer, changed_from(space, store))
     study.driven(environment())
     for trial in study.retry():
         console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
@@ -191,7 +191,7 @@ def _warn_of_open_doors(options: argparse.Namespace, console: Console) -> None:
 
 @contextlib.contextmanager
 def _at_work(
-    studies: list[Study], options: argparse.Namespace, tell: Notify, stopwatch: Stopwatch
+    studies: list[StudyState], options: argparse.Namespace, tell: Notify, stopwatch: Stopwatch
 ) -> Iterator[Lanes | None]:
     """The part that needs Ray: lanes that come up and work for the studies; None where nothing is left to do."""
     if all(study.finished for study in studies) and not options.verify_sharing:
@@ -214,7 +214,7 @@ def _at_work(
     stopwatch.ended("ray's end")
 
 
-def _proposals(studies: list[Study], console: Console, tell: Notify) -> list[Proposals]:
+def _proposals(studies: list[StudyState], console: Console, tell: Notify) -> list[Proposals]:
     """What to try next in each study, and with it Optuna's view of it, whose database takes a second to be made."""
     from raysweep.study.proposals import Proposals
 

@@ -16,7 +16,7 @@ from raysweep.store.history import probe_key
 from raysweep.store.leases import Leases
 from raysweep.store.store import Store
 from raysweep.study.proposals import Proposals
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.tracking.optuna_dashboard import Dashboard
 from trainables.config import Run, TeacherRef
 from trainables.training.train import Context
@@ -87,7 +87,7 @@ class Lane:
         return self.store.open(self.store.find(wanted.run, wanted.step).key)
 
 
-def sweep(study: Study, cache: Path) -> None:
+def sweep(study: StudyState, cache: Path) -> None:
     """All that a study asks for, one trial after another: the same files as of a real sweep, without Ray."""
     database = Path(study.store.uri, "studies", study.space.id, "optuna.db")
     database.parent.mkdir(parents=True, exist_ok=True)

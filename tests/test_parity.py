@@ -31,9 +31,7 @@ METHODS = {"out.repa_projection", "loss.repa", "loss.dispersive", "loss.layersyn
 def test_what_a_golden_file_holds_is_what_we_compute() -> None:
     rows = [row for path in FILES for row in parity.check(path)]
     unchecked = [row["file"] for row in rows if "output" not in row]
-    assert not [
-        file for file in unchecked if Path(file).parent == OURS
-    ]
+    assert not [file for file in unchecked if Path(file).parent == OURS]
     rows = [row for row in rows if "output" in row]
     assert {row["output"] for row in rows} >= NETWORK | SAMPLERS | METHODS
     assert [row for row in rows if not row["max_abs_err"] <= TOLERANCE * row["max_ref"]] == []

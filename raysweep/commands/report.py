@@ -9,7 +9,7 @@ from rich.console import Console
 from raysweep.commands.common import add_storage, guarded
 from raysweep.report.report import show, write
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 
 
@@ -28,6 +28,6 @@ def parser() -> argparse.ArgumentParser:
 
 def again(options: argparse.Namespace, console: Console) -> None:
     """The report of a study that may be long over."""
-    study = Study.reopen(Store(options.storage), options.study)
+    study = StudyState.reopen(Store(options.storage), options.study)
     result = summary(study)
     show(study, result, write(study, result), Console())

@@ -14,7 +14,7 @@ from raysweep.errors import UserError
 from raysweep.report import report
 from raysweep.store.store import Store
 from raysweep.study.journal import studies
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 from raysweep.tracking import Mirror
 from raysweep.uris import check_tracking_uri, public
@@ -37,7 +37,7 @@ def sync(options: argparse.Namespace, console: Console) -> None:
     names = options.study or studies(store)
     if not names:
         raise UserError(f"--storage {options.storage}: no study is stored there; give the storage of a sweep")
-    for study in [Study.reopen(store, name) for name in names]:
+    for study in [StudyState.reopen(store, name) for name in names]:
         mirror = Mirror(study, uri)
         quiet = not console.is_terminal
         for trial in track(study.trials, study.space.id, console=console, transient=True, disable=quiet):

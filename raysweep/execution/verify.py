@@ -19,7 +19,7 @@ from raysweep.execution.lanes import ask
 from raysweep.execution.tasks import TaskFailed
 from raysweep.space import runs
 from raysweep.store import history
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from trainables.config import Run
 
 
@@ -44,7 +44,7 @@ class Certificates:
         return told
 
 
-def certify(studies: Sequence[Study], share: float, dispatcher: Any) -> Certificates:
+def certify(studies: Sequence[StudyState], share: float, dispatcher: Any) -> Certificates:
     """Have a sample of the stretches behind the trials of `studies` replayed, `share` of them, and wait for it."""
     asked = {}
     for study in studies:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from raysweep.space.configurations import Configuration
 from raysweep.space.domains import Shape, shape
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from trainables.config import error_name
 
 
@@ -63,7 +63,7 @@ class Recorded:
     noise: float = 0.0
 
     @classmethod
-    def of(cls, study: Study) -> Recorded:
+    def of(cls, study: StudyState) -> Recorded:
         """Those of a study whose journal is in a store."""
         metric, error = study.metric, error_name(study.metric)
         measured = {t.number: {step: m[metric] for step, m in t.probes.items()} for t in study.distinct if t.probes}

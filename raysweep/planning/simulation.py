@@ -25,7 +25,7 @@ from raysweep.store.history import probe_key
 from raysweep.store.store import Store, StoredCheckpoint
 from raysweep.study.ordering import EventOrder, RungTask
 from raysweep.study.rungs import Difference, Recheck
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
@@ -110,7 +110,7 @@ class MemoryStore(Store):
 class Outcome:
     """What a simulated sweep took and found. Steps are optimizer steps."""
 
-    study: Study
+    study: StudyState
     hours: float  # until the last trial ended
     steps: int
     training_gpu_hours: float
@@ -145,7 +145,7 @@ def simulate(
         return runner.run(_Sweep(space, wanted, curve, lanes, gpus_per_lane, sharing).run())
 
 
-class _Study(Study):
+class _Study(StudyState):
     """A study whose probes are compared by `compare`: they exist in name only."""
 
     compare: Callable[[TrialState, TrialState, int, Recheck | None], Difference]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row
 
 FEWEST = 3  # rows; of two there is always an order
@@ -43,7 +43,7 @@ class Agreement:
         return f"{told}, n = {len(self.pairs)}"
 
 
-def agreement(study: Study, rows: Sequence[Row]) -> Agreement | None:
+def agreement(study: StudyState, rows: Sequence[Row]) -> Agreement | None:
     """How ours rank against the first metric that was published (FID where there is one): at the rows' ends, or at the
     last step that all of them have come to. None where nothing was published or nothing is measured."""
     published = summary.published(study)[:1]

@@ -19,7 +19,7 @@ from raysweep.space import domains
 from raysweep.space.domains import Point
 from raysweep.study import summary
 from raysweep.study.optuna_view import distribution, told
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row
 
 MOST = 400  # trials that fANOVA looks at, drawn by chance from more: its time grows with their square
@@ -43,7 +43,7 @@ class Importance:
     left_out: list[str]
 
 
-def importances(study: Study, rows: list[Row]) -> list[Importance]:
+def importances(study: StudyState, rows: list[Row]) -> list[Importance]:
     """At the first rung, and at the end; without what has too few trials, or nothing that differs."""
     found = []
     for when, values in _targets(study, rows):
@@ -62,7 +62,7 @@ def importances(study: Study, rows: list[Row]) -> list[Importance]:
     return found
 
 
-def interactive(study: Study, rows: list[Row], most: int) -> dict[str, go.Figure]:
+def interactive(study: StudyState, rows: list[Row], most: int) -> dict[str, go.Figure]:
     """Optuna's parallel coordinates and slices, by title; at the first rung, where most can be compared. Of more than
     `most` trials those are shown that chance draws."""
     targets = [target for target in _targets(study, rows) if len(target[1]) >= FEWEST]
@@ -86,7 +86,7 @@ def interactive(study: Study, rows: list[Row], most: int) -> dict[str, go.Figure
     return figures
 
 
-def _targets(study: Study, rows: list[Row]) -> list[tuple[str, list[tuple[Point, float]]]]:
+def _targets(study: StudyState, rows: list[Row]) -> list[tuple[str, list[tuple[Point, float]]]]:
     known = [row for row in rows if row["repeats"] is None and row["probes"]]
     if not known:
         return []
@@ -97,7 +97,7 @@ def _targets(study: Study, rows: list[Row]) -> list[tuple[str, list[tuple[Point,
     return [*([(f"at step {first}", early)] if several else []), ("at the end", late)]
 
 
-def _study(study: Study, values: list[tuple[Point, float]]) -> optuna.Study:
+def _study(study: StudyState, values: list[tuple[Point, float]]) -> optuna.StudyState:
     """These trials as finished ones of an Optuna study in memory, under the parameters' short names."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     made = optuna.create_study(storage=optuna.storages.InMemoryStorage())
@@ -105,7 +105,7 @@ def _study(study: Study, values: list[tuple[Point, float]]) -> optuna.Study:
     return made
 
 
-def _trial(study: Study, point: Point, value: float) -> FrozenTrial:
+def _trial(study: StudyState, point: Point, value: float) -> FrozenTrial:
     params: dict[str, Any] = {}
     distributions = {}
 

@@ -15,7 +15,7 @@ from raysweep.space.domains import Point
 from raysweep.store import history, provenance
 from raysweep.store.history import probe_key
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row
 from trainables.config import ProbeSpec, TeacherRef
 
@@ -91,7 +91,7 @@ class Lineage:
         return [student for each in self.checkpoints for student in each.students] + self.alone
 
 
-def trace(study: Study, result: Mapping[str, Any]) -> Lineage:
+def trace(study: StudyState, result: Mapping[str, Any]) -> Lineage:
     """Who taught whom, by a study and its `results.summary`."""
     defaults = study.space.defaults
     groups: dict[str | None, list[Student]] = defaultdict(list)
@@ -140,7 +140,7 @@ def rank(student: Student, metric: str) -> tuple[bool, int, float, int]:
     return (not complete, 0 if complete else -student.steps, student.metrics.get(metric, math.inf), student.trial)
 
 
-def _checkpoint(study: Study, ref: TeacherRef, spec: ProbeSpec, found: dict[str, Checkpoint]) -> Checkpoint:
+def _checkpoint(study: StudyState, ref: TeacherRef, spec: ProbeSpec, found: dict[str, Checkpoint]) -> Checkpoint:
     description = history.describe(ref.run, ref.step)
     key = history.key_of(description)
     if key not in found:

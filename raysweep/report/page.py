@@ -16,7 +16,7 @@ from raysweep.report.agreement import agreement
 from raysweep.report.importance import interactive
 from raysweep.space.space import dump
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row
 
 MOST = 200  # rows of a table: the rest is in the CSV
@@ -39,7 +39,7 @@ _TEMPLATES = Environment(
 )
 
 
-def page(study: Study, result: dict[str, Any], pictures: dict[str, Path], lineage: str) -> str:
+def page(study: StudyState, result: dict[str, Any], pictures: dict[str, Path], lineage: str) -> str:
     """The page. `pictures` are files by name, PNG or SVG; `lineage` is the study's lineage as SVG."""
     rows = tables.ordered(result["trials"], study.metric)
     plots = interactive(study, result["trials"], DRAWN)
@@ -89,7 +89,7 @@ def _saved(cost: dict[str, float]) -> str:
     return f"{1 - spent / alone:.0%}" if alone else ""
 
 
-def _stopped(study: Study, row: Row) -> dict[str, Any]:
+def _stopped(study: StudyState, row: Row) -> dict[str, Any]:
     """Why a trial was pruned: its last decision with the evidence."""
     decision = row["decisions"][-1] if row["decisions"] else {}
     evidence = ""

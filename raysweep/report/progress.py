@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 Snapshot = dict[str, Any]
@@ -26,7 +26,7 @@ MANY = 1000  # trials at a rung, to see what share goes on
 class Progress:
     """Draws `studies` and what `snapshot()` says of the lanes, once a second, until the block is left."""
 
-    def __init__(self, studies: Sequence[Study], console: Console):
+    def __init__(self, studies: Sequence[StudyState], console: Console):
         self.studies, self.console = studies, console
         self.latest: Snapshot = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
         self._began = time.monotonic()
@@ -58,7 +58,7 @@ class Progress:
                 stop.set()
                 thread.join(timeout=5)
 
-    def _line(self, study: Study, trial: TrialState) -> None:
+    def _line(self, study: StudyState, trial: TrialState) -> None:
         if trial.ended:
             name = study.name(trial) if len(self.studies) > 1 else f"trial {trial.number}"
             self.console.print(f"{name}: {trial.state.lower()}, {trial.reason}", highlight=False)
@@ -67,7 +67,7 @@ class Progress:
         """What other drivers are at, and this one waits for."""
         return [Text(f"under way elsewhere: {told}", style="dim") for told in self.latest["elsewhere"]]
 
-    def _table(self, study: Study) -> Group:
+    def _table(self, study: StudyState) -> Group:
         metric = study.metric
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "step", "rung", metric, "state", "steps/s"):
@@ -94,7 +94,7 @@ class Progress:
             head += f"   best {best[0]:.4g} (trial {best[1]})"
         return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
-    def _time_left(self, study: Study) -> str:
+    def _time_left(self, study: StudyState) -> str:
         """A guess: the steps still expected, a share passing each rung, at the pace so far."""
         done = self.latest["computed_steps"]
         if not done:

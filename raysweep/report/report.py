@@ -11,13 +11,13 @@ from rich.console import Console
 from raysweep.report import lineage, lineage_svg, plots, tables
 from raysweep.report.agreement import agreement
 from raysweep.report.page import page
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import LEVEL, text
 
 SHOWN = 100  # trials in the terminal
 
 
-def write(study: Study, result: dict[str, Any]) -> list[Path]:
+def write(study: StudyState, result: dict[str, Any]) -> list[Path]:
     """Write tables, pictures and the page beside the study's journal; returns their paths."""
     folder = study.store.local("studies", study.space.id) or study.store.cache / study.space.id
     study.store.check_there()
@@ -45,7 +45,7 @@ def write(study: Study, result: dict[str, Any]) -> list[Path]:
     return sorted(files, key=lambda file: (file.name != "report.html", file.name))
 
 
-def show(study: Study, result: dict[str, Any], files: list[Path], console: Console) -> None:
+def show(study: StudyState, result: dict[str, Any], files: list[Path], console: Console) -> None:
     """The table, the best trial and where everything is."""
     best, steps = result["best"], result["steps"]
     rows = tables.ordered([row for row in result["trials"] if row["repeats"] is None], study.metric)

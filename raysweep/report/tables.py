@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row
 from trainables.config import ProbeSpec, error_name
 
@@ -24,7 +24,7 @@ STATES = {
 }
 
 
-def columns(study: Study, errors_apart: bool = False) -> list[str]:
+def columns(study: StudyState, errors_apart: bool = False) -> list[str]:
     """The table's head: the row's number in the paper, the searched parameters, what it cost in device-hours (its own,
     and its share of work that several needed), ours, theirs, what became of it."""
     paths = [summary.name(path) for path in summary.searched(study)]
@@ -34,7 +34,7 @@ def columns(study: Study, errors_apart: bool = False) -> list[str]:
     return ["trial", "row", *paths, "steps", "own hours", "shared hours", *ours, *published, "state", "reason"]
 
 
-def cells(study: Study, rows: Iterable[Row], errors_apart: bool = False) -> Iterator[list[str]]:
+def cells(study: StudyState, rows: Iterable[Row], errors_apart: bool = False) -> Iterator[list[str]]:
     """What stands under `columns`, trial by trial."""
     paths, published = summary.searched(study), summary.published(study)
     for row in rows:
@@ -69,7 +69,7 @@ def ordered(rows: list[Row], metric: str) -> list[Row]:
     return sorted((row for row in rows if row["row"] is not None), key=lambda row: row["row"]) + own
 
 
-def markdown(study: Study, rows: list[Row]) -> str:
+def markdown(study: StudyState, rows: list[Row]) -> str:
     """The table as Markdown."""
     return piped(columns(study), cells(study, rows))
 
@@ -80,7 +80,7 @@ def piped(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def as_csv(study: Study, rows: list[Row]) -> str:
+def as_csv(study: StudyState, rows: list[Row]) -> str:
     """The table as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -89,7 +89,7 @@ def as_csv(study: Study, rows: list[Row]) -> str:
     return out.getvalue()
 
 
-def frame(study: Study, rows: list[Row]) -> pd.DataFrame:
+def frame(study: StudyState, rows: list[Row]) -> pd.DataFrame:
     """A line for each probe of each trial: its parameters, the step, the metrics with their standard errors."""
     return pd.DataFrame(
         {
@@ -103,7 +103,7 @@ def frame(study: Study, rows: list[Row]) -> pd.DataFrame:
     )
 
 
-def latex(study: Study, rows: list[Row], best: Row | None) -> str:
+def latex(study: StudyState, rows: list[Row], best: Row | None) -> str:
     """The table as LaTeX, for `\\usepackage{booktabs}`: parameters, ours with standard errors, the published; the best
     in bold, what did not come to its end with a word."""
     leave_out = {"trial", "own hours", "shared hours", "reason"}
@@ -125,7 +125,7 @@ def latex(study: Study, rows: list[Row], best: Row | None) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def terminal(study: Study, rows: list[Row], best: int | None) -> Table:
+def terminal(study: StudyState, rows: list[Row], best: int | None) -> Table:
     """The table for a terminal: what differs from the defaults, without the reasons; the best trial stands out."""
     metric = study.metric
     published = summary.published(study)[:1]

@@ -14,7 +14,7 @@ from typing import Any
 from raysweep.space import runs
 from raysweep.store import history
 from raysweep.store.history import probe_key
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
@@ -42,7 +42,7 @@ Payer = tuple[str, int]  # a study's name and a trial's number
 Ways = dict[str, list[dict[str, Any]]]  # the manifests that led to a checkpoint, by its key
 
 
-def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
+def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
     """What each trial of these studies is charged, work that several need in equal shares."""
     users: dict[tuple[bool, str], set[Payer]] = defaultdict(set)  # by whether it is a probe, and its key
     seconds: dict[tuple[bool, str], float] = {}
@@ -68,7 +68,7 @@ def charges(studies: Iterable[Study]) -> dict[Payer, Charge]:
     return found
 
 
-def _behind(study: Study, trial: TrialState, ways: Ways) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+def _behind(study: StudyState, trial: TrialState, ways: Ways) -> Iterator[tuple[bool, str, dict[str, Any]]]:
     """All that was computed for a trial, whoever asked for it first. `ways` are those of teachers, read once."""
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]

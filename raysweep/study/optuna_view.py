@@ -16,7 +16,7 @@ from optuna.trial import TrialState as OptunaState
 
 from raysweep.space import domains, runs
 from raysweep.space.domains import Domain, Point, label
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
 
 DIRECTIONS = {
@@ -36,7 +36,7 @@ class View:
             to each other.
     """
 
-    def __init__(self, study: Study, tree: Any, storage: BaseStorage, ordered: bool = False):
+    def __init__(self, study: StudyState, tree: Any, storage: BaseStorage, ordered: bool = False):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.optuna = optuna.create_study(
             storage=storage,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from raysweep.study.rungs import Recheck
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
@@ -38,7 +38,7 @@ class EventOrder:
         under_way: how many trials are on their way at once. The course of an exploration depends on it.
     """
 
-    def __init__(self, study: Study, propose: Callable[[], TrialState | None], under_way: int):
+    def __init__(self, study: StudyState, propose: Callable[[], TrialState | None], under_way: int):
         self.study, self._propose, self._places = study, propose, under_way
         self._due: dict[int, tuple[int, int]] = {}  # when the next leg of each trial under way ends; by its number
         self._away: set[int] = set()  # trials whose leg was given out

@@ -13,14 +13,14 @@ from raysweep.space import domains, runs
 from raysweep.space.domains import Domain, Point, WrongDomain
 from raysweep.space.space import Space
 from raysweep.study.samplers import suggester
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
 class Proposals:
     """Proposes trials for a study."""
 
-    def __init__(self, study: Study):
+    def __init__(self, study: StudyState):
         self.study, self.space = study, study.space
         self._tree = _runnable(self.space, self.space.tree)
         proposed = {trial.row for trial in study.trials}

@@ -18,7 +18,7 @@ from raysweep.space import runs
 from raysweep.store import history
 from raysweep.store.store import Store, StoredCheckpoint
 from raysweep.study.journal import studies
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import Run
 
@@ -144,7 +144,7 @@ def _reasons(store: Store, published: dict[str, StoredCheckpoint], keep_best: in
             reasons[key] = reason
 
     for name in studies(store):
-        study = Study.reopen(store, name)
+        study = StudyState.reopen(store, name)
         complete = [trial for trial in study.distinct if trial.state == "COMPLETE"]
         best = sorted(complete, key=lambda trial: trial.last(study.metric) or math.inf)[:keep_best]
         for trial in study.distinct:
@@ -172,7 +172,7 @@ def _why(trial: TrialState, best: Sequence[TrialState]) -> tuple[str, str]:
     return (NEEDED[2], NEEDED[3]) if trial in best else (ROOM[0], ROOM[1])
 
 
-def _open_rungs(study: Study, trial: TrialState) -> list[int]:
+def _open_rungs(study: StudyState, trial: TrialState) -> list[int]:
     """Where an unfinished trial is still to be probed."""
     return [] if trial.ended else [step for step in study.rungs(trial) if step not in trial.probes]
 

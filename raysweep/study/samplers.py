@@ -29,7 +29,7 @@ from optuna.trial import TrialState as OptunaState
 from raysweep.space import domains
 from raysweep.space.domains import Point, WrongDomain, shape
 from raysweep.study.optuna_view import View
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
 
 TRIES = 20  # proposals of a sampler in a row that are of no use, before chance takes over
@@ -44,7 +44,7 @@ Good = Callable[[Point], bool]
 Suggest = Callable[[Good], Point | None]
 
 
-def suggester(study: Study, tree: Any) -> Suggest:
+def suggester(study: StudyState, tree: Any) -> Suggest:
     """What gives a point of `tree` that is good, or None when there is none left, by `search.sampler`."""
     return _Grid(tree) if study.space.search.sampler == "grid" else _Asked(study, tree)
 
@@ -62,7 +62,7 @@ class _Grid:
 class _Asked:
     """A point as one of Optuna's samplers sees fit, or at random where that only repeats itself."""
 
-    def __init__(self, study: Study, tree: Any):
+    def __init__(self, study: StudyState, tree: Any):
         self._study, self._tree, self._search = study, tree, study.space.search
         bounded = self._search.sampler == "tpe" and self._search.second_objective is None
         storage = Recall() if bounded else InMemoryStorage()
@@ -230,7 +230,7 @@ class _CmaEs(CmaEsSampler):
         }
 
     def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+        self, study: optuna.StudyState, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self._space
 
@@ -243,6 +243,6 @@ class _Qmc(QMCSampler):
         self._space = {path: each for path, each in space.items() if not each.single()}
 
     def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+        self, study: optuna.StudyState, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self._space

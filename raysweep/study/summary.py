@@ -12,7 +12,7 @@ from raysweep.space.domains import Point, label
 from raysweep.store import history
 from raysweep.study.costs import Charge, Payer, charges
 from raysweep.study.pareto import Direction, front
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from raysweep.uris import public
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 LEVEL = 0.95
 
 
-def trial_row(study: Study, trial: TrialState) -> Row:
+def trial_row(study: StudyState, trial: TrialState) -> Row:
     """One trial: where it is, what became of it and why, its keys, what was published for it."""
     published = study.space.rows[trial.row].published(study.space.published_samples) if trial.row is not None else {}
     row: Row = {
@@ -53,7 +53,7 @@ def without_sharing(rows: list[Row]) -> int:
     return sum(row["steps"] + (row["teacher_steps"] if row["steps"] else 0) for row in rows)
 
 
-def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict[str, Any]:
+def summary(study: StudyState, charged: Mapping[Payer, Charge] | None = None) -> dict[str, Any]:
     """All of a study that its journal and the store know. `charged` is what its trials cost, where other studies have
     part in it."""
     charged = charges([study]) if charged is None else charged
@@ -74,7 +74,7 @@ def summary(study: Study, charged: Mapping[Payer, Charge] | None = None) -> dict
     }
 
 
-def not_clearly_worse(study: Study) -> list[int]:
+def not_clearly_worse(study: StudyState) -> list[int]:
     """The complete trials beside the best whose last probes do not say, at `LEVEL`, that they are worse."""
     best = study.best
     if best is None:
@@ -83,7 +83,7 @@ def not_clearly_worse(study: Study) -> list[int]:
     return [t.number for t in others if not study.difference(t, best, best.step, None).is_worse(LEVEL)]
 
 
-def tradeoffs(study: Study, rows: list[Row]) -> dict[str, tuple[list[int], dict[int, float]]]:
+def tradeoffs(study: StudyState, rows: list[Row]) -> dict[str, tuple[list[int], dict[int, float]]]:
     """What the deciding metric is set against, by name: the trials that no other beats in both, and where each measured
     trial is. `steps` are those of the trial and of its teachers; beside them IS, where it is measured."""
     measured = [row for row in rows if row["repeats"] is None and study.metric in row["metrics"]]
@@ -113,12 +113,12 @@ def comparable(rows: Sequence[Row]) -> tuple[int | None, list[tuple[Row, dict[st
     return step, [(row, next(probe for probe in row["probes"] if probe["step"] == step)) for row in probed]
 
 
-def searched(study: Study) -> list[str]:
+def searched(study: StudyState) -> list[str]:
     """The paths of the searched parameters, in the order of the file."""
     return list(dict.fromkeys(path for trial in study.trials for path in trial.point))
 
 
-def published(study: Study) -> list[str]:
+def published(study: StudyState) -> list[str]:
     """The metrics that were published for rows of this study, FID first."""
     samples = study.space.published_samples
     return list(dict.fromkeys(name for row in study.space.rows for name in row.published(samples)))
@@ -129,7 +129,7 @@ def name(path: str) -> str:
     return path.removeprefix("method.")
 
 
-def changed(study: Study, point: Point) -> str:
+def changed(study: StudyState, point: Point) -> str:
     """How a point differs from the space's defaults, in a few words."""
     differs = differing(point, study.space.defaults)
     return ", ".join(f"{path} {value}" for path, value in differs.items()) or "the defaults"

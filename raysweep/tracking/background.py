@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raysweep.errors import UserError
 from raysweep.retry import Notify
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from raysweep.tracking import Mirror
 from raysweep.uris import public
@@ -30,7 +30,7 @@ class Mirroring:
         UserError: there is no MLflow at `uri`, and there never was one for this study: a wrong address.
     """
 
-    def __init__(self, study: Study, uri: str, tell: Notify):
+    def __init__(self, study: StudyState, uri: str, tell: Notify):
         self._study, self._uri, self._tell = study, uri, tell
         self._mirror: Mirror | None = None
         self._news = {trial.number: _still(trial) for trial in study.trials}

@@ -20,7 +20,7 @@ from raysweep.store import curves, history
 from raysweep.store.curves import Point
 from raysweep.store.history import probe_key
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
@@ -46,7 +46,7 @@ class Mirror:
         UserError: there is no MLflow at `uri`.
     """
 
-    def __init__(self, study: Study, uri: str):
+    def __init__(self, study: StudyState, uri: str):
         self.study = study
         self._makers: dict[str, int | TeacherRef] = {}  # of checkpoints, by history key: a trial's number or a teacher
         self._asked: dict[str, float] = {}  # when teachers were asked for first, by the history keys of their ends

@@ -11,7 +11,7 @@ from optuna.trial import TrialState as OptunaState
 
 from raysweep.retry import Notify, retry_storage
 from raysweep.study.optuna_view import View
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
@@ -23,7 +23,7 @@ class Dashboard(View):
         tell: is told when that has to be waited for.
     """
 
-    def __init__(self, study: Study, storage: str | None, tell: Notify = lambda message: None):
+    def __init__(self, study: StudyState, storage: str | None, tell: Notify = lambda message: None):
         super().__init__(study, study.space.tree, optuna.storages.get_storage(storage))
         self._say = tell
         second = {None: [], "steps": ["steps"], "is": [study.space.probe.name("is")]}

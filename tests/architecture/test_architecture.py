@@ -27,7 +27,7 @@ LIGHT = [
     "raysweep.space.schedulers",
     "raysweep.store.history",
     "raysweep.store.store",
-    "raysweep.study.study",
+    "raysweep.study.state",
     "raysweep.study.summary",
     "raysweep.execution.dispatcher",
     "raysweep.execution.lanes",

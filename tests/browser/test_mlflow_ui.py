@@ -21,7 +21,7 @@ from raysweep.report import report
 from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
@@ -31,15 +31,15 @@ STUDY = "table5-reproduced"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, cache) -> Study:
+def study(tmp_path_factory, cache) -> StudyState:
     if given := os.environ.get("RAYSWEEP_STORAGE"):
-        return Study.reopen(Store(given), STUDY)
+        return StudyState.reopen(Store(given), STUDY)
     folder = tmp_path_factory.mktemp("seen")
     (folder / "runs").mkdir()
     (folder / "runs" / "cache").symlink_to(cache)
     rows = "enqueue=[{set: {}, fid: 22.91}, {set: {method.layers: [8, 4]}}, {set: {method.guidance_scale: 1.0}}]"
     overrides = ["search.mode=reproduce", f"study={STUDY}", "trial.iterations=200000", rows]
-    study = Study(space.load(TABLE5, "smoke", overrides), Store(str(folder / "runs")))
+    study = StudyState(space.load(TABLE5, "smoke", overrides), Store(str(folder / "runs")))
     lanes.sweep(study, cache)
     return study
 

@@ -7,7 +7,7 @@ from raysweep.errors import UserError
 from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study.extension import changed_from, difference, refuse_changed
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 TEXT = """\
 study: growing
@@ -40,7 +40,7 @@ def load(write_space):
 
 def test_a_changed_space_is_refused_with_what_has_changed(load, tmp_path):
     store = Store(str(tmp_path / "store"))
-    Study(load(), store)
+    StudyState(load(), store)
     changed = load({"search.rungs": [100000], "trial.method.guidance_scale": {"uniform": [1.0, 30.0], "default": 1.0}})
     with pytest.raises(UserError) as refused:
         refuse_changed(changed, store)
@@ -54,14 +54,14 @@ def test_a_changed_space_is_refused_with_what_has_changed(load, tmp_path):
 @pytest.mark.parametrize("override", ["launch.workers=1", "search.trials=30", "launch.grace_s=5"])
 def test_how_it_is_launched_and_how_many_trials_may_change(load, tmp_path, override):
     store = Store(str(tmp_path / "store"))
-    Study(load(), store)
+    StudyState(load(), store)
     refuse_changed(load(None, override), store)
     assert changed_from(load(None, override), store) == []
 
 
 def test_another_name_and_another_profile_are_other_studies(load, tmp_path):
     store = Store(str(tmp_path / "store"))
-    Study(load(), store)
+    StudyState(load(), store)
     another = load({"study": "another", "search.rungs": [100000]})
     refuse_changed(another, store)
     assert changed_from(another, store) == []
@@ -76,11 +76,11 @@ def test_the_same_space_differs_in_nothing(load):
 
 def test_what_was_found_in_the_old_space_is_tried_in_the_new_one(load, tmp_path):
     store = Store(str(tmp_path / "store"))
-    old = Study(load(), store)
+    old = StudyState(load(), store)
     for scale in (7.0, 50.0):
         old.propose({"method.guidance_scale": scale})
     narrowed = load({"trial.method.guidance_scale": {"uniform": [1.0, 30.0], "default": 30.0}})
-    new = Study(narrowed, store, extends=changed_from(narrowed, store))
+    new = StudyState(narrowed, store, extends=changed_from(narrowed, store))
     inherited = [point["method.guidance_scale"] for point in new.inherited]
     assert 7.0 in inherited and 50.0 not in inherited  # the space has no such point any more
     assert changed_from(narrowed, store) == []  # it is a study of its own now

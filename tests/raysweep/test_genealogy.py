@@ -16,7 +16,7 @@ from raysweep.space.domains import random_point
 from raysweep.store import history
 from raysweep.store.history import probe_key
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,9 +44,9 @@ enqueue:
 """
 
 
-def studied(write_space, tmp_path, values=(50.0, 60.0, 45.0, 70.0, 80.0, 90.0, 100.0), text=TEXT) -> Study:
+def studied(write_space, tmp_path, values=(50.0, 60.0, 45.0, 70.0, 80.0, 90.0, 100.0), text=TEXT) -> StudyState:
     """All rows to their ends, but for the second, which has come to its first rung, and the fifth, which fails."""
-    study = Study(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
+    study = StudyState(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
     for number, row in enumerate(study.space.rows):
         trial = study.propose(study.space.trial(row.set)[1], number)
         if trial.repeats is not None:
@@ -59,7 +59,7 @@ def studied(write_space, tmp_path, values=(50.0, 60.0, 45.0, 70.0, 80.0, 90.0, 1
     return study
 
 
-def of(study: Study) -> Lineage:
+def of(study: StudyState) -> Lineage:
     return lineage.trace(study, summary(study))
 
 
@@ -139,8 +139,8 @@ search: {trials: 60, rungs: [100000, 200000]}
 
 
 @pytest.fixture
-def nested(write_space, tmp_path) -> Study:
-    study = Study(space.load(write_space(NESTED), "smoke"), Store(str(tmp_path / "store")))
+def nested(write_space, tmp_path) -> StudyState:
+    study = StudyState(space.load(write_space(NESTED), "smoke"), Store(str(tmp_path / "store")))
     chance = random.Random(0)
     for _ in range(60):
         trial = study.propose(random_point(study.space.tree, chance))
@@ -275,7 +275,7 @@ def test_teachers_of_teachers_are_drawn(nested):
 
 def test_a_study_with_nothing_yet_and_one_without_teachers_are_drawn(write_space, tmp_path):
     plain = "study: plain\ntrial: {optimizer: {lr: {choice: [1e-4, 1e-3]}}}\nenqueue: [{set: {}}]\n"
-    empty = Study(space.load(write_space(plain), "smoke"), Store(str(tmp_path / "empty")))
+    empty = StudyState(space.load(write_space(plain), "smoke"), Store(str(tmp_path / "empty")))
     check(lineage_svg.drawing(of(empty)))
     assert len(lineage.markdown(of(empty)).splitlines()) == 2
     study = studied(write_space, tmp_path, text=plain)

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from raysweep.errors import UserError
 from raysweep.space import space
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.tracking import background
 from raysweep.tracking.background import Mirroring
 
@@ -23,8 +23,8 @@ search: {rungs: [100000, 200000], trials: 2}
 
 
 @pytest.fixture
-def study(write_space, tmp_path) -> Study:
-    return Study(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
+def study(write_space, tmp_path) -> StudyState:
+    return StudyState(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def nowhere() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def probe(study: Study, number: int, step: int) -> None:
+def probe(study: StudyState, number: int, step: int) -> None:
     study.probed(number, step, dict.fromkeys(study.space.probe.measured, 5.0))
 
 
-def mirrored(uri: str, study: Study) -> dict[str, float]:
+def mirrored(uri: str, study: StudyState) -> dict[str, float]:
     """Trial -> the metric that MLflow has of it."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study.space.id)

@@ -10,7 +10,7 @@ from raysweep.report import report
 from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study.pareto import front
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 
 NAN = float("nan")
@@ -73,9 +73,9 @@ enqueue:
 """
 
 
-def study_with(write_space, tmp_path, *overrides: str) -> Study:
+def study_with(write_space, tmp_path, *overrides: str) -> StudyState:
     """The second trial is cut short, the fourth has the oldest teacher and the best FID, the last repeats the first."""
-    study = Study(space.load(write_space(TEXT), "smoke", list(overrides)), Store(str(tmp_path / "store")))
+    study = StudyState(space.load(write_space(TEXT), "smoke", list(overrides)), Store(str(tmp_path / "store")))
     values = [(50.0, 3.0), (90.0, 9.0), (55.0, 4.0), (40.0, 2.0)]
     for number, row in enumerate(study.space.rows):
         trial = study.propose(study.space.trial(row.set)[1], number)
@@ -101,6 +101,6 @@ def test_without_is_there_is_one_front(write_space, tmp_path):
 
 
 def test_a_study_without_a_probe_has_an_empty_front(write_space, tmp_path):
-    study = Study(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
+    study = StudyState(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
     assert summary(study)["pareto"]["steps"] == []
     report.write(study, summary(study))

@@ -25,7 +25,7 @@ from raysweep.space import space
 from raysweep.space.configurations import configurations
 from raysweep.store.store import Store
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from trainables.datasets import catalog
 
 ROOT = Path(__file__).parents[2]
@@ -50,19 +50,19 @@ def store(tmp_path_factory, cache) -> Store:
     (folder / "runs" / "cache").symlink_to(cache)
     store = Store(str(folder / "runs"))
     for file, overrides in STUDIES.values():
-        lanes.sweep(Study(space.load(SPACES / f"{file}.yaml", "smoke", overrides), store), cache)
+        lanes.sweep(StudyState(space.load(SPACES / f"{file}.yaml", "smoke", overrides), store), cache)
     return store
 
 
 @pytest.fixture(params=STUDIES)
-def read(request, store) -> tuple[Study, dict]:
-    study = Study.reopen(store, request.param)
+def read(request, store) -> tuple[StudyState, dict]:
+    study = StudyState.reopen(store, request.param)
     return study, summary.summary(study)
 
 
 @pytest.fixture
-def reproduced(store) -> tuple[Study, dict]:
-    study = Study.reopen(store, "table5-reproduced")
+def reproduced(store) -> tuple[StudyState, dict]:
+    study = StudyState.reopen(store, "table5-reproduced")
     return study, summary.summary(study)
 
 
@@ -72,7 +72,7 @@ def on_trust(monkeypatch):
     monkeypatch.setattr(catalog, "TRUSTED", {})
 
 
-def simulated(trials: int) -> tuple[Study, dict]:
+def simulated(trials: int) -> tuple[StudyState, dict]:
     take_on_trust()
     wide = space.load(SPACES / "table5.yaml", "cluster", [f"search.trials={trials}"])
     study = simulate(wide, list(configurations(wide, []))[:trials], Synthetic(), lanes=50).study
@@ -130,7 +130,7 @@ def test_a_panel_holds_what_differs_in_that_parameter_alone(reproduced):
 
 
 def test_an_exploration_is_compared_where_all_have_come_to(store):
-    study = Study.reopen(store, "table5")
+    study = StudyState.reopen(store, "table5")
     rows = summary.summary(study)["trials"]
     first = min(row["probes"][0]["step"] for row in rows if row["probes"])
     assert any(row["state"] == "PRUNED" for row in rows)
@@ -139,7 +139,7 @@ def test_an_exploration_is_compared_where_all_have_come_to(store):
 
 
 def test_stops_are_set_beside_runs_of_the_same_length(store):
-    study = Study.reopen(store, "figure8")
+    study = StudyState.reopen(store, "figure8")
     figure = plots.stops(study, summary.summary(study))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["method self_guided", "method repa"]
@@ -164,7 +164,7 @@ def test_agreement_is_that_of_the_ranks(reproduced):
 
 
 def test_importance_counts_pruned_trials_too_and_sums_to_one(store):
-    study = Study.reopen(store, "table5")
+    study = StudyState.reopen(store, "table5")
     result = summary.summary(study)
     early, *_ = importances(study, result["trials"])
     assert early.trials == sum(row["repeats"] is None and bool(row["probes"]) for row in result["trials"])
@@ -236,7 +236,7 @@ def test_cost_without_sharing_is_what_each_alone_would_have_taken(reproduced):
 
 @pytest.mark.parametrize("probes", [0, 1])
 def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_path):
-    study = Study(space.load(SPACES / "table5.yaml", "smoke"), Store(str(tmp_path / "runs")))
+    study = StudyState(space.load(SPACES / "table5.yaml", "smoke"), Store(str(tmp_path / "runs")))
     study.propose(study.space.trial({})[1], 0)
     if probes:
         study.probed(0, 1, dict.fromkeys(study.space.probe.reported, 5.0))

@@ -20,7 +20,7 @@ from raysweep.study import samplers, summary
 from raysweep.study.ordering import EventOrder
 from raysweep.study.proposals import Proposals
 from raysweep.study.samplers import Recall
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from raysweep.tracking.optuna_dashboard import Dashboard
 
@@ -71,9 +71,9 @@ search: {rungs: [], trials: 40, startup_trials: 5}
 def study_of(write_space):
     """A study of a text, in a store that later drivers may be given too."""
 
-    def make(text: str, sampler: str, *overrides: str, store: MemoryStore | None = None) -> Study:
+    def make(text: str, sampler: str, *overrides: str, store: MemoryStore | None = None) -> StudyState:
         loaded = space.load(write_space(text), "smoke", [f"search.sampler={sampler}", *overrides])
-        return Study(loaded, store or MemoryStore())
+        return StudyState(loaded, store or MemoryStore())
 
     return make
 
@@ -86,7 +86,7 @@ def fits(text: str, sampler: str) -> str:
     return text
 
 
-def measure(study: Study, trial: TrialState, value: float) -> dict[str, float]:
+def measure(study: StudyState, trial: TrialState, value: float) -> dict[str, float]:
     """A probe's metrics; every fifth trial is not finite."""
     return dict.fromkeys(study.space.probe.measured, float("nan") if trial.number % 5 == 3 else value)
 
@@ -95,7 +95,7 @@ def chance(trial: TrialState) -> float:
     return random.Random(str(sorted(trial.point.items(), key=str))).uniform(0, 100)
 
 
-def drive(study: Study, events: int | None = None) -> bool:
+def drive(study: StudyState, events: int | None = None) -> bool:
     """Carry on a study with four trials under way until it has ended, or until so many probes; whether it has."""
     order, told = EventOrder(study, Proposals(study).next, 4), 0
     while not order.finished:
@@ -111,7 +111,7 @@ def drive(study: Study, events: int | None = None) -> bool:
     return True
 
 
-def course(study: Study) -> list[tuple[object, ...]]:
+def course(study: StudyState) -> list[tuple[object, ...]]:
     return [(trial.point, trial.state, trial.reason, trial.probes, trial.at) for trial in study.trials]
 
 
@@ -165,7 +165,7 @@ def test_of_many_trials_tpe_sees_those_under_way_the_best_and_some(study_of, mon
 
 @pytest.mark.parametrize("second", ["steps", "is"])
 def test_two_objectives_are_weighed_and_their_front_is_optuna_s(study_of, tmp_path, second):
-    def made(storage: str | None = None, **more) -> Study:
+    def made(storage: str | None = None, **more) -> StudyState:
         return study_of(RANGES.replace("trials: 16", "trials: 24"), "tpe", f"search.second_objective={second}", **more)
 
     whole, store = made(), MemoryStore()

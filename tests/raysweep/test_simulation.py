@@ -7,7 +7,7 @@ from raysweep.planning.plan import Plan
 from raysweep.planning.simulation import simulate, take_on_trust
 from raysweep.space import space
 from raysweep.space.configurations import configurations
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from trainables.datasets import catalog
 
 SPACE = """\
@@ -62,7 +62,7 @@ def test_the_same_sweep_again_is_the_same(loaded):
 
 def test_its_journal_is_a_study_s(loaded):
     outcome = simulate(loaded, list(configurations(loaded, [])), Synthetic(), lanes=3)
-    again = Study(loaded, outcome.study.store)
+    again = StudyState(loaded, outcome.study.store)
     assert again.trials == outcome.study.trials and again.finished
     assert {trial.state for trial in again.trials} == {"COMPLETE", "PRUNED"}
 

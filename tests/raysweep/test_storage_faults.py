@@ -22,7 +22,7 @@ from raysweep.store.leases import Leases
 from raysweep.store.store import Store
 from raysweep.study.journal import Journal, JournalWriter
 from raysweep.study.proposals import Proposals
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.tracking.optuna_dashboard import Dashboard
 from trainables.config import NoTerm, Phase, Run
 
@@ -135,7 +135,7 @@ def test_a_journal_waits_and_loses_nothing(disk, fault):
 
 def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_space, tmp_path):
     text = "study: full\ntrial: {seed: {integers: [0, 99]}}\nsearch: {trials: 40, rungs: []}\n"
-    study = Study(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
+    study = StudyState(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
     told: list[str] = []
     storage = f"sqlite:///{disk.place / 'optuna.db'}"
     Dashboard(study, storage, told.append)

@@ -13,7 +13,7 @@ from raysweep.store.history import probe_key
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.retention import survey
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 
 SPACE = """\
@@ -37,11 +37,11 @@ PLAYED = [
 
 
 @pytest.fixture
-def study(write_space, tmp_path) -> Study:
+def study(write_space, tmp_path) -> StudyState:
     """A study whose trials were trained and probed by word of mouth."""
     loaded = space.load(write_space(SPACE), "smoke")
     store = Store(str(tmp_path / "store"))
-    made = Study(loaded, store)
+    made = StudyState(loaded, store)
     lane = lanes.Lane(store, made.milestones, cache=None)
     trials = [made.propose(loaded.trial(point)[1]) for point, _, _ in PLAYED]
     lane.run(lane.reach_all([(made.run(t), step) for t, (_, step, _) in zip(trials, PLAYED, strict=True)]))
@@ -56,7 +56,7 @@ def study(write_space, tmp_path) -> Study:
     return made
 
 
-def reasons(study: Study, **options) -> dict[str, str]:
+def reasons(study: StudyState, **options) -> dict[str, str]:
     seen = survey(study.store, young_s=0, **options)
     return {each.found.key: each.reason for each in seen.kept}
 
@@ -191,7 +191,7 @@ def test_every_second_is_charged_once(study):
 
 
 def test_work_that_two_studies_need_is_shared_between_them(study, write_space):
-    longer = Study(space.load(write_space(SPACE.replace("kept", "again"), "again.yaml"), "smoke"), study.store)
+    longer = StudyState(space.load(write_space(SPACE.replace("kept", "again"), "again.yaml"), "smoke"), study.store)
     twin = longer.propose(dict(study.trials[0].point))
     for step, metrics in study.trials[0].probes.items():
         longer.probed(twin.number, step, metrics)

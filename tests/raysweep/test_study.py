@@ -11,7 +11,7 @@ from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study.journal import Journal
 from raysweep.study.proposals import Proposals
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.tracking.optuna_dashboard import Dashboard
 
 TEXT = """\
@@ -36,7 +36,7 @@ class Sweep:
     """A study with its proposals, driven by hand; `metric` says what a probe would."""
 
     def __init__(self, path: Path, root: Path, *overrides: str):
-        self.study = Study(
+        self.study = StudyState(
             space.load(path, "smoke", ["trial.encoder.kind=dinov2", *overrides]), Store(str(root / "store"))
         )
         self.storage = f"sqlite:///{root / 'optuna.db'}"
@@ -63,7 +63,7 @@ class Sweep:
     def decisions(self):
         return [(t.point, t.state, t.reason, t.probes, t.repeats) for t in self.study.trials]
 
-    def optuna(self) -> optuna.Study:
+    def optuna(self) -> optuna.StudyState:
         return optuna.load_study(study_name=self.study.space.id, storage=self.storage)
 
 
@@ -195,8 +195,8 @@ def test_a_torn_last_line_of_the_journal_is_dropped(sweep, tmp_path):
 def test_a_study_is_found_by_the_beginning_of_its_name(sweep):
     run = sweep()
     run.finish(2)
-    assert Study.reopen(run.study.store, "small").space.id == run.study.space.id
-    assert [t.state for t in Study.reopen(run.study.store, "small").trials] == [t.state for t in run.study.trials]
+    assert StudyState.reopen(run.study.store, "small").space.id == run.study.space.id
+    assert [t.state for t in StudyState.reopen(run.study.store, "small").trials] == [t.state for t in run.study.trials]
 
 
 def test_a_study_of_an_earlier_version_keeps_its_name(sweep, tmp_path):
@@ -212,6 +212,6 @@ def test_a_study_of_an_earlier_version_keeps_its_name(sweep, tmp_path):
         if entry["kind"] == "opened":
             facts["space"] = written
         Journal(store, earlier.id).append(entry["kind"], **facts)
-    again = Study.reopen(store, "small")
+    again = StudyState.reopen(store, "small")
     assert again.space.id == earlier.id and again.trials == run.study.trials
     assert store.names("studies") == [earlier.id]

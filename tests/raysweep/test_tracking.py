@@ -16,7 +16,7 @@ from raysweep.report import report
 from raysweep.space import runs, space
 from raysweep.store import history
 from raysweep.store.store import Store
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 from raysweep.tracking import background
 from raysweep.tracking.background import Mirroring
@@ -41,13 +41,13 @@ LOSSES = ("loss", "loss_diffusion", "loss_method", "grad_norm")
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, cache) -> tuple[Study, str]:
+def swept(tmp_path_factory, cache) -> tuple[StudyState, str]:
     """A study that was mirrored while it ran, and the MLflow that heard of it."""
     folder = tmp_path_factory.mktemp("mirrored")
     (folder / "space.yaml").write_text(TEXT)
     (folder / "runs").mkdir()
     (folder / "runs" / "cache").symlink_to(cache)
-    study = Study(space.load(folder / "space.yaml", "smoke"), Store(str(folder / "runs")))
+    study = StudyState(space.load(folder / "space.yaml", "smoke"), Store(str(folder / "runs")))
     study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
     uri = f"sqlite:///{folder / 'live.db'}"
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +58,7 @@ def swept(tmp_path_factory, cache) -> tuple[Study, str]:
     return study, uri
 
 
-def told(uri: str, study: Study) -> dict[str, Any]:
+def told(uri: str, study: StudyState) -> dict[str, Any]:
     """All that an MLflow holds of a study, without the ids that it gave."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study.space.id).experiment_id
@@ -182,7 +182,7 @@ def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swe
     server = MlflowServer(tmp_path)
     server.start()
     said: list[str] = []
-    mirror = Mirroring(Study.reopen(study.store, "mirrored"), server.uri, said.append)
+    mirror = Mirroring(StudyState.reopen(study.store, "mirrored"), server.uri, said.append)
     for runs_there in (2, 5):  # of seven
         server.wait_for(study.space.id, runs_there)
         server.kill()

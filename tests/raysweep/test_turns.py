@@ -12,7 +12,7 @@ from raysweep.space import space
 from raysweep.study.ordering import EventOrder, RungTask
 from raysweep.study.proposals import Proposals
 from raysweep.study.rungs import Difference, Recheck
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 TEXT = """\
@@ -37,7 +37,7 @@ SCHEDULERS = ["asha", "{kind: asha, noise: paired}", "{kind: median, noise: pair
 SCHEDULERS += ["hyperband", "promotion", "never"]
 
 
-class Compared(Study):
+class Compared(StudyState):
     """A study whose probes are compared by a rule: those of odd trials are noisy, until there are more samples."""
 
     def difference(self, trial: TrialState, rival: TrialState, step: int, recheck: Recheck | None) -> Difference:
@@ -51,14 +51,14 @@ def loaded(tmp_path_factory, mode: str = "explore", scheduler: str = "asha") -> 
     return space.load(path, "smoke")
 
 
-def measured(study: Study, rung_task: RungTask) -> dict[str, float]:
+def measured(study: StudyState, rung_task: RungTask) -> dict[str, float]:
     """What a probe would say; the second trial is not finite."""
     number, step = rung_task.trial, rung_task.step
     value = float("nan") if (number, step) == (1, 2) else random.Random(f"{number}").uniform(0, 100) / step
     return dict.fromkeys(study.space.probe.measured, value)
 
 
-def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_after: int = 0) -> Study:
+def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_after: int = 0) -> StudyState:
     """A sweep in which `pick(n)` says which of n legs under way ends next, and whose driver dies after so many."""
     store = MemoryStore()
     while True:
@@ -76,7 +76,7 @@ def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_
         dies_after = 0  # the next driver lives
 
 
-def decided(study: Study) -> list:
+def decided(study: StudyState) -> list:
     return [(t.point, t.state, t.reason, t.probes, t.decisions, t.at) for t in study.trials]
 
 
@@ -134,14 +134,14 @@ def test_a_reproduction_hears_of_whoever_comes_first(tmp_path_factory):
 
 def test_what_failed_for_no_fault_of_its_own_is_tried_again_by_the_next_driver(tmp_path_factory):
     whole, store = loaded(tmp_path_factory, "reproduce"), MemoryStore()
-    study = Study(whole, store)
+    study = StudyState(whole, store)
     order = EventOrder(study, Proposals(study).next, 3)
     lost, broken = order.next(), order.next()
     order.failed(lost, "workers died 5 times", again=True)
     order.failed(broken, "not finite at step 3")
     states = [trial.state for trial in study.trials]
     assert states[:2] == ["FAILED", "FAILED"] and states[2] == "FAILED"  # the third repeats the first
-    again = Study(whole, store)
+    again = StudyState(whole, store)
     assert [trial.number for trial in again.retry()] == [lost.trial]
     assert [trial.state for trial in again.trials[:3]] == ["RUNNING", "FAILED", "RUNNING"]
     assert EventOrder(again, Proposals(again).next, 3).next() == lost

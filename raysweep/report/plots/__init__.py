@@ -14,11 +14,11 @@ from raysweep.report.plots.fronts import fronts
 from raysweep.report.plots.importances import importance
 from raysweep.report.plots.samples import samples
 from raysweep.report.plots.style import save
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 __all__ = ["axes", "curves", "fronts", "importance", "pictures", "published", "samples", "save", "stops"]
 
-PICTURES: dict[str, Callable[[Study, dict[str, Any]], Figure | None]] = {
+PICTURES: dict[str, Callable[[StudyState, dict[str, Any]], Figure | None]] = {
     "plot": curves,
     "published": published,
     "axes": axes,
@@ -29,7 +29,7 @@ PICTURES: dict[str, Callable[[Study, dict[str, Any]], Figure | None]] = {
 }
 
 
-def pictures(study: Study, result: dict[str, Any]) -> dict[str, Figure]:
+def pictures(study: StudyState, result: dict[str, Any]) -> dict[str, Figure]:
     """All that there is to show, in reading order, by the names of their files."""
     made = {name: picture(study, result) for name, picture in PICTURES.items()}
     return {name: figure for name, figure in made.items() if figure is not None}

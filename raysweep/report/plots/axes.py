@@ -15,7 +15,7 @@ from raysweep.report.plots.style import COLOURS, CONFIDENCE, PUBLISHED, figure, 
 from raysweep.space import domains
 from raysweep.space.domains import Point, label
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row, name, text
 from trainables.config import error_name
 
@@ -37,7 +37,7 @@ class Panel:
     shown: list[tuple[Any, Row, dict[str, Any]]]
 
 
-def panels(study: Study, rows: Sequence[Row]) -> list[Panel]:
+def panels(study: StudyState, rows: Sequence[Row]) -> list[Panel]:
     """Each searched parameter with the trials that differ from the defaults in it alone, the defaults among them; all
     of them at the same step, or all at their ends."""
     base = study.space.defaults
@@ -60,7 +60,7 @@ def panels(study: Study, rows: Sequence[Row]) -> list[Panel]:
     return found
 
 
-def axes(study: Study, result: dict[str, Any]) -> Figure | None:
+def axes(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """A panel per parameter: ours, and the published values where there are some."""
     found = panels(study, result["trials"])
     if not found:
@@ -88,7 +88,7 @@ def axes(study: Study, result: dict[str, Any]) -> Figure | None:
     return picture
 
 
-def _ours(each: Axes, study: Study, panel: Panel) -> None:
+def _ours(each: Axes, study: StudyState, panel: Panel) -> None:
     ticks = range(len(panel.shown))
     values = [probe[study.metric] for _, _, probe in panel.shown]
     errors = [CONFIDENCE * probe.get(error_name(study.metric), 0.0) for _, _, probe in panel.shown]
@@ -128,7 +128,7 @@ def _in_order(panel: Panel) -> bool:
     return all(isinstance(value, int | float) for value, _, _ in panel.shown)
 
 
-def stops(study: Study, result: dict[str, Any]) -> Figure | None:
+def stops(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """Runs whose extra loss ended early beside those where it was left on: a panel per configuration otherwise."""
     groups: dict[str, list[Row]] = {}
     for row in result["trials"]:
@@ -152,7 +152,7 @@ def stops(study: Study, result: dict[str, Any]) -> Figure | None:
     return picture
 
 
-def _stops(each: Axes, study: Study, rows: list[Row]) -> None:
+def _stops(each: Axes, study: StudyState, rows: list[Row]) -> None:
     """Against the steps in all, as in Figure 8, where those differ; else against the stop."""
     stop = {row["trial"]: min(_stop(study, row) or 0.0, float(row["steps"])) for row in rows}
     one_length = len({row["steps"] for row in rows}) == 1
@@ -183,7 +183,7 @@ def _stops(each: Axes, study: Study, rows: list[Row]) -> None:
     each.legend(fontsize=9)
 
 
-def _stop(study: Study, row: Row) -> float | None:
+def _stop(study: StudyState, row: Row) -> float | None:
     """The optimizer step at which a trial's extra loss ends; infinite where it never does, None where it has none."""
     found = [value for path, value in row["params"].items() if path.rpartition(".")[2] == "stop"]
     if not found:
@@ -191,7 +191,7 @@ def _stop(study: Study, row: Row) -> float | None:
     return math.inf if found[0] == NEVER else float(study.space.steps(found[0]))
 
 
-def _but_for_the_stop(study: Study, point: Point) -> str:
+def _but_for_the_stop(study: StudyState, point: Point) -> str:
     kept = {p: v for p, v in point.items() if p.rpartition(".")[2] not in ("stop", "iterations") or p.count(".") > 1}
     several = {
         path

@@ -14,7 +14,7 @@ from raysweep.formats import short
 from raysweep.report.agreement import agreement
 from raysweep.report.plots.style import BEST, COLOURS, CONFIDENCE, INK, MARKERS, figure, lower_is_better, tidy
 from raysweep.space import runs
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row, name, text
 from trainables.config import error_name
 
@@ -22,7 +22,7 @@ BARS = 60  # trials up to which each has its error bars
 TICKS = 9  # rungs up to which each is written
 
 
-def curves(study: Study, result: dict[str, Any]) -> Figure | None:
+def curves(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """The metric against optimizer steps, with rungs, stops and errors; and against device-hours of training."""
     rows = [row for row in result["trials"] if row["repeats"] is None and row["probes"]]
     if not rows:
@@ -46,7 +46,7 @@ def curves(study: Study, result: dict[str, Any]) -> Figure | None:
     return picture
 
 
-def published(study: Study, result: dict[str, Any]) -> Figure | None:
+def published(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """Ours against the published metric of the same rows, and how well the orders agree."""
     found = agreement(study, result["trials"])
     if found is None:
@@ -69,7 +69,7 @@ def published(study: Study, result: dict[str, Any]) -> Figure | None:
 
 
 def _draw(
-    axes: Axes, study: Study, rows: list[Row], places: dict[int, list[float]], best: int | None, bars: bool = False
+    axes: Axes, study: StudyState, rows: list[Row], places: dict[int, list[float]], best: int | None, bars: bool = False
 ) -> None:
     quiet = max(0.06, min(0.75, 12 / len(rows)))
     many = len(rows) > BARS
@@ -90,7 +90,7 @@ def _draw(
     tidy(axes)
 
 
-def _bars(axes: Axes, study: Study, rows: list[Row], places: dict[int, list[float]], best: int | None) -> None:
+def _bars(axes: Axes, study: StudyState, rows: list[Row], places: dict[int, list[float]], best: int | None) -> None:
     """Error bars, a little beside each other where many trials were probed at the same step."""
     for number, row in enumerate(rows):
         aside = 1.0 if row["trial"] == best else 1 + 0.09 * ((number + 0.5) / len(rows) - 0.5)
@@ -101,7 +101,7 @@ def _bars(axes: Axes, study: Study, rows: list[Row], places: dict[int, list[floa
         axes.errorbar([place * aside for place in x], y, errors, fmt="none", alpha=0.6, ecolor=colour, elinewidth=thick)
 
 
-def _points(row: Row, places: dict[int, list[float]], study: Study) -> list[tuple[float, float]]:
+def _points(row: Row, places: dict[int, list[float]], study: StudyState) -> list[tuple[float, float]]:
     return list(zip(places[row["trial"]], (probe[study.metric] for probe in row["probes"]), strict=True))
 
 
@@ -130,7 +130,7 @@ def _legend(axes: Axes, rows: list[Row], best: int | None) -> None:
     axes.legend(fontsize=9, loc="upper right")
 
 
-def _hours(study: Study, rows: list[Row]) -> dict[int, list[float]] | None:
+def _hours(study: StudyState, rows: list[Row]) -> dict[int, list[float]] | None:
     """Device-hours by trial and probe, of those whose manifests are still there; None where none are."""
     teachers: dict[str, float] = {}
     found = {}

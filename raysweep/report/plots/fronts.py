@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from raysweep.report.plots.style import BEST, COLOURS, MARKERS, figure, lower_is_better, tidy
 from raysweep.study import summary
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 WRITTEN = 12  # members of a front up to which their numbers are written
 
 
-def fronts(study: Study, result: dict[str, Any]) -> Figure | None:
+def fronts(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """The metric against what it is traded for, with the trials that none beats in both."""
     rows = result["trials"]
     tradeoffs = summary.tradeoffs(study, rows)

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from raysweep.report.importance import importances
 from raysweep.report.plots.style import BEST, COLOURS, figure, tidy
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 
-def importance(study: Study, result: dict[str, Any]) -> Figure | None:
+def importance(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """A bar for each parameter: its share of the metric's variance, early and at the end."""
     found = importances(study, result["trials"])
     if not found:

@@ -11,7 +11,7 @@ from PIL import Image
 from raysweep.formats import short
 from raysweep.report.plots.style import figure
 from raysweep.store.history import probe_key
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 from raysweep.study.summary import Row, changed
 from trainables.config import GRID_COLUMNS
 from trainables.datasets import catalog
@@ -20,7 +20,7 @@ TRIALS, STEPS = 5, 4
 SAMPLES = (6, 2)  # columns (classes) and rows of a probe's grid that are shown
 
 
-def samples(study: Study, result: dict[str, Any]) -> Figure | None:
+def samples(study: StudyState, result: dict[str, Any]) -> Figure | None:
     """The same few samples of each trial (below each other, the best first) at its last rungs (from left to right)."""
     rows = _chosen(study, result)
     shown = {row["trial"]: row["probes"][-STEPS:] for row in rows}
@@ -53,7 +53,7 @@ def samples(study: Study, result: dict[str, Any]) -> Figure | None:
     return picture
 
 
-def _chosen(study: Study, result: dict[str, Any]) -> list[Row]:
+def _chosen(study: StudyState, result: dict[str, Any]) -> list[Row]:
     """The best trials of those that came furthest, and the defaults."""
     known = [row for row in result["trials"] if row["repeats"] is None and row["probes"]]
     known.sort(key=lambda row: (-row["steps"], row["metrics"][study.metric]))
@@ -62,7 +62,7 @@ def _chosen(study: Study, result: dict[str, Any]) -> list[Row]:
     return [*known[: TRIALS - len(default)], *default]
 
 
-def _cell(study: Study, number: int, step: int) -> np.ndarray[Any, Any] | None:
+def _cell(study: StudyState, number: int, step: int) -> np.ndarray[Any, Any] | None:
     trial = study.trials[number]
     with study.store.open_picture("probes", probe_key(study.run(trial), step, study.probe(trial))) as stream:
         if not stream:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from raysweep.study.study import Study
+from raysweep.study.state import StudyState
 
 # Okabe and Ito's colours, safe for colour-blind readers.
 COLOURS = {"COMPLETE": "#0072B2", "PRUNED": "#999999", "FAILED": "#D55E00", "RUNNING": "#E69F00"}
@@ -36,7 +36,7 @@ def tidy(axes: Axes) -> None:
     axes.tick_params(labelsize=9)
 
 
-def lower_is_better(study: Study) -> str:
+def lower_is_better(study: StudyState) -> str:
     """The label of an axis with the deciding metric."""
     return f"{study.metric} (lower is better)"
 

@@ -28,7 +28,7 @@ from raysweep.study.trial import State, TrialState
 from trainables.config import ProbeSpec, Run
 
 
-class Study:
+class StudyState:
     """A study in a store. Every change is journalled before it counts, then told to `watchers`."""
 
     def __init__(self, space: Space, store: Store, writer: JournalWriter | None = None, extends: Sequence[str] = ()):
@@ -56,7 +56,7 @@ class Study:
                 self._apply(entry)
 
     @classmethod
-    def reopen(cls, store: Store, name: str) -> Study:
+    def reopen(cls, store: Store, name: str) -> StudyState:
         """The study of that name, or else the only one whose name begins so, from its journal alone.
 
         Raises:
@@ -117,7 +117,7 @@ class Study:
         """The configurations of the studies that this one extends, where they lie in its space."""
         points = []
         for name in self.extends:
-            for trial in Study.reopen(self.store, name).distinct:
+            for trial in StudyState.reopen(self.store, name).distinct:
                 with contextlib.suppress(WrongDomain, ValidationError):
                     if trial.state not in ("UNAVAILABLE", "FAILED"):
                         points.append(self.space.trial(trial.point)[1])
