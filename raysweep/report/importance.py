@@ -97,7 +97,7 @@ def _targets(study: StudyState, rows: list[Row]) -> list[tuple[str, list[tuple[P
     return [*([(f"at step {first}", early)] if several else []), ("at the end", late)]
 
 
-def _study(study: StudyState, values: list[tuple[Point, float]]) -> optuna.StudyState:
+def _study(study: StudyState, values: list[tuple[Point, float]]) -> optuna.Study:
     """These trials as finished ones of an Optuna study in memory, under the parameters' short names."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     made = optuna.create_study(storage=optuna.storages.InMemoryStorage())

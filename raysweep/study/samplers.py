@@ -230,7 +230,7 @@ class _CmaEs(CmaEsSampler):
         }
 
     def infer_relative_search_space(
-        self, study: optuna.StudyState, trial: optuna.trial.FrozenTrial
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self._space
 
@@ -243,6 +243,6 @@ class _Qmc(QMCSampler):
         self._space = {path: each for path, each in space.items() if not each.single()}
 
     def infer_relative_search_space(
-        self, study: optuna.StudyState, trial: optuna.trial.FrozenTrial
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self._space

@@ -63,7 +63,7 @@ class Sweep:
     def decisions(self):
         return [(t.point, t.state, t.reason, t.probes, t.repeats) for t in self.study.trials]
 
-    def optuna(self) -> optuna.StudyState:
+    def optuna(self) -> optuna.Study:
         return optuna.load_study(study_name=self.study.space.id, storage=self.storage)
 
 
