@@ -28,7 +28,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what ours do not ask for
     "RAY_worker_maximum_startup_concurrency": "16",  # trials are processes that only wait: no reason to warn of many
 }
-INTERFACE = "raysweep.network.choose_interface"
+INTERFACE = "raysweep.cluster.network.choose_interface"
 
 
 @contextlib.contextmanager
