@@ -37,7 +37,6 @@ from trainables.datasets import catalog
 
 if TYPE_CHECKING:
     from raysweep.study.proposals import Proposals
-    from raysweep.tracking.optuna_dashboard import Dashboard
 
 
 def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
@@ -217,6 +216,7 @@ def _at_work(
 def _proposals(studies: list[StudyState], console: Console, tell: Notify) -> list[Proposals]:
     """What to try next in each study, and with it Optuna's view of it, whose database takes a second to be made."""
     from raysweep.study.proposals import Proposals
+    from raysweep.tracking.optuna_dashboard import Dashboard
 
     proposals = []
     for study in studies:
