@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raysweep.space.configurations import Configuration
-from raysweep.space.domains import Shape, shape
+from raysweep.space.domains import PointKey, point_key
 from raysweep.study.state import StudyState
 from trainables.config import error_name
 
@@ -59,7 +59,7 @@ class Synthetic:
 class Recorded:
     """The curves that a study has measured, by configuration and step."""
 
-    curves: Mapping[Shape, Mapping[int, float]]
+    curves: Mapping[PointKey, Mapping[int, float]]
     noise: float = 0.0
 
     @classmethod
@@ -68,12 +68,12 @@ class Recorded:
         metric, error = study.metric, error_name(study.metric)
         measured = {t.number: {step: m[metric] for step, m in t.probes.items()} for t in study.distinct if t.probes}
         errors = [m[error] for trial in study.distinct for m in trial.probes.values() if error in m]
-        curves = {shape(study.trials[number].point): curve for number, curve in measured.items()}
+        curves = {point_key(study.trials[number].point): curve for number, curve in measured.items()}
         return cls(curves, statistics.fmean(errors) if errors else 0.0)
 
     def known(self, chosen: Configuration) -> bool:
         """Whether the configuration was measured at all."""
-        return shape(chosen.point) in self.curves
+        return point_key(chosen.point) in self.curves
 
     def final(self, chosen: Configuration) -> float:
         """Its value at its end."""
@@ -83,7 +83,7 @@ class Recorded:
         """What was measured at that step, whatever the
         size of the probe; of a trial that was pruned before, its last value times how far those that
         went on came from there, in the geometric mean."""
-        curve = self.curves[shape(chosen.point)]
+        curve = self.curves[point_key(chosen.point)]
         if step in curve:
             return curve[step]
         last = max((measured for measured in curve if measured < step), default=min(curve))

@@ -110,9 +110,9 @@ def _trial(study: StudyState, point: Point, value: float) -> FrozenTrial:
     distributions = {}
 
     def choose(path: str, domain: domains.Domain) -> Any:
-        chosen = domain.find(point[path], path)
+        chosen = domain.match(point[path], path)
         params[summary.name(path)], distributions[summary.name(path)] = told(domain, chosen), distribution(domain)
         return chosen
 
-    domains.walk(study.space.tree, choose)
+    domains.substitute(study.space.tree, choose)
     return optuna.trial.create_trial(params=params, distributions=distributions, value=value)

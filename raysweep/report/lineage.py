@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from raysweep.formats import flatten
 from raysweep.report import tables
 from raysweep.space import runs
 from raysweep.space.domains import Point
@@ -177,24 +178,20 @@ def _at(checkpoint: Checkpoint, step: int) -> str:
 
 def _differences(alike: list[dict[str, Any]]) -> list[list[str]]:
     """What tells histories of one title apart, in words: a seed, a rate, a block."""
-    leaves = [dict(_leaves(description)) for description in alike]
+    leaves = [_values(description) for description in alike]
     names = sorted({name for each in leaves for name in each})
     varied = [name for name in names if len({str(each.get(name)) for each in leaves}) > 1]
     return [[f"{name} {each[name]}" for name in varied if name in each] for each in leaves]
 
 
-def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a history by their names; not how long it is, nor its teacher, which are told otherwise."""
-    for key, value in node.items():
-        inner = f"{name}.{key}" if name else key
-        if key == "phases":
-            for phase in value:
-                yield from _leaves(phase["term"])
-            yield from (("until", phase["until"]) for phase in value[:-1])
-        elif isinstance(value, dict):
-            yield from _leaves(value, inner)
-        elif key != "step":
-            yield inner, value
+def _values(description: dict[str, Any]) -> dict[str, Any]:
+    """The values of a history by name, without its length and its teacher, which are shown separately."""
+    values = flatten({key: value for key, value in description.items() if key not in ("phases", "step")})
+    for phase in description["phases"]:
+        values |= flatten(phase["term"])
+    for phase in description["phases"][:-1]:
+        values["until"] = phase["until"]
+    return values
 
 
 def _descendants(checkpoint: Checkpoint) -> int:

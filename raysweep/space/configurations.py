@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raysweep.space import domains, runs
-from raysweep.space.domains import Point, Shape, WrongDomain, shape
+from raysweep.space.domains import Point, PointKey, WrongDomain, point_key
 from raysweep.space.space import Space
 from trainables.config import ProbeSpec, Run, Trial
 
@@ -28,7 +28,7 @@ class Configuration:
 
 def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     """The rows, then, for an exploration, random points in place of what TPE will propose."""
-    seen: set[Shape] = set()
+    seen: set[PointKey] = set()
     outside = 0
     unavailable: Counter[str] = Counter()
     for row in space.rows:
@@ -62,7 +62,7 @@ def _configuration(space: Space, point: Point, trial: Trial, published: float | 
     )
 
 
-def _new(point: Point, seen: set[Shape]) -> bool:
+def _new(point: Point, seen: set[PointKey]) -> bool:
     before = len(seen)
-    seen.add(shape(point))
+    seen.add(point_key(point))
     return len(seen) > before

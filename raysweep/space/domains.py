@@ -1,11 +1,12 @@
-"""Domains at the leaves of a tree: what a search may choose, and walking the tree with a choice for each.
+"""Domains at the leaves of a tree: which values a search may choose there, and the tree once they are chosen.
 
 A leaf is searched where the YAML has one of
 
     {choice: [a, b, c]}          an option may be a mapping with domains of its own: a conditional space
     {uniform: [low, high]}       {log_uniform: [low, high]}       {integers: [low, high]}
 
-each with an optional `default` (else the first option or the middle). A point is `{dotted path: value}`.
+each with an optional `default`, which is otherwise the first option or the middle of the range. A *point* is one choice
+for every domain that is open, written as `{dotted path: value}`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from itertools import combinations, product
 from typing import Any, Literal
 
 Point = dict[str, Any]
-Shape = frozenset[tuple[str, Any]]
+PointKey = frozenset[tuple[str, Any]]
 KINDS = ("choice", "uniform", "log_uniform", "integers")
 
 
 class WrongDomain(ValueError):
-    """A domain that means nothing, or a value outside it; `path` says where."""
+    """A malformed domain, or a value outside its domain. `path` is its dotted path in the tree."""
 
     def __init__(self, path: str, message: str):
         super().__init__(message)
@@ -32,38 +33,38 @@ class WrongDomain(ValueError):
 
 
 def label(value: Any) -> Any:
-    """A value as Optuna and MLflow can hold it: scalars as they are, lists and mappings as JSON."""
+    """A value in the form that Optuna and MLflow accept: scalars unchanged, lists and mappings as JSON."""
     return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-def shape(point: Mapping[str, Any]) -> Shape:
-    """Equal for two points when they are the same configuration."""
+def point_key(point: Mapping[str, Any]) -> PointKey:
+    """A hashable value that is equal for two points exactly when they are the same configuration."""
     return frozenset((path, label(value)) for path, value in point.items())
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What one leaf may be."""
+    """The values that one leaf may take."""
 
     kind: Literal["choice", "uniform", "log_uniform", "integers"]
-    options: tuple[Any, ...]  # choice: all of them; else (low, high)
+    options: tuple[Any, ...]  # of a choice: all of them; of a range: (low, high)
     default: Any
-    branches: tuple[Any, ...] = ()  # choice: the options again, parsed
+    branches: tuple[Any, ...] = ()  # of a choice: the options again, with their own domains parsed
 
     @property
     def ordered(self) -> bool:
-        """Whether its values are numbers, so that some are nearer to each other than others."""
+        """Whether all its values are numbers."""
         return all(isinstance(option, int | float) and not isinstance(option, bool) for option in self.options)
 
     def branch(self, value: Any) -> Any:
-        """What stands in the tree once `value`, one of the options, is chosen."""
+        """The subtree that replaces the domain once `value` is chosen."""
         return self.branches[self.options.index(value)] if self.kind == "choice" else value
 
-    def find(self, value: Any, path: str) -> Any:
-        """`value` as this domain has it; for a choice it may be the option, its label, or the `kind` of one option.
+    def match(self, value: Any, path: str) -> Any:
+        """The value of this domain that `value` names: for a choice an option, its label, or the `kind` of one option.
 
         Raises:
-            WrongDomain: the value is outside.
+            WrongDomain: the value is outside this domain.
         """
         if self.kind == "choice":
             for option in self.options:
@@ -80,11 +81,11 @@ class Domain:
 
 
 def parse(node: Any, path: str = "") -> Any:
-    """A tree as YAML gives it, with its domains as `Domain`s. All functions below take what this returns.
+    """Replace the mappings that describe domains by `Domain`s. All functions below take the tree that this returns.
 
     Raises:
-        WrongDomain: a domain is empty, reversed, not finite, its default lies outside, or two options of a choice give
-            the same key different domains.
+        WrongDomain: a domain is empty, reversed or not finite; its default lies outside; or two options of a choice
+            give the same key different domains.
     """
     if not isinstance(node, Mapping):
         return node
@@ -93,13 +94,13 @@ def parse(node: Any, path: str = "") -> Any:
         return {key: parse(value, _below(path, key)) for key, value in node.items()}
     kind = kinds[0]
     if extra := sorted(set(map(str, node)) - {kind, "default"}):
-        raise WrongDomain(path, f"a domain has one kind and a default; '{extra[0]}' is too much")
+        raise WrongDomain(path, f"a domain has one kind and at most a default; remove '{extra[0]}'")
     values = node[kind]
     if not isinstance(values, list):
         raise WrongDomain(path, f"{kind} takes a list, e.g. {{{kind}: [1, 2]}}")
     domain = _choice(values, path) if kind == "choice" else _range(kind, values, path)
-    domains(domain, path)
-    return replace(domain, default=domain.find(node["default"], path)) if "default" in node else domain
+    all_domains(domain, path)
+    return replace(domain, default=domain.match(node["default"], path)) if "default" in node else domain
 
 
 def _below(path: str, key: Any) -> str:
@@ -130,60 +131,61 @@ def _range(kind: Any, values: list[Any], path: str) -> Domain:
 Choose = Callable[[str, Domain], Any]
 
 
-def walk(node: Any, choose: Choose, path: str = "") -> Any:
-    """`node` with every domain replaced by what `choose(path, domain)` says, outer choices first."""
+def substitute(node: Any, choose: Choose, path: str = "") -> Any:
+    """`node` with every domain replaced by what `choose(path, domain)` returns; outer choices are asked for first."""
     if isinstance(node, Domain):
-        return walk(node.branch(choose(path, node)), choose, path)
+        return substitute(node.branch(choose(path, node)), choose, path)
     if isinstance(node, Mapping):
-        return {key: walk(value, choose, _below(path, key)) for key, value in node.items()}
+        return {key: substitute(value, choose, _below(path, key)) for key, value in node.items()}
     return node
 
 
-def domains(node: Any, path: str = "") -> dict[str, Domain]:
-    """All domains of a tree by path, those inside options too."""
-    found: dict[str, Domain] = {}
+def all_domains(node: Any, path: str = "") -> dict[str, Domain]:
+    """All domains of a tree by path, including those inside options."""
+    by_path: dict[str, Domain] = {}
     if isinstance(node, Domain):
-        found[path] = node
+        by_path[path] = node
         for branch in node.branches:
-            for below, inner in domains(branch, path).items():
-                if found.setdefault(below, inner) != inner:
+            for below, inner in all_domains(branch, path).items():
+                if by_path.setdefault(below, inner) != inner:
                     raise WrongDomain(below, "two options give this key different domains; use one for both")
     elif isinstance(node, Mapping):
         for key, value in node.items():
-            found |= domains(value, _below(path, key))
-    return found
+            by_path |= all_domains(value, _below(path, key))
+    return by_path
 
 
-def always_open(node: Any, path: str = "") -> dict[str, Domain]:
-    """The domains by path that are searched whatever is chosen elsewhere: those inside no option."""
+def unconditional_domains(node: Any, path: str = "") -> dict[str, Domain]:
+    """The domains, by path, that are open whatever is chosen elsewhere: those that are not inside an option."""
     if isinstance(node, Domain):
         return {path: node}
     if isinstance(node, Mapping):
-        return {key: each for k, value in node.items() for key, each in always_open(value, _below(path, k)).items()}
+        below = [unconditional_domains(value, _below(path, key)) for key, value in node.items()]
+        return {path: domain for domains in below for path, domain in domains.items()}
     return {}
 
 
-def at(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
-    """The concrete tree at `point`, defaults where it is silent, and the full point that this is.
+def resolve(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
+    """The tree with the values of `point`, or defaults where it has none; and the complete point.
 
     Raises:
-        WrongDomain: a value lies outside its domain, or names no domain that is open at this point.
+        WrongDomain: a value lies outside its domain, or its path is no domain that is open at this point.
     """
     full: Point = {}
 
     def choose(path: str, domain: Domain) -> Any:
-        full[path] = domain.find(point[path], path) if path in point else domain.default
+        full[path] = domain.match(point[path], path) if path in point else domain.default
         return full[path]
 
-    concrete = walk(tree, choose)
+    concrete = substitute(tree, choose)
     for path in point:
         if path not in full:
-            raise WrongDomain(path, "nothing is searched here; give a domain in `trial` first")
+            raise WrongDomain(path, "no domain is open here; give one in `trial`, or leave this key out")
     return concrete, full
 
 
 def random_point(tree: Any, chance: random.Random) -> Point:
-    """A point, each domain by its own measure: options alike, ranges evenly or evenly in the logarithm."""
+    """A random point: options with equal probability, ranges uniformly or uniformly in the logarithm."""
     point: Point = {}
 
     def choose(path: str, domain: Domain) -> Any:
@@ -198,12 +200,12 @@ def random_point(tree: Any, chance: random.Random) -> Point:
             point[path] = chance.uniform(low, high)
         return point[path]
 
-    walk(tree, choose)
+    substitute(tree, choose)
     return point
 
 
 def size(node: Any) -> float:
-    """How many points a tree has; infinite with a continuous range."""
+    """How many points a tree has; infinite where a range is continuous."""
     if isinstance(node, Domain):
         if node.kind == "choice":
             return sum(map(size, node.branches))
@@ -212,25 +214,25 @@ def size(node: Any) -> float:
 
 
 def corners(tree: Any, most: int = 20_000) -> Iterator[Point]:
-    """Points that between them show whether the whole space is sound.
+    """Points that together show whether every point of the space is legal.
 
-    Every combination of options and range ends where there are at most `most`; else every pair of them, the rest at
-    defaults.
+    These are all combinations of options and ends of ranges, where there are at most `most` of them; otherwise all
+    pairs of them, with defaults elsewhere.
     """
-    found = domains(tree)
-    if math.prod(len(domain.options) for domain in found.values()) <= most:
+    by_path = all_domains(tree)
+    if math.prod(len(domain.options) for domain in by_path.values()) <= most:
         yield from _combinations(tree, {}, lambda domain: domain.options)
         return
-    for (first, a), (second, b) in combinations(found.items(), 2):
+    for (first, a), (second, b) in combinations(by_path.items(), 2):
         for one, two in product(a.options, b.options):
             try:
-                yield at(tree, {first: one, second: two})[1]
-            except WrongDomain:  # the first value closes the second's branch
+                yield resolve(tree, {first: one, second: two})[1]
+            except WrongDomain:  # the first value closes the branch of the second
                 continue
 
 
 def grid(tree: Any) -> Iterator[Point]:
-    """Every point of a tree without continuous ranges, in the order of the file: what stands last changes first."""
+    """Every point of a tree without continuous ranges, in the order of the file. The last domain varies fastest."""
 
     def values(domain: Domain) -> Sequence[Any]:
         return range(domain.options[0], domain.options[1] + 1) if domain.kind == "integers" else domain.options
@@ -246,11 +248,11 @@ def _combinations(tree: Any, fixed: Point, values: Callable[[Domain], Sequence[A
             nodes.append((path, domain))
         return fixed.get(path, domain.default)
 
-    walk(tree, choose)
+    substitute(tree, choose)
     if not nodes:
         yield fixed
         return
-    # Domains that are open whatever the others say are combined at once; those inside branches in the next round.
+    # Domains that are not inside another one are combined now; those inside branches in the recursive call.
     free = [(path, domain) for path, domain in nodes if not any(p != path and path.startswith(p) for p, _ in nodes)]
     for chosen in product(*(values(domain) for _, domain in free)):
         yield from _combinations(

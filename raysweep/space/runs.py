@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from raysweep.formats import leaves
 from raysweep.space import domains
 from raysweep.space.space import Space
 from trainables.config import (
@@ -73,29 +74,22 @@ def milestones(space: Space) -> list[int]:
     """
     steps: set[int] = set()
 
-    def collect(path: str, value: Any) -> None:
-        if path.rpartition(".")[2] in ("iterations", "stop") and isinstance(value, int):
+    def collect(key: str, value: Any) -> None:
+        if key in ("iterations", "stop") and isinstance(value, int):
             steps.add(space.steps(value))
 
-    for path, domain in domains.domains(space.tree).items():
+    for dotted, domain in domains.all_domains(space.tree).items():
         for option in domain.options:
-            collect(path, option)
+            collect(dotted.rpartition(".")[2], option)
     for point in space.points(most=200):
-        concrete, _ = domains.at(space.tree, point)
-        _leaves(concrete, "", collect)
+        concrete, _ = domains.resolve(space.tree, point)
+        for path, value in leaves(concrete):
+            collect(path[-1], value)
         trial = Trial.model_validate(concrete)
         steps.update(space.rungs(trial))
         if isinstance(trial.method, SelfGuided):
             steps.add(space.steps(trial.method.teacher.iterations))
     return sorted(steps)
-
-
-def _leaves(node: Any, path: str, visit: Callable[[str, Any], None]) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            _leaves(value, f"{path}.{key}", visit)
-    else:
-        visit(path, node)
 
 
 def _run(trial: Trial, method: Method, iterations: int, scale: Scale) -> Run:

@@ -1,40 +1,42 @@
-"""What the samplers by name can do with a space, known before anything starts."""
+"""Which samplers can search a space. Checked when the space is loaded, before anything starts."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from raysweep.space.domains import always_open, domains
+from raysweep.space.domains import all_domains, unconditional_domains
 from raysweep.space.explain import WrongValue
 from trainables.config import ProbeSpec
 
 Sampler = Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"]
 
 
-def check(sampler: Sampler, tree: Any) -> None:
-    """Refuse a space in which `sampler` could do nothing, or never end.
+def check_sampler(sampler: Sampler, tree: Any) -> None:
+    """Refuse a space that `sampler` cannot search, or would never finish.
 
     Raises:
-        WrongValue: what is in its way, and what would help.
+        WrongValue: the message says what is wrong and what would help.
     """
     if sampler == "grid":
-        for path, domain in domains(tree).items():
+        for path, domain in all_domains(tree).items():
             if domain.kind in ("uniform", "log_uniform"):
-                told = f"a grid cannot hold every number of a {domain.kind}; list those to try as a choice"
-                raise WrongValue(("trial", *path.split(".")), told)
-    if sampler == "cmaes" and not any(each.ordered and len(each.options) > 1 for each in always_open(tree).values()):
-        told = "cmaes moves along numbers, and outside the options of choices none is searched here; use tpe"
-        raise WrongValue(("search", "sampler"), told)
+                message = f"a grid cannot hold every number of a {domain.kind}; list the values to try as a choice"
+                raise WrongValue(("trial", *path.split(".")), message)
+    if sampler == "cmaes":
+        numeric = [domain for domain in unconditional_domains(tree).values() if domain.ordered]
+        if all(len(domain.options) == 1 for domain in numeric):
+            message = "cmaes needs a numeric domain outside the options of choices, and there is none; use tpe"
+            raise WrongValue(("search", "sampler"), message)
 
 
-def check_second(objective: str | None, sampler: Sampler, probe: ProbeSpec) -> None:
-    """Refuse a second objective that is not measured, or that `sampler` cannot weigh.
+def check_second_objective(objective: str | None, sampler: Sampler, probe: ProbeSpec) -> None:
+    """Refuse a second objective that is not measured, or that `sampler` cannot handle.
 
     Raises:
-        WrongValue: what is in its way, and what would help.
+        WrongValue: the message says what is wrong and what would help.
     """
     path = ("search", "second_objective")
     if objective and sampler == "cmaes":
-        raise WrongValue(path, "cmaes follows one objective; use tpe or gp, or leave this out")
+        raise WrongValue(path, "cmaes optimizes a single objective; use tpe or gp, or leave this out")
     if objective == "is" and "is" not in probe.metrics:
         raise WrongValue(path, "IS is not among probe.metrics; add it there, or leave this out")

@@ -136,7 +136,7 @@ class Space:
             WrongDomain: a value lies outside its domain.
             pydantic.ValidationError: the trial is illegal.
         """
-        concrete, full = domains.at(self.tree, point)
+        concrete, full = domains.resolve(self.tree, point)
         return Trial.model_validate(concrete), full
 
     def points(self, most: int = 20_000) -> Iterator[Point]:
@@ -146,7 +146,7 @@ class Space:
             return
         for row in self.rows:
             with contextlib.suppress(WrongDomain):  # a row outside an overridden space is told of where it is proposed
-                yield domains.at(self.tree, row.set)[1]
+                yield domains.resolve(self.tree, row.set)[1]
 
     def probe_of(self, trial: Trial) -> ProbeSpec:
         """How that trial's snapshots are judged."""
@@ -166,7 +166,7 @@ class Space:
     @cached_property
     def defaults(self) -> Point:
         """The point with every domain at its default."""
-        return domains.at(self.tree, {})[1]
+        return domains.resolve(self.tree, {})[1]
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
@@ -268,8 +268,8 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
             space = Space(file, profile)
             _check_trials(space)
             if space.search.mode == "explore":
-                sampler_rules.check(space.search.sampler, space.tree)
-                sampler_rules.check_second(space.search.second_objective, space.search.sampler, space.probe)
+                sampler_rules.check_sampler(space.search.sampler, space.tree)
+                sampler_rules.check_second_objective(space.search.second_objective, space.search.sampler, space.probe)
         except WrongDomain as error:
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:
@@ -288,7 +288,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
 
 def _check_trials(space: Space) -> None:
     for point in space.points():
-        concrete, _ = domains.at(space.tree, point)
+        concrete, _ = domains.resolve(space.tree, point)
         try:
             trial = Trial.model_validate(concrete)
         except ValidationError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from raysweep.errors import UserError
+from raysweep.formats import leaves
 
 Path_ = tuple[str, ...]
 
@@ -88,21 +89,10 @@ def read(path: Path) -> Document:
     finally:
         loader.dispose()
     document = Document(tree, lines, str(path))
-    for place, value in _leaves(tree, ()):
-        if not isinstance(value, str | int | float | bool | None):
-            raise document.error(place, f"a {type(value).__name__} is no value here; put it in quotes for a text")
+    for keys, value in leaves(tree, lists=True):
+        if not isinstance(value, str | int | float | bool | dict | list | None):
+            raise document.error(keys, f"a {type(value).__name__} is no value here; put it in quotes for a text")
     return document
-
-
-def _leaves(node: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _leaves(value, (*path, str(key)))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _leaves(value, (*path, str(position)))
-    else:
-        yield path, node
 
 
 def _index(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from raysweep.formats import leaves
 from raysweep.space.space import PLACES, Space
 from raysweep.store.store import Store
 from raysweep.study.journal import opening, studies
@@ -43,7 +44,7 @@ def refuse_changed(space: Space, store: Store) -> None:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that make another study of it, each with its old and its new value."""
-    before, after = dict(_fields(old)), dict(_fields(new))
+    before, after = _fields(old), _fields(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] == "launch" or key in NO_MATTER or before.get(key) == after.get(key):
@@ -52,15 +53,11 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _fields(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _fields(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list) and path == "enqueue":
-        for position, row in enumerate(node):
-            yield from _fields(row, f"{path}.{position}")
-    else:
-        yield path, node
+def _fields(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a resolved space by dotted key, each enqueued row under its position."""
+    rows = dict(enumerate(space.get("enqueue", [])))
+    tree = {key: value for key, value in space.items() if key != "enqueue"} | ({"enqueue": rows} if rows else {})
+    return {".".join(path): value for path, value in leaves(tree)}
 
 
 def _shown(fields: Mapping[str, Any], key: str) -> str:

@@ -57,11 +57,11 @@ class View:
         distributions: dict[str, BaseDistribution] = {}
 
         def choose(path: str, domain: Domain) -> Any:
-            value = domain.find(trial.point.get(path), path)
+            value = domain.match(trial.point.get(path), path)
             params[path], distributions[path] = told(domain, value, self._ordered), self.distribution(domain)
             return value
 
-        domains.walk(self._tree, choose)
+        domains.substitute(self._tree, choose)
         begun = optuna.trial.create_trial(
             state=OptunaState.RUNNING,
             params=params,
@@ -108,7 +108,7 @@ class View:
         def choose(path: str, domain: Domain) -> Any:
             known = self.distribution(domain)
             if isinstance(known, CategoricalDistribution):
-                value = domain.find(asked.suggest_categorical(path, known.choices), path)
+                value = domain.match(asked.suggest_categorical(path, known.choices), path)
             elif isinstance(known, IntDistribution):
                 number = asked.suggest_int(path, known.low, known.high)
                 value = sorted(domain.options)[number] if _by_place(domain, self._ordered) else number
@@ -118,7 +118,7 @@ class View:
             point[path] = value
             return value
 
-        domains.walk(self._tree, choose)
+        domains.substitute(self._tree, choose)
         return point
 
 

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from raysweep.space import domains
-from raysweep.space.domains import Point, WrongDomain, shape
+from raysweep.space.domains import Point, WrongDomain, point_key
 from raysweep.study.optuna_view import View
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
@@ -106,7 +106,8 @@ class _Asked:
         seed, startup = self._seed(number, attempt), self._search.startup_trials
         chance = RandomSampler(seed=seed)
         candidates = max(1, CANDIDATES >> attempt)  # the best of many is the same again and again: take it of fewer
-        open_space = {path: self._view.distribution(each) for path, each in domains.always_open(self._tree).items()}
+        open_domains = domains.unconditional_domains(self._tree)
+        open_space = {path: self._view.distribution(domain) for path, domain in open_domains.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             match self._search.sampler:
@@ -130,7 +131,7 @@ class _Asked:
     # --- from the journal
 
     def _replay(self) -> None:
-        inherited = {shape(point) for point in self._study.inherited}
+        inherited = {point_key(point) for point in self._study.inherited}
         for entry in self._study.journal.read():
             if entry["kind"] not in ("proposed", "ended", "retried"):
                 continue
@@ -138,15 +139,15 @@ class _Asked:
             if entry["kind"] == "ended":
                 self._end(trial, entry["state"])
                 continue
-            if entry["kind"] == "proposed" and trial.row is None and shape(trial.point) not in inherited:
+            if entry["kind"] == "proposed" and trial.row is None and point_key(trial.point) not in inherited:
                 self._ask_again(trial)
             self._begin(trial)
 
     def _ask_again(self, trial: TrialState) -> None:
         """Ask what led to a trial."""
         if self._search.sampler in REMEMBER:
-            wanted = shape(trial.point)
-            self._ask(trial.number, lambda point: shape(point) == wanted)
+            wanted = point_key(trial.point)
+            self._ask(trial.number, lambda point: point_key(point) == wanted)
 
     def _hear(self, trial: TrialState) -> None:
         if trial.number not in self._view.numbers:

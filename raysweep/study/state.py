@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from raysweep.errors import UserError
 from raysweep.retry import retry_storage
 from raysweep.space import runs
-from raysweep.space.domains import Point, Shape, WrongDomain, shape
+from raysweep.space.domains import Point, PointKey, WrongDomain, point_key
 from raysweep.space.schedulers import STOPPING, Promotion
 from raysweep.space.space import Space
 from raysweep.store.history import probe_key
@@ -43,7 +43,7 @@ class StudyState:
         self._rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
         self._runs: dict[int, Run] = {}
         self._rungs_of: dict[int, list[int]] = {}
-        self._first: dict[Shape, int] = {}  # configuration -> its first trial
+        self._first: dict[PointKey, int] = {}  # configuration -> its first trial
         self._twins: dict[int, list[int]] = {}  # trial -> those that repeat it
         self.drivers: list[dict[str, Any]] = []  # with what it was driven: each environment that was not the last
         entries = self.journal.read() or [self._write("opened", space=space.resolved, extends=list(extends))]
@@ -125,7 +125,7 @@ class StudyState:
 
     def same(self, point: Mapping[str, Any]) -> TrialState | None:
         """The first trial with that configuration."""
-        number = self._first.get(shape(point))
+        number = self._first.get(point_key(point))
         return None if number is None else self.trials[number]
 
     @property
@@ -271,7 +271,7 @@ class StudyState:
             self.trials.append(proposed := TrialState(entry["trial"], **facts, **by))
             if proposed.repeats is None:
                 self.distinct.append(proposed)
-                self._first.setdefault(shape(proposed.point), proposed.number)
+                self._first.setdefault(point_key(proposed.point), proposed.number)
             else:
                 self._twins.setdefault(proposed.repeats, []).append(proposed.number)
         trial = self.trials[entry["trial"]]

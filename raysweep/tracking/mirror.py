@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from raysweep.errors import UserError
+from raysweep.formats import flatten
 from raysweep.space import runs
 from raysweep.space.space import PLACES, dump
 from raysweep.store import curves, history
@@ -108,7 +109,7 @@ class Mirror:
             self._client.log_text(parent, dump(study.space), "space.yaml")
             probe = {name: value for name, value in resolved["probe"].items() if name not in PLACES}
             params = {"profile": study.space.profile, "steps_divisor": study.space.steps_divisor}
-            params |= _flat({"search": resolved["search"], "probe": probe, "launch": resolved["launch"]})
+            params |= flatten({"search": resolved["search"], "probe": probe, "launch": resolved["launch"]})
             tags = {"raysweep.storage": public(study.store.uri), _DESCRIBED: "yes"}
             self._runs.say(parent, tags=self._source(0) | tags, params=params)
         if not study.finished:
@@ -133,7 +134,7 @@ class Mirror:
             self._runs.say(run_id, tags=known, params=trial.point)
             return run_id
         run = self.study.run(trial)
-        params = _flat(self.study.space.trial(trial.point)[0].model_dump(mode="json")) | {"steps": run.steps}
+        params = flatten(self.study.space.trial(trial.point)[0].model_dump(mode="json")) | {"steps": run.steps}
         for teacher in runs.teachers(run)[:1]:
             known["raysweep.teacher_key"] = history.key(teacher.run, teacher.step)
             known["raysweep.teacher_step"] = str(teacher.step)
@@ -189,7 +190,7 @@ class Mirror:
         tags = {"raysweep.kind": "teacher"} | self._source(0)
         run_id = self._runs.make(f"teacher {key}", f"teacher {kind} {key[:8]}", self._asked[key], tags, self.parent)
         if _DESCRIBED not in self._runs.tags(run_id):
-            params = _flat(run.model_dump(mode="json", exclude={"phases"})) | {"method.kind": kind}
+            params = flatten(run.model_dump(mode="json", exclude={"phases"})) | {"method.kind": kind}
             self._begin(run_id, run, {_DESCRIBED: "yes"}, params)
         return run_id
 
@@ -249,11 +250,3 @@ class Mirror:
 
 def _kind(teacher: TeacherRef) -> str:
     return teacher.run.phases[0].term.kind
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        below = f"{path}.{key}" if path else key
-        flat |= _flat(value, below) if isinstance(value, dict) else {below: value}
-    return flat

@@ -199,7 +199,7 @@ def test_each_sampler_has_proposals_of_its_own(study_of):
 def test_a_space_is_exhausted_and_nothing_in_it_comes_twice(study_of, sampler):
     study = study_of(CHOICES, sampler, f"search.startup_trials={8 if sampler == 'gp' else 3}")
     drive(study)
-    assert len(study.trials) == SIZE == len({domains.shape(trial.point) for trial in study.trials})
+    assert len(study.trials) == SIZE == len({domains.point_key(trial.point) for trial in study.trials})
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -246,7 +246,7 @@ def test_what_learns_comes_nearer_than_chance(study_of, sampler):
     [
         (RANGES, "grid", "trial.method.guidance_scale: a grid cannot hold every number of a log_uniform; "),
         (NUMBERS, "grid", "trial.optimizer.lr: a grid cannot"),
-        (CHOICES.replace("{integers: [1, 3]}", "1.0"), "cmaes", "--set search.sampler: cmaes moves along numbers"),
+        (CHOICES.replace("{integers: [1, 3]}", "1.0"), "cmaes", "--set search.sampler: cmaes needs a numeric domain"),
         (CHOICES, "annealing", "--set search.sampler: input should be 'tpe', 'gp', 'cmaes', 'qmc', 'random' or 'grid'"),
     ],
 )
@@ -269,7 +269,7 @@ def test_a_sampler_that_cannot_is_refused_before_anything_is_written(write_space
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("sampler=cmaes", "cmaes follows one objective"), ("second_objective=is", "IS is not among probe.metrics")],
+    [("sampler=cmaes", "cmaes optimizes a single objective"), ("second_objective=is", "IS is not among probe.metrics")],
 )
 def test_a_second_objective_that_cannot_be_weighed_is_refused(write_space, override, said):
     overrides = ["search.second_objective=steps", f"search.{override}", "probe.metrics=[fid]"]

@@ -125,7 +125,7 @@ def test_an_older_teacher_than_its_student_is_trained_that_far(write_space):
 
 def test_a_profile_changes_sizes_and_never_what_is_searched():
     paper, laptop = space.load(TABLE5, "cluster"), space.load(TABLE5, "laptop")
-    assert domains.domains(paper.tree) == domains.domains(laptop.tree)
+    assert domains.all_domains(paper.tree) == domains.all_domains(laptop.tree)
     trial, _ = laptop.trial({})
     assert (trial.backbone, trial.data) == ("SiT-T/2", "emoji9")
     assert runs.milestones(laptop) == [step // 1000 for step in runs.milestones(paper)]
@@ -135,7 +135,7 @@ def test_a_domain_in_the_file_survives_the_profile(write_space):
     path = write_space(GOOD + "", "a.yaml")
     text = GOOD.replace("  iterations: 400000", "  iterations: 400000\n  batch_size: {choice: [4, 8]}")
     path = write_space(text)
-    assert set(domains.domains(space.load(path, "smoke").tree)) == {"batch_size", "method.layers", "method.weight"}
+    assert set(domains.all_domains(space.load(path, "smoke").tree)) == {"batch_size", "method.layers", "method.weight"}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_corners_of_a_finite_space_are_all_its_points(tree):
         return  # e.g. two options that give one key different domains
     points = list(domains.corners(parsed))
     assert len(points) == domains.size(parsed)
-    concrete = [repr(domains.at(parsed, point)[1]) for point in points]
+    concrete = [repr(domains.resolve(parsed, point)[1]) for point in points]
     assert len(set(concrete)) == len(points)
 
 

@@ -48,7 +48,7 @@ def panels(study: StudyState, rows: Sequence[Row]) -> list[Panel]:
     step, measured = summary.comparable([row for row, _ in alone])
     probes = {row["trial"]: probe for row, probe in measured}
     found = []
-    for path, domain in domains.domains(study.space.tree).items():
+    for path, domain in domains.all_domains(study.space.tree).items():
         values = [
             (row["params"].get(path, domain.default), row, probes[row["trial"]])
             for row, differs in alone
