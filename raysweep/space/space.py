@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -194,32 +195,35 @@ class Space:
         return f"{self.study}-{self.profile}-{digest[:8]}"
 
 
-def load(path: Path, profile: str = "cluster", overrides: list[str] | None = None) -> Space:
+def load(
+    path: str | PathLike[str], profile: str = "cluster", overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Space:
     """Read and check a search space.
 
     Args:
-        overrides: `key=value` with a dotted key, as given to `--set`; they win over the profile, which wins over the
-            file's plain values in `trial` and `probe`. A domain in the file stays a domain, and its `launch` stands.
+        overrides: values by dotted key, or texts `key=value` as given to `--set`. They win over the profile, which wins
+            over the file's plain values in `trial` and `probe`. A domain in the file stays a domain, and its `launch`
+            stands.
 
     Raises:
         UserError: the file or an override is wrong; the message names file, line and key and says what would be right.
     """
-    document = yaml_file.read(path)
+    document = yaml_file.read(Path(path))
     if profile not in PROFILES:
         raise UserError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
     raw = merge(document.tree, profile)
-    keys = [_override(raw, text) for text in overrides or []]
-    space = _checked(raw, profile, document, keys)
-    return space
+    values = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    keys = [_override(raw, key, value) for key, value in values]
+    return _checked(raw, profile, document, keys)
 
 
-def load_all(paths: Sequence[str], profile: str, overrides: list[str]) -> list[Space]:
+def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> list[Space]:
     """Several search spaces for one sweep: they share their workers.
 
     Raises:
         UserError: one is wrong, two are the same, or their `launch` differs.
     """
-    spaces = [load(Path(path), profile, overrides) for path in paths]
+    spaces = [load(path, profile, overrides) for path in paths]
     for number, space in enumerate(spaces):
         for other in range(number):
             if space.id == spaces[other].id:
@@ -234,17 +238,24 @@ def load_all(paths: Sequence[str], profile: str, overrides: list[str]) -> list[S
     return spaces
 
 
-def _override(raw: dict[str, Any], text: str) -> tuple[str, ...]:
+def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
+    if not equals:
         raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
+    return key, yaml_file.parse(value)
+
+
+def _override(raw: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
+    """Put a value at a dotted key; returns the key's parts."""
+    path = tuple(key.strip().split("."))
+    if not all(path):
+        raise UserError(f"--set {key}: '{key}' is no dotted key; write it like search.trials")
     node = raw
     for part in path[:-1]:
         below = node.get(part)
         node[part] = dict(below) if isinstance(below, dict) else {}
         node = node[part]
-    node[path[-1]] = yaml_file.parse(value)
+    node[path[-1]] = value
     return path
 
 
