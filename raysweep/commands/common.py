@@ -47,9 +47,10 @@ def number_type(
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
-    An expected failure is printed as one line, without a traceback. The console given to the command is stderr.
+    An expected failure is printed as one line, without a traceback. The console given to the command is stderr. With
+    `--json` it counts as no terminal: `ray exec` merges stderr into stdout, and a live table would run into the JSON.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=False if getattr(options, "json", False) else None)
     try:
         return command(options, console) or 0
     except (UserError, SweepError) as error:
