@@ -33,7 +33,7 @@ from raysweep.study.journal import JournalWriter
 from raysweep.study.state import StudyState
 from raysweep.study.summary import summary
 from raysweep.uris import check_tracking_uri, is_loopback, public
-from trainables.datasets import catalog
+from trainables.datasets import catalog, checks
 
 if TYPE_CHECKING:
     from raysweep.study.proposals import Proposals
@@ -147,8 +147,8 @@ def check_here(space: Space, cache: Path) -> None:
         except LookupError as error:
             told = f"{error.args[0]}; or use --profile laptop, which brings its own data"
             raise space.error(("trial", "data"), told) from None
-    if space.probe.missing:
-        raise space.error(("probe", "detector"), space.probe.missing)
+    if fault := checks.probe_fault(space.probe):
+        raise space.error(("probe", "detector"), fault)
     for data in sorted({data for data, _ in needed}):
         try:
             if not space.probe.reference:

@@ -26,7 +26,7 @@ from raysweep.space.launch import Launch
 from raysweep.store.files import Files
 from raysweep.uris import public
 from trainables.config import ProbeSpec
-from trainables.datasets import catalog, prepared
+from trainables.datasets import catalog, checks, prepared
 from trainables.datasets.encode import Autoencoder, autoencoder_identity, normalisation, normalised_by, open_autoencoder
 
 DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)), "inception": ProbeSpec()}
@@ -124,13 +124,11 @@ def _judged(options: argparse.Namespace, source: Source) -> tuple[ProbeSpec, ...
         return ()
     asked = options.detectors
     wanted = list(DETECTORS) if asked is None else [name for name in asked if name != "none"]
-    found = []
-    for name in wanted:
-        if not DETECTORS[name].missing:
-            found.append(DETECTORS[name])
-        elif asked:
-            raise UserError(f"--detectors {name}: {str(DETECTORS[name].missing).split(': --set')[0]}")
-    return tuple(found)
+    faults = {name: checks.probe_fault(DETECTORS[name]) for name in wanted}
+    for name, fault in faults.items():
+        if asked and fault:
+            raise UserError(f"--detectors {name}: {fault.split(': --set')[0]}")
+    return tuple(DETECTORS[name] for name, fault in faults.items() if not fault)
 
 
 def _finished(place: Files, job: Job) -> prepared.Prepared | None:

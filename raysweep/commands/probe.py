@@ -23,7 +23,7 @@ from raysweep.space.explain import explain
 from raysweep.store.store import Store
 from trainables import snapshot
 from trainables.config import ProbeSpec, error_name
-from trainables.datasets import encode
+from trainables.datasets import checks, encode
 from trainables.datasets.catalog import DataSet
 from trainables.evaluation.probe import Probed, probe, save_grid
 from trainables.snapshot import Snapshot
@@ -47,8 +47,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     probed = open_checkpoint(options.checkpoint, store, options)
     data = choose_data(probed, options.data)
     spec = probe_spec(options, "effnet_lite0" if data.embedded else DEFAULTS.detector)
-    if spec.missing:
-        raise UserError(f"--detector {spec.detector}: {_as_options(spec.missing)}")
+    if fault := checks.probe_fault(spec):
+        raise UserError(f"--detector {spec.detector}: {_as_options(fault)}")
     worker_cache = WorkerCache(Context(snapshot.best_device()), store.cache)
     autoencoder = _autoencoder(worker_cache, options.autoencoder, probed, data)
     _make_cache(store)
@@ -108,7 +108,7 @@ def probe_spec(options: argparse.Namespace, detector: str) -> ProbeSpec:
     given = {name: getattr(options, name) for name in ProbeSpec.model_fields if getattr(options, name) is not None}
     given.setdefault("detector", detector)
     try:
-        return ProbeSpec(**given).pinned()
+        return checks.pinned(ProbeSpec(**given))
     except ValidationError as error:
         wrong = explain(error, given, ProbeSpec)
         raise UserError(f"--{wrong.path[0].replace('_', '-')}: {wrong}") from None

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from raysweep.execution.tasks import Task
-from trainables.config import DispersiveTerm
 
 
 class Memory:
@@ -35,9 +34,10 @@ class Memory:
             return f"out of memory in {task}: make probe.batch_size smaller"
         run, share = task.run, math.ceil(task.run.batch_size / self._workers)
         now = min(self.micro_batch(task) or share, share)
-        if isinstance(run.phase_after(task.begin).term, DispersiveTerm):
+        term = run.phase_after(task.begin).term
+        if term.needs_whole_batch:
             return (
-                "out of memory, and dispersive needs its whole batch at once: use launch.checkpoint_blocks or workers"
+                f"out of memory, and {term.kind} needs its whole batch at once: use launch.checkpoint_blocks or workers"
             )
         if now == 1:
             return "out of memory with a single image on each worker: use launch.checkpoint_blocks"

@@ -14,21 +14,38 @@ Count = Annotated[int, Field(gt=0)]
 class Launch(Spec):
     """Where trials run. A lane is a group of workers that trains one stretch after another by DDP."""
 
-    workers: Count | tuple[Count, Count] = 2  # of a lane; [fewest, most]: it shrinks and grows with the cluster
-    lanes: Count = 1  # groups of workers
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1  # as Ray counts them
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0  # as Ray counts them
-    concurrent_trials: Count = 8  # trials that may be under way; they queue for the lanes
-    micro_batch: Count | None = None  # images that a worker puts through the network at once; default: its whole share
-    cohort: Count = 1  # students of one teacher that a lane trains in lockstep, at most: the teacher looks once for all
-    compile: bool | None = None  # blocks, by torch.compile; default: on GPUs. Changes rounding, as other hardware does
-    checkpoint_blocks: bool = False  # compute activations again instead of keeping them
-    hold_data: bool = False  # in the GPU's memory, where it fits: nothing is read while training
-    checkpoint_every_s: Annotated[float, Field(gt=0)] = 600  # of training, beside the checkpoints at rungs and ends
-    timeout_s: Annotated[float, Field(ge=1)] = 600  # how long workers wait for each other before they start anew
-    start_timeout_s: Annotated[float, Field(ge=1)] = 900  # how long a lane's workers may take to come up, with nodes
-    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"  # of a lane's workers
-    grace_s: Annotated[float, Field(ge=0)] = 30  # how long an interrupted sweep waits for lanes to publish
+    workers: Count | tuple[Count, Count] = 2
+    """Workers of a lane. `[fewest, most]` lets it shrink and grow with the cluster."""
+    lanes: Count = 1
+    """Number of lanes (worker groups) that train side by side."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs that each worker claims from Ray."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs that each worker claims from Ray."""
+    concurrent_trials: Count = 8
+    """Trials that may be under way at once; they queue for the lanes."""
+    micro_batch: Count | None = None
+    """Largest number of images that a worker puts through the network at once. Default: its whole share of the
+    batch.
+    """
+    cohort: Count = 1
+    """Most students of one teacher that a lane trains in lockstep. The teacher runs once per batch for all of them."""
+    compile: bool | None = None
+    """Compile the blocks with torch.compile. Default: on GPUs. Changes rounding, as other hardware does."""
+    checkpoint_blocks: bool = False
+    """Recompute activations in the backward pass instead of keeping them in memory."""
+    hold_data: bool = False
+    """Keep the data set in GPU memory where it fits, so that training reads nothing."""
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 600
+    """Seconds of training between checkpoints, besides those at rungs and ends."""
+    timeout_s: Annotated[float, Field(ge=1)] = 600
+    """Seconds that workers wait for each other before they restart."""
+    start_timeout_s: Annotated[float, Field(ge=1)] = 900
+    """Seconds that a lane's workers may take to start, new nodes included."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places a lane's workers on nodes."""
+    grace_s: Annotated[float, Field(ge=0)] = 30
+    """Seconds that an interrupted sweep waits for its lanes to commit checkpoints."""
 
     @property
     def fewest(self) -> int:

@@ -11,22 +11,8 @@ from pydantic import TypeAdapter
 from raysweep.formats import leaves
 from raysweep.space import domains
 from raysweep.space.space import Space
-from trainables.config import (
-    PROJECTED,
-    Method,
-    NoMethod,
-    NoTerm,
-    Phase,
-    Recipe,
-    Repa,
-    RepaTerm,
-    Run,
-    SelfGuided,
-    TeacherRef,
-    Term,
-    Trial,
-)
-from trainables.datasets import catalog
+from trainables.config import Method, NoTerm, Phase, Recipe, Run, TeacherRef, Term, Trial
+from trainables.datasets import catalog, checks
 
 _TERM: TypeAdapter[Term] = TypeAdapter(Term)  # once: building it costs ten times what using it does
 Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
@@ -40,12 +26,12 @@ def student(space: Space, trial: Trial) -> Run:
 def unavailable(trial: Trial) -> str | None:
     """Why `trial` cannot be run here, or None where it can."""
     method = trial.method
-    while isinstance(method, SelfGuided):
-        method = method.teacher.method
-    if not isinstance(method, Repa):
+    while method.teacher_spec:
+        method = method.teacher_spec.method
+    if not method.needs_encoder:
         return None
-    if trial.encoder.missing:
-        return trial.encoder.missing
+    if fault := checks.encoder_fault(trial.encoder):
+        return fault
     try:
         catalog.require(trial.data, images=True)
     except LookupError as error:
@@ -87,15 +73,14 @@ def milestones(space: Space) -> list[int]:
             collect(path[-1], value)
         trial = Trial.model_validate(concrete)
         steps.update(space.rungs(trial))
-        if isinstance(trial.method, SelfGuided):
-            steps.add(space.steps(trial.method.teacher.iterations))
+        if trial.method.teacher_spec:
+            steps.add(space.steps(trial.method.teacher_spec.iterations))
     return sorted(steps)
 
 
 def _run(trial: Trial, method: Method, iterations: int, scale: Scale) -> Run:
     end = scale(iterations)
-    stop = "never" if isinstance(method, NoMethod) else method.stop
-    guided_until = end if stop == "never" else min(end, scale(stop))
+    guided_until = end if method.stop == "never" else min(end, scale(method.stop))
     phases = [_phase(trial, method, guided_until, scale)]
     if guided_until < end:
         phases.append(Phase(until=end, term=NoTerm()))
@@ -106,17 +91,16 @@ def _run(trial: Trial, method: Method, iterations: int, scale: Scale) -> Run:
 def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
     term = _term(method).resolved(trial.size).scaled(scale)
     teacher = None
-    if isinstance(method, SelfGuided):
-        age = method.teacher.iterations
+    if spec := method.teacher_spec:
+        age = spec.iterations
         # As long as the student's, so that it is a baseline's run too; longer where an older teacher is asked for.
-        run = _run(trial, method.teacher.method, max(age, trial.iterations), scale)
-        own = method.teacher
-        teacher = TeacherRef(run=run, step=scale(age), weights=own.weights, precision=own.precision)
+        run = _run(trial, spec.method, max(age, trial.iterations), scale)
+        teacher = TeacherRef(run=run, step=scale(age), weights=spec.weights, precision=spec.precision)
     return Phase(
         until=until,
         term=term,
-        projector_width=trial.projector_width if isinstance(term, PROJECTED) else None,
-        encoder=trial.encoder if isinstance(term, RepaTerm) else None,
+        projector_width=trial.projector_width if term.has_projector else None,
+        encoder=trial.encoder if term.needs_encoder else None,
         teacher=teacher,
     )
 

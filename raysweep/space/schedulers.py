@@ -38,16 +38,20 @@ class _Stopping(_Rule):
     are probed with `larger` times as many samples; what is not worse then either goes on.
     """
 
-    noise: Literal["ignore", "paired"] = "ignore"  # paired: stop only whom a probe shows to be worse
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95  # of confidence, with noise: paired
-    larger: Annotated[int, Field(ge=2)] = 4  # times as many samples where it cannot be said
+    noise: Literal["ignore", "paired"] = "ignore"
+    """With `paired`, a trial is stopped only if a paired comparison of probes shows that it is worse."""
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence level of the comparison with `noise: paired`."""
+    larger: Annotated[int, Field(ge=2)] = 4
+    """How many times as many samples are drawn when a comparison is inconclusive."""
 
 
 class Asha(_Stopping):
     """The best 1/eta of those who have come to a rung go on (arXiv 1810.05934, as Ray Tune has it: by stopping)."""
 
     kind: Literal["asha"] = "asha"
-    eta: Eta = 2  # the best 1/eta go on
+    eta: Eta = 2
+    """The best 1/eta at a rung continue."""
 
     def keep(self, peers: int) -> int:
         return max(1, peers // self.eta)
@@ -58,7 +62,8 @@ class Hyperband(_Stopping):
     (arXiv 1603.06560): for the case that early rungs mislead."""
 
     kind: Literal["hyperband"] = "hyperband"
-    eta: Eta = 2  # the best 1/eta go on
+    eta: Eta = 2
+    """The best 1/eta at a rung continue."""
 
     def keep(self, peers: int) -> int:
         return max(1, peers // self.eta)
@@ -79,7 +84,8 @@ class Median(_Stopping):
     """Whoever is worse than the median of those who have come to a rung is stopped there (Golovin et al. 2017)."""
 
     kind: Literal["median"] = "median"
-    startup_trials: Annotated[int, Field(ge=1)] = 5  # at a rung, before anybody is stopped
+    startup_trials: Annotated[int, Field(ge=1)] = 5
+    """Number of trials that a rung has seen before any is stopped there."""
 
     def keep(self, peers: int) -> int:
         return peers if peers <= self.startup_trials else (peers + 1) // 2
@@ -99,7 +105,8 @@ class Promotion(_Rule):
     published). Nobody is stopped too early, and nothing goes on only because it came first."""
 
     kind: Literal["promotion"] = "promotion"
-    eta: Eta = 2  # the best 1/eta go on
+    eta: Eta = 2
+    """The best 1/eta at a rung continue."""
 
     def keep(self, peers: int) -> int:
         return peers // self.eta

@@ -23,7 +23,8 @@ from raysweep.space.profile import PROFILES, merge
 from raysweep.space.sampler_rules import Sampler
 from raysweep.space.schedulers import Asha, Scheduler
 from raysweep.space.yaml_file import Document
-from trainables.config import Dispersive, Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
+from trainables.config import Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
+from trainables.datasets import checks, prepared
 
 PLACES = ("detector_weights", "reference")  # of a probe's files: their SHA-256 is what counts
 Wrong = Callable[[tuple[str, ...], str], UserError]
@@ -32,25 +33,41 @@ Wrong = Callable[[tuple[str, ...], str], UserError]
 class Search(Spec):
     """How the space is searched. Steps are in the units of the file."""
 
-    mode: Literal["explore", "reproduce"] = "explore"  # reproduce: every enqueued row to its end, and nothing else
-    trials: Count = 24  # distinct configurations in all, the enqueued ones included
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of proposals, not of training
-    rungs: tuple[Steps, ...] | None = None  # where the scheduler decides; default: 1/8, 1/4 and 1/2 of the iterations
-    scheduler: Scheduler = Asha()  # who goes on from a rung
-    sampler: Sampler = "tpe"  # who proposes what is not enqueued
-    second_objective: Literal["steps", "is"] | None = None  # that the sampler weighs beside the metric that decides
-    startup_trials: Annotated[int, Field(ge=0)] = 10  # before the sampler takes over from random proposals
+    mode: Literal["explore", "reproduce"] = "explore"
+    """`explore` lets the sampler propose trials. `reproduce` trains every enqueued row to its end and nothing else."""
+    trials: Count = 24
+    """Number of distinct configurations in all, enqueued rows included."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the proposals, not of training."""
+    rungs: tuple[Steps, ...] | None = None
+    """Steps at which the scheduler decides. Default: 1/8, 1/4 and 1/2 of the iterations."""
+    scheduler: Scheduler = Asha()
+    """Decides which trials continue from a rung."""
+    sampler: Sampler = "tpe"
+    """Proposes the configurations that are not enqueued."""
+    second_objective: Literal["steps", "is"] | None = None
+    """A second objective that the sampler weighs beside the deciding metric."""
+    startup_trials: Annotated[int, Field(ge=0)] = 10
+    """Number of random proposals before the sampler takes over."""
 
 
 class Row(Spec):
     """A configuration to propose first: how it differs from the defaults, and what was published for it."""
 
-    set: dict[str, Any] = {}  # {dotted path: value}; an option that is a mapping is named by its kind
-    fid: float | None = None  # as published
-    is_: Annotated[float | None, Field(alias="is")] = None  # as published
-    sfid: float | None = None  # as published
-    precision: float | None = None  # as published
-    recall: float | None = None  # as published
+    set: dict[str, Any] = {}
+    """How the row differs from the defaults: `{dotted path: value}`. An option that is a mapping is named by its
+    kind.
+    """
+    fid: float | None = None
+    """FID of the reference."""
+    is_: Annotated[float | None, Field(alias="is")] = None
+    """Inception Score of the reference."""
+    sfid: float | None = None
+    """sFID of the reference."""
+    precision: float | None = None
+    """Precision of the reference."""
+    recall: float | None = None
+    """Recall of the reference."""
 
     def published(self, samples: int) -> dict[str, float]:
         """What was published, by metric; `samples` were drawn for it."""
@@ -63,19 +80,23 @@ class Row(Spec):
 class Sampling(Spec):
     """What a family's probes do otherwise. Never what decides whether numbers compare: detector and count."""
 
-    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None  # the last is the SDE's
-    steps: Count | None = None  # of the sampler
-    timestep_shift: float | None = None  # of the ODE samplers
-    guidance_scale: float | None = None  # classifier-free; 1 is none
-    guidance_interval: tuple[float, float] | None = None  # where guidance acts, t=0 being data
+    sampler: Literal["euler", "heun", "euler_maruyama"] | None = None
+    """ODE samplers are `euler` and `heun`; `euler_maruyama` integrates the SDE."""
+    steps: Count | None = None
+    """Number of sampler steps."""
+    timestep_shift: float | None = None
+    """Shift of the ODE samplers' times."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 is none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times between which guidance acts; t=0 is data."""
 
 
 class Probe(ProbeSpec):
     """`ProbeSpec`, with what is different for a family of backbones: sampled as its authors sample."""
 
-    families: dict[Family, Sampling] = {  # what is otherwise for a family of backbones
-        "LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)
-    }
+    families: dict[Family, Sampling] = {"LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)}
+    """What differs for a family of backbones."""
 
     @model_validator(mode="after")
     def _families_fit(self) -> Probe:
@@ -98,12 +119,18 @@ class Probe(ProbeSpec):
 class SpaceFile(Spec):
     """A search space as it is written, a profile applied."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]  # a short name
-    trial: dict[str, Any] = {}  # what is trained, with domains at its leaves
-    search: Search = Search()  # how it is searched
-    probe: Probe = Probe()  # how it is judged
-    launch: Launch = Launch()  # on what
-    enqueue: tuple[Row, ...] = ()  # configurations to propose first, e.g. a table's rows
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
+    """A short name."""
+    trial: dict[str, Any] = {}
+    """What is trained, with domains at its leaves."""
+    search: Search = Search()
+    """How the space is searched."""
+    probe: Probe = Probe()
+    """How snapshots are evaluated."""
+    launch: Launch = Launch()
+    """Where trials run."""
+    enqueue: tuple[Row, ...] = ()
+    """Configurations to propose first, e.g. the rows of a table."""
     steps_divisor: Count = 1
     published_samples: Count = 10_000
 
@@ -131,14 +158,15 @@ class Space:
         return space
 
     def trial(self, point: Mapping[str, Any]) -> tuple[Trial, Point]:
-        """The trial at `point`, with the point made full.
+        """The trial at `point`, its data set's folder made absolute, and the full point.
 
         Raises:
             WrongDomain: a value lies outside its domain.
             pydantic.ValidationError: the trial is illegal.
         """
         concrete, full = domains.resolve(self.tree, point)
-        return Trial.model_validate(concrete), full
+        trial = Trial.model_validate(concrete)
+        return trial.model_copy(update={"data": prepared.absolute(trial.data)}), full
 
     def points(self, most: int = 20_000) -> Iterator[Point]:
         """Points that between them show whether the space is sound: a reproduction's rows, an exploration's corners."""
@@ -272,7 +300,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
                 raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
         try:
             file = SpaceFile.model_validate(raw)
-            file = file.model_copy(update={"probe": file.probe.pinned()})
+            file = file.model_copy(update={"probe": checks.pinned(file.probe)})
         except ValidationError as error:
             raise explain(error, raw, SpaceFile) from None
         try:
@@ -306,10 +334,11 @@ def _check_trials(space: Space) -> None:
             wrong = explain(error, concrete, Trial)
             raise WrongValue(("trial", *wrong.path), str(wrong)) from None
         _check_workers(trial, space.launch)
-        if space.launch.micro_batch and isinstance(trial.method, Dispersive):
+        if space.launch.micro_batch and trial.method.needs_whole_batch:
             raise WrongValue(
                 ("launch", "micro_batch"),
-                "dispersive compares the images of a whole batch and cannot run in micro-batches; leave this out",
+                f"{trial.method.kind} compares the images of a whole batch and cannot run in micro-batches; "
+                "leave this out",
             )
 
 
@@ -319,11 +348,11 @@ def _check_workers(trial: Trial, launch: Launch) -> None:
             ("trial", "batch_size"), f"a batch of {trial.batch_size} is too small for {launch.most} workers of a lane"
         )
     uneven = next((n for n in range(launch.fewest, launch.most + 1) if trial.batch_size % n), None)
-    if uneven and isinstance(trial.method, Dispersive):
+    if uneven and trial.method.needs_whole_batch:
         raise WrongValue(
             ("trial", "batch_size"),
-            f"dispersive compares the images of a whole batch, and {trial.batch_size} cannot be shared evenly by "
-            f"{uneven} workers; make launch.workers a divisor of it",
+            f"{trial.method.kind} compares the images of a whole batch, and {trial.batch_size} cannot be shared evenly "
+            f"by {uneven} workers; make launch.workers a divisor of it",
         )
 
 

@@ -6,7 +6,6 @@ Steps are optimizer steps. Blocks count from 1 and are read after the block. Unk
 from trainables.config.backbones import BACKBONES, BackboneSize, Family
 from trainables.config.base import Spec, Steps, WrongKey
 from trainables.config.methods import (
-    PROJECTED,
     Dispersive,
     DispersiveTerm,
     LayerSync,
@@ -34,7 +33,6 @@ __all__ = [
     "GRID_COLUMNS",
     "BACKBONES",
     "OF_THE_BATCH",
-    "PROJECTED",
     "BackboneSize",
     "Dispersive",
     "DispersiveTerm",

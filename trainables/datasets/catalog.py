@@ -275,7 +275,6 @@ def encoder_identity(kind: str, path: str | None) -> str:
 
 
 # The FID Inception: the same weights under two names, whose last part is how their SHA-256 begins.
-INCEPTION_SHA256 = "6726825d"
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILES[0]}"
 

@@ -100,6 +100,11 @@ def locate(name: str) -> str | None:
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
+def absolute(name: str) -> str:
+    """`name`, with a folder made absolute: processes with other working directories then mean the same set."""
+    return locate(name) or name if "/" in name else name
+
+
 def names() -> list[str]:
     """Of the sets in `RAYSWEEP_DATA`."""
     root = os.environ.get(ROOT)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.config import ProbeSpec
-from trainables.datasets import catalog
+from trainables.datasets import catalog, checks
 from trainables.encoders import effnet
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
 
@@ -110,6 +110,6 @@ def create(spec: ProbeSpec) -> Detector:
     """
     if spec.detector == "effnet_lite0":
         return EfficientNetLite0()
-    if spec.missing:  # each machine has files of its own
-        raise LookupError(spec.missing)
+    if fault := checks.probe_fault(spec):  # each machine has files of its own
+        raise LookupError(fault)
     return FidInception(catalog.inception_file(spec.detector_weights), spec.resize)

@@ -41,7 +41,6 @@ class Method(nn.Module, ABC):
     """A loss on hidden states. Frozen networks that it looks at stay outside its parameters and buffers."""
 
     taps: tuple[int, ...] = ()
-    whole_batch: bool = False  # compares the images of the whole global batch: cannot be computed piece by piece
 
     @abstractmethod
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:

@@ -32,8 +32,6 @@ Variant = Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"]
 class Dispersive(Method):
     """`block`: where the student is read; `temperature`: of the InfoNCE forms; `margin`: of the hinge."""
 
-    whole_batch = True
-
     def __init__(self, *, block: int, variant: Variant = "infonce_l2", temperature: float = 1.0, margin: float = 1.0):
         super().__init__()
         self.taps = (block,)

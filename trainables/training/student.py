@@ -18,18 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables import backbones, methods
-from trainables.config import (
-    PROJECTED,
-    OptimizerSpec,
-    Phase,
-    Recipe,
-    RepaTerm,
-    Run,
-    SelfGuidedTerm,
-    SraTerm,
-    TeacherRef,
-    VaeAlignTerm,
-)
+from trainables.config import OptimizerSpec, Phase, Recipe, Run, TeacherRef
 from trainables.datasets.latent_set import LatentSet
 from trainables.draws import generator, share_of
 from trainables.encoders import encoders
@@ -127,15 +116,15 @@ def build_method(
     term = phase.term.resolved(run.size)
     # A term's own options are its method's; its weight is applied by the training step.
     options: dict[str, Any] = term.model_dump(exclude={"kind", "weight"})
-    if isinstance(term, PROJECTED + (SraTerm,)):
+    if term.has_weights:
         options |= {"width": backbone.width, "generator": generator(run.seed, "method", term.kind)}
-    if isinstance(term, PROJECTED):
+    if term.has_projector:
         options["projector_width"] = phase.projector_width
-    if isinstance(term, VaeAlignTerm):
+    if term.needs_latent_geometry:
         options |= {"patch": backbone.patch_size, "channels": data.latent_shape[0]}
-    if isinstance(term, SelfGuidedTerm):
+    if term.needs_teacher:
         options["teacher"] = guides.find(phase.teacher)
-    if isinstance(term, RepaTerm):
+    if term.needs_encoder:
         if phase.encoder is None:
             raise ValueError("a repa phase needs an encoder")
         path = Path(phase.encoder.path) if phase.encoder.path else None
@@ -183,9 +172,9 @@ class Student:
             method.load_state_dict(self._start.method)
         self._start = None
         share = _share(run, context)
-        if method.whole_batch and piece_of(run, context) < share.stop - share.start:
+        if phase.term.needs_whole_batch and piece_of(run, context) < share.stop - share.start:
             raise ValueError(f"{phase.term.kind} compares the images of a whole batch: it cannot run in micro-batches")
-        if method.whole_batch and run.batch_size % context.world_size:
+        if phase.term.needs_whole_batch and run.batch_size % context.world_size:
             raise ValueError(f"{phase.term.kind} compares the images of a whole batch: ranks need equal shares of it")
         self.phase, self.weight_at = phase, phase.term.weight_at
         self.module = TrainingStep(self.backbone, method, run.velocity_cosine)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.backbones import Backbone
-from trainables.config import ProbeSpec, Recipe, RepaTerm, Run, TeacherRef
+from trainables.config import ProbeSpec, Recipe, Run, TeacherRef
 from trainables.datasets import cached, catalog, encode
 from trainables.datasets.latent_set import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
@@ -84,8 +84,8 @@ class WorkerCache:
         return self._data[wanted]
 
     def _training_data(self, runs: Sequence[Run]) -> LatentSet:
-        looked_at = any(isinstance(phase.term, RepaTerm) for run in runs for phase in run.phases)
-        return self.data(runs[0].data, mirrored=runs[0].horizontal_flip, images=looked_at)
+        images = any(phase.term.needs_encoder for run in runs for phase in run.phases)
+        return self.data(runs[0].data, mirrored=runs[0].horizontal_flip, images=images)
 
     def autoencoder(self, data: str) -> Any:
         """The autoencoder that made a data set's latents."""
