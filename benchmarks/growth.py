@@ -49,7 +49,7 @@ from rich.table import Table
 
 from raysweep.commands import run
 from raysweep.planning.learning_curves import Synthetic
-from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.planning.simulation import simulate, trust_names
 from raysweep.report import report
 from raysweep.report.plots.style import COLOURS, figure, save, tidy
 from raysweep.space import space
@@ -140,7 +140,7 @@ def tell(trials: int, storage: str) -> None:
 
 
 def _space(trials: int) -> Space:
-    take_on_trust()
+    trust_names()
     return space.load(FILE, "cluster", [f"search.trials={trials}", *WIDE])
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import step as steps_of
 
 from raysweep.execution.checkpointer import Publisher
-from raysweep.planning.simulation import take_on_trust
+from raysweep.planning.simulation import trust_names
 from raysweep.store.history import key
 from raysweep.store.store import Store
 from trainables.config import BACKBONES, NoTerm, Phase, Run
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    take_on_trust()  # the latents are random ones
+    trust_names()  # the latents are random ones
     device, data = torch.device(options.device), steps_of.random_latents(*options.latent)
 
     def run(steps: int) -> Run:

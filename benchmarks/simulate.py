@@ -33,7 +33,7 @@ from rich.table import Table
 
 from raysweep.errors import UserError
 from raysweep.planning.learning_curves import Curve, Recorded, Synthetic
-from raysweep.planning.simulation import Outcome, simulate, take_on_trust
+from raysweep.planning.simulation import Outcome, simulate, trust_names
 from raysweep.space import space
 from raysweep.space.configurations import Configuration, configurations
 from raysweep.space.space import Space
@@ -93,12 +93,12 @@ def facts(outcome: Outcome, truth: list[float]) -> dict[str, Any]:
         "steps": outcome.steps,
         "complete": len(outcome.complete),
         "regret": regret,
-        "found": outcome.found,
+        "found": outcome.best,
     }
 
 
 def carry_out(options: argparse.Namespace, job: Job) -> dict[str, Any]:
-    take_on_trust()
+    trust_names()
     lanes = max(1, options.gpus // options.gpus_per_lane)
     whole = loaded(options, job.scheduler)
     curve, known = curves(options, list(configurations(whole, [])), job.noise, job.seed)

@@ -1,4 +1,4 @@
-"""A tree of stages made small enough to look at: what is alike stands once, with a count."""
+"""A tree of segments made small enough to look at: equal subtrees are merged into one group with a count."""
 
 from __future__ import annotations
 
@@ -11,87 +11,84 @@ from raysweep.planning.segments import Segment
 
 
 @dataclass
-class Fold:
-    """`count` stretches of training that are alike, with the checkpoints on their way and what follows each."""
+class SegmentGroup:
+    """`count` equal chains of segments, with the checkpoints they commit and the groups that continue them."""
 
     kind: str
     begin: int
-    ends: list[int]  # where it publishes; the last is where it ends
+    ends: list[int]  # steps at which a checkpoint is committed; the last one ends the group
     count: int
-    users: int  # trials that train through it as their own, all together
-    teaches: list[int] = field(default_factory=list)  # at which of its ends it is a teacher
-    taught_by: tuple[str, int] | None = None  # kind and age of its teacher
-    teachers: list[Fold] = field(default_factory=list)
-    children: list[Fold] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)  # of the stages that it stands for
+    users: int  # trials whose own runs pass through these segments, summed over the group
+    teaches: list[int] = field(default_factory=list)  # those of `ends` whose checkpoint is a teacher
+    taught_by: tuple[str, int] | None = None  # kind and step of its teacher
+    teachers: list[SegmentGroup] = field(default_factory=list)
+    children: list[SegmentGroup] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of the segments that were merged
 
     @property
     def end(self) -> int:
         return self.ends[-1]
 
 
-def fold(segments: Sequence[Segment]) -> list[Fold]:
-    """The roots of the folded tree, teachers first, then what more trials need."""
+def collapse(segments: Sequence[Segment]) -> list[SegmentGroup]:
+    """The roots of the collapsed tree: teachers first, then by how many trials use them."""
     below: dict[int | None, list[Segment]] = defaultdict(list)
     for segment in segments:
         below[segment.parent].append(segment)
-    names: dict[Any, int] = {}  # of shapes
-    shapes: list[int] = [0] * len(segments)
+    numbers: dict[Any, int] = {}  # of distinct subtrees
+    subtrees: list[int] = [0] * len(segments)
     for segment in reversed(segments):  # children before their parents
-        inner = tuple(sorted(shapes[child.number] for child in below[segment.number]))
-        shape = (segment.begin, segment.end, segment.kind, _taught(segment, segments), segment.pupils > 0, inner)
-        shapes[segment.number] = names.setdefault(shape, len(names))
-    places: dict[int, Fold] = {}
-    roots = _siblings(below[None], segments, below, shapes, places)
-    for number, place in places.items():
+        inner = tuple(sorted(subtrees[child.number] for child in below[segment.number]))
+        subtree = (segment.begin, segment.end, segment.kind, _teacher(segment, segments), segment.pupils > 0, inner)
+        subtrees[segment.number] = numbers.setdefault(subtree, len(numbers))
+    groups: dict[int, SegmentGroup] = {}
+    roots = _merge(below[None], segments, below, subtrees, groups)
+    for number, group in groups.items():
         teacher = segments[number].teacher
-        if teacher is not None and places[teacher] not in place.teachers:
-            place.teachers.append(places[teacher])
+        if teacher is not None and groups[teacher] not in group.teachers:
+            group.teachers.append(groups[teacher])
     return roots
 
 
-def _siblings(
-    alike: Sequence[Segment],
+def _merge(
+    siblings: Sequence[Segment],
     segments: Sequence[Segment],
     below: dict[int | None, list[Segment]],
-    shapes: Sequence[int],
-    places: dict[int, Fold],
-) -> list[Fold]:
-    groups: dict[int, list[Segment]] = defaultdict(list)
-    for segment in alike:
-        groups[shapes[segment.number]].append(segment)
-    folds = []
-    for group in groups.values():
-        first = group[0]
-        made = Fold(first.kind, first.begin, [first.end], len(group), sum(segment.users for segment in group))
-        made.teaches = [first.end] if first.pupils else []
-        made.taught_by = _taught(first, segments)
-        made.children = _siblings(
-            [child for segment in group for child in below[segment.number]], segments, below, shapes, places
-        )
-        # What goes on as before comes first.
-        made.children = [
-            *(c for c in made.children if c.kind == made.kind),
-            *(c for c in made.children if c.kind != made.kind),
-        ]
-        made.numbers = [segment.number for segment in group]
-        if len(made.children) == 1 and _goes_on(made, made.children[0]):
-            (last,) = made.children
-            made.ends += last.ends
-            made.teaches += last.teaches
-            made.children = last.children
-            made.numbers += last.numbers
-        places.update(dict.fromkeys(made.numbers, made))
-        folds.append(made)
-    return sorted(folds, key=lambda each: (not each.teaches, -each.users, each.kind, each.end))
+    subtrees: Sequence[int],
+    groups: dict[int, SegmentGroup],
+) -> list[SegmentGroup]:
+    """Group siblings by their subtrees, and enter each segment's group in `groups`."""
+    equal: dict[int, list[Segment]] = defaultdict(list)
+    for segment in siblings:
+        equal[subtrees[segment.number]].append(segment)
+    merged = []
+    for members in equal.values():
+        first = members[0]
+        group = SegmentGroup(first.kind, first.begin, [first.end], len(members), sum(s.users for s in members))
+        group.teaches = [first.end] if first.pupils else []
+        group.taught_by = _teacher(first, segments)
+        children = [child for segment in members for child in below[segment.number]]
+        group.children = _merge(children, segments, below, subtrees, groups)
+        group.children.sort(key=lambda child: child.kind != group.kind)  # what continues in the same way comes first
+        group.numbers = [segment.number for segment in members]
+        if len(group.children) == 1 and _continues(group, group.children[0]):
+            (last,) = group.children
+            group.ends += last.ends
+            group.teaches += last.teaches
+            group.children = last.children
+            group.numbers += last.numbers
+        groups.update(dict.fromkeys(group.numbers, group))
+        merged.append(group)
+    return sorted(merged, key=lambda group: (not group.teaches, -group.users, group.kind, group.end))
 
 
-def _goes_on(earlier: Fold, later: Fold) -> bool:
-    """Whether the second is but the rest of the first."""
+def _continues(earlier: SegmentGroup, later: SegmentGroup) -> bool:
+    """Whether the second group is nothing but the rest of the first."""
     return (later.kind, later.count, later.taught_by) == (earlier.kind, earlier.count, earlier.taught_by)
 
 
-def _taught(segment: Segment, segments: Sequence[Segment]) -> tuple[str, int] | None:
+def _teacher(segment: Segment, segments: Sequence[Segment]) -> tuple[str, int] | None:
+    """Kind and step of a segment's teacher."""
     if segment.teacher is None:
         return None
     teacher = segments[segment.teacher]

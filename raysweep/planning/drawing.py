@@ -1,4 +1,4 @@
-"""A plan for people: a folded tree and a table of costs in the terminal, the same as one SVG."""
+"""A plan for people: the collapsed tree and a table of costs in the terminal, and the same as one SVG."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.tree import Tree as Branches
 
 from raysweep.formats import short
 from raysweep.planning import price
-from raysweep.planning.collapse import Fold, fold
+from raysweep.planning.collapse import SegmentGroup, collapse
 from raysweep.planning.plan import Cost, Plan
-from raysweep.svg import finish, sheet, write
+from raysweep.svg import QUIET, finish, line, rectangle, sheet, write
 
-MOST = 40  # roots to draw; what is alike is one of them
+MOST = 40  # root groups that are drawn
 COLOURS = {
     "none": "#8d99a6",
     "self_guided": "#2f6fde",
@@ -27,21 +27,18 @@ COLOURS = {
     "layersync": "#c2417c",
     "dispersive": "#0aa3a3",
 }
+OTHER = "#444444"  # the colour of a method without one
 WAYS = {
     "together": "shared",
-    "by_hand": "alone, teachers once by hand",
+    "teachers_by_hand": "alone, teachers once by hand",
     "apart": "alone, each its own teacher",
 }
 WIDTH, LEFT, ROW, MARGIN = 1080, 330, 24, 20  # pixels
 
 
-def _figure(value: float) -> str:
-    return short(value) if value >= 1e5 else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def terminal(plan: Plan, price_per_gpu_hour: float | None) -> Iterator[RenderableType]:
-    """The tree, the table, and what they rest on."""
-    roots = fold(plan.segments)
+    """The tree, the table of costs, and the assumptions behind them."""
+    roots = collapse(plan.segments)
     tree = Branches(Text(_title(plan), style="bold"))
     for root in roots[:MOST]:
         _grow(tree, root)
@@ -53,60 +50,62 @@ def terminal(plan: Plan, price_per_gpu_hour: float | None) -> Iterator[Renderabl
 
 
 def svg(plan: Plan, price_per_gpu_hour: float | None) -> str:
-    """The same as a picture: a row for each kind of run, thicker where more are alike, then a bar for each cost."""
-    roots = fold(plan.segments)
-    bars: list[tuple[Fold, int]] = []
-    row = 0
+    """The plan as an SVG: a row for each group of equal runs (thicker for more runs), then a bar for each cost."""
+    roots = collapse(plan.segments)
+    rows: list[tuple[SegmentGroup, int]] = []
+    count = 0
     for root in roots[:MOST]:
-        row = _place(root, row, bars)
-    costs = [(f"{name}: {told}", cost) for name, told, cost in _costs(plan)]
-    below = MARGIN * 4 + ROW * row
-    height = below + ROW * (len(costs) + 3 + len(_remarks(plan)))
-    picture = sheet(WIDTH, height)
+        count = _place(root, count, rows)
+    costs, remarks = list(_costs(plan)), _remarks(plan)
+    below = MARGIN * 4 + ROW * count
+    picture = sheet(WIDTH, below + ROW * (len(costs) + 3 + len(remarks)))
     write(picture, MARGIN, MARGIN + 6, _title(plan), size=15, weight="bold")
     longest = max((segment.end for segment in plan.segments), default=1)
-    _axis(picture, longest, row)
-    for folded, place in bars:
-        _draw(picture, folded, place, longest)
+    _axis(picture, longest, count)
+    for group, row in rows:
+        _draw(picture, group, row, longest)
     if len(roots) > MOST:
         write(picture, MARGIN, below - 8, f"… and {len(roots) - MOST} more kinds")
-    most = max(cost.steps for _, cost in costs) or 1
-    for number, (told, cost) in enumerate(costs):
-        y = below + ROW * (number + 1)
+    most = max(cost.steps for _, _, cost in costs) or 1
+    for number, (name, way, cost) in enumerate(costs, start=1):
+        y = below + ROW * number
         width = (WIDTH - LEFT - MARGIN - 380) * cost.steps / most
-        colour = "#2f6fde" if "shared" in told else "#c3ccd6"
-        write(picture, MARGIN, y + 12, told)
-        ET.SubElement(picture, "rect", x=str(LEFT), y=str(y), width=f"{max(1.0, width):.1f}", height="15", fill=colour)
-        write(picture, LEFT + width + 8, y + 12, ", ".join(_words(cost, price_per_gpu_hour)))
-    for number, remark in enumerate(_remarks(plan)):
-        write(picture, MARGIN, below + ROW * (len(costs) + 2 + number), remark, size=11, colour="#66717d")
+        write(picture, MARGIN, y + 12, f"{name}: {way}")
+        rectangle(picture, (LEFT, y), max(1.0, width), 15, COLOURS["self_guided"] if way == "shared" else "#c3ccd6")
+        write(picture, LEFT + width + 8, y + 12, ", ".join(_figures(cost, price_per_gpu_hour)))
+    for number, remark in enumerate(remarks, start=len(costs) + 2):
+        write(picture, MARGIN, below + ROW * number, remark, size=11, colour=QUIET)
     return finish(picture)
+
+
+def _figure(value: float) -> str:
+    return short(value) if value >= 1e5 else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _title(plan: Plan) -> str:
     names = " + ".join(space.study for space in plan.spaces)
     steps = short(plan.grid.together.steps)
     return (
-        f"{names}: {len(plan.trials)} configurations, {len(plan.segments)} stages, {steps} steps, "
+        f"{names}: {len(plan.configurations)} configurations, {len(plan.segments)} segments, {steps} steps, "
         f"{short(plan.critical_path)} of them one after another"
     )
 
 
 def _costs(plan: Plan) -> Iterator[tuple[str, str, Cost]]:
+    """(what is trained, in which way, at what cost)."""
     for name, costs in (("all to their ends", plan.grid), (f"{plan.schedulers}, expected", plan.expected)):
         if costs:
-            yield from ((name, told, getattr(costs, way)) for way, told in WAYS.items())
+            yield from ((name, way, getattr(costs, attribute)) for attribute, way in WAYS.items())
 
 
-def _words(cost: Cost, price_per_gpu_hour: float | None) -> list[str]:
-    words = [
+def _figures(cost: Cost, price_per_gpu_hour: float | None) -> list[str]:
+    figures = [
         f"{short(cost.steps)} steps",
         f"{_figure(cost.gpu_hours)} GPU-hours",
         f"{_figure(cost.checkpoints_gib)} GiB",
     ]
-    return words + (
-        [f"{_figure(cost.gpu_hours * price_per_gpu_hour)} to pay"] if price_per_gpu_hour is not None else []
-    )
+    money = [] if price_per_gpu_hour is None else [f"{_figure(cost.gpu_hours * price_per_gpu_hour)} to pay"]
+    return figures + money
 
 
 def _table(plan: Plan, price_per_gpu_hour: float | None) -> Table:
@@ -116,7 +115,7 @@ def _table(plan: Plan, price_per_gpu_hour: float | None) -> Table:
         if name != "price" or price_per_gpu_hour is not None:
             table.add_column(name, justify="right")
     last = ""
-    for name, told, cost in _costs(plan):
+    for name, way, cost in _costs(plan):
         if name != last:
             table.add_section()
             table.add_row(name, style="bold")
@@ -125,7 +124,7 @@ def _table(plan: Plan, price_per_gpu_hour: float | None) -> Table:
         cells += [f"{cost.checkpoints:,.0f}", _figure(cost.checkpoints_gib)]
         if price_per_gpu_hour is not None:
             cells.append(_figure(cost.gpu_hours * price_per_gpu_hour))
-        table.add_row(f"  {told}", *cells)
+        table.add_row(f"  {way}", *cells)
     return table
 
 
@@ -134,32 +133,32 @@ def _remarks(plan: Plan) -> list[str]:
     return [*plan.notes, *expected, *price.ASSUMED]
 
 
-def _told(folded: Fold) -> str:
-    told = f"{folded.count} × {folded.kind}" if folded.count > 1 else folded.kind
-    if folded.taught_by:
-        told += f" by {folded.taught_by[0]} at {short(folded.taught_by[1])}"
-    return told
+def _label(group: SegmentGroup) -> str:
+    label = f"{group.count} × {group.kind}" if group.count > 1 else group.kind
+    if group.taught_by:
+        label += f" by {group.taught_by[0]} at {short(group.taught_by[1])}"
+    return label
 
 
-def _grow(tree: Branches, folded: Fold) -> None:
-    text = Text(_told(folded), style=COLOURS.get(folded.kind, ""))
-    text.append(f"  {short(folded.begin)} → {short(folded.end)}", style="default")
-    if folded.teaches:
-        text.append(f"  teaches at {', '.join(map(short, folded.teaches))}", style="default")
+def _grow(tree: Branches, group: SegmentGroup) -> None:
+    text = Text(_label(group), style=COLOURS.get(group.kind, ""))
+    text.append(f"  {short(group.begin)} → {short(group.end)}", style="default")
+    if group.teaches:
+        text.append(f"  teaches at {', '.join(map(short, group.teaches))}", style="default")
     branch = tree.add(text)
-    for child in folded.children:
+    for child in group.children:
         _grow(branch, child)
 
 
 # --- the picture
 
 
-def _place(folded: Fold, row: int, bars: list[tuple[Fold, int]]) -> int:
-    """Give a run and what follows it their rows, the first that follows its own; returns the next free one."""
-    bars.append((folded, row))
+def _place(group: SegmentGroup, row: int, rows: list[tuple[SegmentGroup, int]]) -> int:
+    """Give a group and its children rows; returns the next free one. The first child continues in its parent's row."""
+    rows.append((group, row))
     free = row
-    for child in folded.children:
-        free = _place(child, free, bars)
+    for child in group.children:
+        free = _place(child, free, rows)
     return max(free, row + 1)
 
 
@@ -172,49 +171,36 @@ def _y(row: int) -> float:
 
 
 def _axis(picture: ET.Element, longest: int, rows: int) -> None:
-    apart = 10 ** math.floor(math.log10(longest)) if longest > 1 else 1
-    if longest / apart > 8:
-        apart *= 2
-    for step in range(0, longest + 1, apart):
-        x = f"{_x(step, longest):.1f}"
-        ET.SubElement(
-            picture, "line", x1=x, x2=x, y1=str(MARGIN * 3 - 4), y2=f"{_y(rows) - ROW / 2:.1f}", stroke="#e4e8ec"
-        )
-        write(picture, float(x), MARGIN * 3 - 8, short(step), size=11, colour="#66717d", anchor="middle")
+    spacing = 10 ** math.floor(math.log10(longest)) if longest > 1 else 1
+    if longest / spacing > 8:
+        spacing *= 2
+    for step in range(0, longest + 1, spacing):
+        x = _x(step, longest)
+        line(picture, (x, MARGIN * 3 - 4), (x, _y(rows) - ROW / 2), "#e4e8ec")
+        write(picture, x, MARGIN * 3 - 8, short(step), size=11, colour=QUIET, anchor="middle")
 
 
-def _draw(picture: ET.Element, folded: Fold, row: int, longest: int) -> None:
-    left, right, y = _x(folded.begin, longest), _x(folded.end, longest), _y(row)
-    thick = min(17.0, 6 + 2.2 * math.log2(folded.count))
-    bar = ET.SubElement(picture, "rect", x=f"{left:.1f}", y=f"{y - thick / 2:.1f}", height=f"{thick:.1f}")
-    bar.set("width", f"{right - left:.1f}")
-    bar.set("fill", COLOURS.get(folded.kind, "#444444"))
-    publishes = ", ".join(map(short, folded.ends))
-    ET.SubElement(bar, "title").text = f"{_told(folded)}: publishes at {publishes}; trials through it: {folded.users}"
-    for end in folded.ends[:-1]:
-        x = f"{_x(end, longest):.1f}"
-        ET.SubElement(picture, "line", x1=x, x2=x, y1=f"{y - thick / 2:.1f}", y2=f"{y + thick / 2:.1f}", stroke="white")
-    for end in folded.teaches:
-        at = _x(end, longest)
-        ET.SubElement(
-            picture, "path", d=f"M{at:.1f} {y - 7:.1f} l5 7 l-5 7 l-5 -7 z", fill="white", stroke=COLOURS[folded.kind]
-        )
-    if folded.begin == 0:
-        write(picture, MARGIN, y + 4, _told(folded))
-    for child_row, child in _rows_below(folded, row):
+def _draw(picture: ET.Element, group: SegmentGroup, row: int, longest: int) -> None:
+    left, right, y = _x(group.begin, longest), _x(group.end, longest), _y(row)
+    thickness = min(17.0, 6 + 2.2 * math.log2(group.count))
+    colour = COLOURS.get(group.kind, OTHER)
+    bar = rectangle(picture, (left, y - thickness / 2), right - left, thickness, colour)
+    ends = ", ".join(map(short, group.ends))
+    ET.SubElement(bar, "title").text = f"{_label(group)}: checkpoints at {ends}; trials through it: {group.users}"
+    for end in group.ends[:-1]:
+        x = _x(end, longest)
+        line(picture, (x, y - thickness / 2), (x, y + thickness / 2), "white")
+    for end in group.teaches:
+        diamond = f"M{_x(end, longest):.1f} {y - 7:.1f} l5 7 l-5 7 l-5 -7 z"
+        ET.SubElement(picture, "path", d=diamond, fill="white", stroke=colour)
+    if group.begin == 0:
+        write(picture, MARGIN, y + 4, _label(group))
+    for child_row, child in _child_rows(group, row):
         if child_row != row:
-            ET.SubElement(
-                picture,
-                "line",
-                x1=f"{right:.1f}",
-                x2=f"{right:.1f}",
-                y1=f"{y:.1f}",
-                y2=f"{_y(child_row):.1f}",
-                stroke=COLOURS.get(child.kind, "#444444"),
-            )
+            line(picture, (right, y), (right, _y(child_row)), COLOURS.get(child.kind, OTHER))
 
 
-def _rows_below(folded: Fold, row: int) -> Iterator[tuple[int, Fold]]:
-    for child in folded.children:
+def _child_rows(group: SegmentGroup, row: int) -> Iterator[tuple[int, SegmentGroup]]:
+    for child in group.children:
         yield row, child
         row = _place(child, row, [])

@@ -1,4 +1,4 @@
-"""Learning curves for simulated sweeps: what probes would say, drawn by chance or measured by an earlier study."""
+"""Learning curves for simulated sweeps: what probes would measure, drawn at random or taken from an earlier study."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from trainables.config import error_name
 
 
 class Curve(Protocol):
-    """What probes say of configurations."""
+    """What probes measure of configurations."""
 
-    noise: float  # standard deviation of one probe of `probe.samples`, but for what all trials have in common
+    noise: float  # standard deviation of one probe with `probe.samples` samples, without what all trials have in common
 
     def final(self, chosen: Configuration) -> float:
-        """What a configuration is worth at its end."""
+        """The noise-free metric of a configuration at its end."""
 
     def __call__(self, chosen: Configuration, step: int, larger: int = 1) -> float:
-        """The metric of a configuration at a step, as a probe of `larger` times as many samples would measure it."""
+        """The metric of a configuration at a step, measured with `larger` times as many samples as usual."""
 
 
 @dataclass
 class Synthetic:
-    """Curves that fall as a power of the step to a final value of each configuration's own.
+    """Curves that fall as a power of the step to a final value, which differs from configuration to configuration.
 
-    At step s of N: final · (s/N)^-fall, with a slope that differs from one to another, so that they cross; a probe adds
-    noise. The final values are the published ones, or drawn like them.
+    At step s of N a curve has the value final · (s/N)^-fall. The exponent varies between configurations, so curves
+    cross. A probe adds noise. Final values are the reference values, or drawn at random where there are none.
     """
 
     seed: int = 0
     fall: float = 0.45
-    spread: float = 0.15  # standard deviation of the slopes, relative
+    spread: float = 0.15  # relative standard deviation of the exponents
     noise: float = 0.1  # standard deviation of one probe, in units of the metric
     finals: Sequence[float] = (20.0, 25.0, 30.0, 35.0)
 
     def final(self, chosen: Configuration) -> float:
-        """What the configuration is truly worth at its end."""
+        """The noise-free metric of a configuration at its end."""
         chance = random.Random(f"{self.seed} {chosen.run.model_dump_json()}")
         drawn = random.Random(chance.random()).choice(self.finals) * math.exp(chance.gauss(0, 0.03))
         return drawn if chosen.published is None else chosen.published
 
     def __call__(self, chosen: Configuration, step: int, larger: int = 1) -> float:
-        """As a probe would measure it."""
+        """The metric of a configuration at a step, with a probe's noise."""
         name = f"{self.seed} {chosen.run.model_dump_json()}"
         slope = self.fall * math.exp(random.Random(f"slope {name}").gauss(0, self.spread))
         error = random.Random(f"probe {step} {larger} {name}").gauss(0, self.noise / larger**0.5)
@@ -64,7 +64,7 @@ class Recorded:
 
     @classmethod
     def of(cls, study: StudyState) -> Recorded:
-        """Those of a study whose journal is in a store."""
+        """The curves of a study."""
         metric, error = study.metric, error_name(study.metric)
         measured = {t.number: {step: m[metric] for step, m in t.probes.items()} for t in study.distinct if t.probes}
         errors = [m[error] for trial in study.distinct for m in trial.probes.values() if error in m]
@@ -76,13 +76,15 @@ class Recorded:
         return point_key(chosen.point) in self.curves
 
     def final(self, chosen: Configuration) -> float:
-        """Its value at its end."""
+        """The measured metric of a configuration at its end."""
         return self(chosen, chosen.run.steps)
 
     def __call__(self, chosen: Configuration, step: int, larger: int = 1) -> float:
-        """What was measured at that step, whatever the
-        size of the probe; of a trial that was pruned before, its last value times how far those that
-        went on came from there, in the geometric mean."""
+        """What was measured at that step, whatever the size of the probe.
+
+        A trial that was pruned before that step continues from its last value by the mean relative change (geometric)
+        of the trials that were measured at both steps.
+        """
         curve = self.curves[point_key(chosen.point)]
         if step in curve:
             return curve[step]

@@ -1,4 +1,4 @@
-"""What search spaces will cost, before anything is spent. Needs the spaces alone: no data, no Ray, no torch."""
+"""What search spaces will cost, before anything is trained. Needs the spaces alone: no data, no Ray, no torch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ from raysweep.space.space import Space
 from raysweep.study.rungs import Rungs
 from trainables.config import ProbeSpec
 
-DRAWS = 8  # of random results, where not all configurations have published ones
-MANY = 500  # configurations from which on one draw tells enough
+DRAWS = 8  # random outcomes to average over, where some configurations have no reference value
+MANY = 500  # from this many configurations on, one outcome is precise enough
 
-Reached = list[tuple[Configuration, int]]  # and the step that it came to
+LastSteps = list[tuple[Configuration, int]]  # each configuration with the step at which it stops
 
 
 @dataclass
 class Cost:
-    """What an execution takes."""
+    """What one way of training takes. Counts are floats, because they may be means over several outcomes."""
 
     steps: float = 0
+    """Optimizer steps."""
     training_gpu_s: float = 0
+    """GPU-seconds of training."""
     probes: float = 0
+    """Number of probes."""
     probes_gpu_s: float = 0
+    """GPU-seconds of probes."""
     checkpoints: float = 0
+    """Number of checkpoints that are committed."""
     checkpoints_gib: float = 0
+    """Their size in GiB."""
 
     @property
     def gpu_hours(self) -> float:
-        """Of training and of probes."""
+        """GPU-hours of training and probes."""
         return (self.training_gpu_s + self.probes_gpu_s) / 3600
 
-    def as_dict(self, price_per_gpu_hour: float | None) -> dict[str, float]:
-        """As plain data, GPU time in hours."""
+    def as_dict(self, price_per_gpu_hour: float | None = None) -> dict[str, float]:
+        """The cost as plain data, with GPU time in hours; `money` only where a price is given."""
         facts = {"steps": self.steps, "gpu_hours": self.gpu_hours, "probe_gpu_hours": self.probes_gpu_s / 3600}
         facts |= {"probes": self.probes, "checkpoints": self.checkpoints, "checkpoints_gib": self.checkpoints_gib}
         return facts | ({"money": self.gpu_hours * price_per_gpu_hour} if price_per_gpu_hour is not None else {})
@@ -48,39 +54,59 @@ class Cost:
 
 @dataclass
 class Costs:
-    """The same trials, carried out in three ways: each stage once; each trial alone, with every distinct teacher
-    trained once by hand; each trial alone, with a teacher of its own."""
+    """The cost of the same trials, trained in three ways."""
 
     together: Cost
-    by_hand: Cost
+    """Each segment is trained once and shared, as raysweep does."""
+    teachers_by_hand: Cost
+    """Each trial is trained alone; each distinct teacher is trained once by hand beforehand."""
     apart: Cost
-    assumed: str  # about the results that decide what is pruned; nothing where nothing is
+    """Each trial is trained alone, with a teacher of its own."""
+    assumed: str
+    """The assumption about the results that decide which trials are pruned; empty where none is pruned."""
+
+    def as_dict(self, price_per_gpu_hour: float | None = None) -> dict[str, Any]:
+        """The costs as plain data."""
+        return {
+            "together": self.together.as_dict(price_per_gpu_hour),
+            "teachers_by_hand": self.teachers_by_hand.as_dict(price_per_gpu_hour),
+            "apart": self.apart.as_dict(price_per_gpu_hour),
+            "assumed": self.assumed,
+        }
 
 
 class Plan:
-    """The configurations of several spaces, each to its end, and the stages that they have in common."""
+    """What search spaces would train if they ran as one sweep, and what that costs.
+
+    Attributes:
+        spaces: the search spaces.
+        configurations: every configuration that would be proposed. Where a sampler would choose, random configurations
+            stand for its choice.
+        notes: sentences about what the plan leaves out or assumes of these spaces.
+    """
 
     def __init__(self, spaces: Sequence[Space]):
         self.notes: list[str] = []
-        self.trials = [chosen for space in spaces for chosen in configurations(space, self.notes)]
+        self.configurations = [chosen for space in spaces for chosen in configurations(space, self.notes)]
         self.spaces = list(spaces)
         self._tree = Tree(sorted({step for space in spaces for step in runs.milestones(space)}))
-        for chosen in self.trials:
+        for chosen in self.configurations:
             self._tree.add(chosen.run, chosen.run.steps)
 
     @property
     def segments(self) -> list[Segment]:
-        """All stretches of training, parents and teachers before those who need them."""
+        """All segments. Parents and teachers come before the segments that need them."""
         return self._tree.segments
 
     @property
     def schedulers(self) -> str:
-        """By what trials are pruned."""
-        return ", ".join(sorted({each.search.scheduler.kind for each in self.spaces if each.search.mode == "explore"}))
+        """The names of the schedulers that prune trials, separated by commas."""
+        exploring = [space for space in self.spaces if space.search.mode == "explore"]
+        return ", ".join(sorted({space.search.scheduler.kind for space in exploring}))
 
     @property
     def critical_path(self) -> int:
-        """Steps that follow each other whatever the number of machines: a teacher, then its student."""
+        """Optimizer steps that must follow one another on any number of machines: a teacher's, then its student's."""
         done: dict[int, int] = {}
         for segment in self.segments:
             before = [done[other] for other in (segment.parent, segment.teacher) if other is not None]
@@ -89,60 +115,53 @@ class Plan:
 
     @cached_property
     def grid(self) -> Costs:
-        """Every configuration to its end."""
-        return self._costs([[(chosen, chosen.run.steps) for chosen in self.trials]], "")
+        """The costs of training every configuration to its end."""
+        return self._costs([[(chosen, chosen.run.steps) for chosen in self.configurations]], "")
 
     @cached_property
     def expected(self) -> Costs | None:
-        """What the schedulers are expected to leave of it; None where no space asks for pruning."""
+        """The expected costs with pruning; None where no space prunes."""
         if all(space.search.mode != "explore" for space in self.spaces):
             return None
-        known = [chosen.published for chosen in self.trials if chosen.published is not None]
-        if len(known) == len(self.trials):
-            draws, how = 1, "the published FID at every rung"
+        known = [chosen.published for chosen in self.configurations if chosen.published is not None]
+        if len(known) == len(self.configurations):
+            draws, how = 1, "the reference FID at every rung"
         else:
-            draws = 1 if len(self.trials) > MANY else DRAWS
-            how = "published FIDs, and others like them" if known else "random results"
-            how += f" where there are none, in the mean of {draws}" if known else f", in the mean of {draws}"
-        reached = [self._play(random.Random(draw), known) for draw in range(draws)]
-        return self._costs(reached, f"all come to a rung before any goes on, in the order of proposal; {how}")
+            draws = 1 if len(self.configurations) > MANY else DRAWS
+            how = "reference FIDs, and values drawn from them where there are none" if known else "random results"
+            how += f"; mean of {draws} draws" if draws > 1 else "; one draw"
+        outcomes = [self._prune(random.Random(draw), known) for draw in range(draws)]
+        return self._costs(outcomes, f"all trials reach a rung before any goes on, in the order of proposal; {how}")
 
     def as_dict(self, price_per_gpu_hour: float | None = None) -> dict[str, Any]:
-        """As plain data."""
-        facts: dict[str, Any] = {"configurations": len(self.trials), "stages": len(self.segments)}
+        """The plan as plain data, as `raysweep plan --json` prints it."""
+        facts: dict[str, Any] = {"configurations": len(self.configurations), "stages": len(self.segments)}
         facts |= {"critical_path_steps": self.critical_path, "notes": self.notes, "assumed": price.ASSUMED}
         for name, costs in (("grid", self.grid), ("expected", self.expected)):
             if costs:
-                facts[name] = {
-                    "together": costs.together.as_dict(price_per_gpu_hour),
-                    "teachers_by_hand": costs.by_hand.as_dict(price_per_gpu_hour),
-                    "apart": costs.apart.as_dict(price_per_gpu_hour),
-                    "assumed": costs.assumed,
-                }
+                facts[name] = costs.as_dict(price_per_gpu_hour)
         return facts
 
-    # --- inside
-
-    def _costs(self, draws: Sequence[Reached], assumed: str) -> Costs:
-        """The mean over several ways that it may go."""
+    def _costs(self, outcomes: Sequence[LastSteps], assumed: str) -> Costs:
+        """The mean costs over several outcomes."""
         costs = Costs(Cost(), Cost(), Cost(), assumed)
-        for reached in draws:
-            share = 1 / len(draws)
-            ways = [(chosen, self._way(chosen, step)) for chosen, step in reached]
-            own = Counter(number for _, way in ways for number in way)
-            taught = [teacher for chosen, step in reached if step for teacher in runs.teachers(chosen.run)]
-            chains = [tuple(self._tree.chain(teacher.run, teacher.step)) for teacher in taught]
-            apart = own + Counter(number for chain in chains for number in chain)
-            by_hand = own + Counter(number for chain in set(chains) for number in chain)
-            # Trials that are still the same at a rung share its probe.
-            every = Counter((n, c.probe) for c, way in ways for n in way if self.segments[n].end in c.rungs)
-            self._add(costs.together, Counter(set(apart)), Counter(set(every)), share)
-            self._add(costs.by_hand, by_hand, every, share)
-            self._add(costs.apart, apart, every, share)
+        for outcome in outcomes:
+            share = 1 / len(outcomes)
+            chains = [(chosen, self._chain(chosen, step)) for chosen, step in outcome]
+            own = Counter(number for _, chain in chains for number in chain)
+            teachers = [teacher for chosen, step in outcome if step for teacher in runs.teachers(chosen.run)]
+            taught_by = [tuple(self._tree.chain(teacher.run, teacher.step)) for teacher in teachers]
+            apart = own + Counter(number for chain in taught_by for number in chain)
+            by_hand = own + Counter(number for chain in set(taught_by) for number in chain)
+            # Trials that have not parted yet at a rung share its probe.
+            probed = Counter((n, c.probe) for c, chain in chains for n in chain if self.segments[n].end in c.rungs)
+            self._add(costs.together, Counter(set(apart)), Counter(set(probed)), share)
+            self._add(costs.teachers_by_hand, by_hand, probed, share)
+            self._add(costs.apart, apart, probed, share)
         return costs
 
-    def _way(self, chosen: Configuration, step: int) -> list[int]:
-        """The stages of a configuration's own run as far as `step`, where it publishes."""
+    def _chain(self, chosen: Configuration, step: int) -> list[int]:
+        """The segments of a configuration's own run up to `step`, which is a milestone."""
         return [n for n in self._tree.chain(chosen.run, chosen.run.steps) if self.segments[n].end <= step]
 
     def _add(self, cost: Cost, trained: Counter[int], probed: Counter[tuple[int, ProbeSpec]], share: float) -> None:
@@ -156,26 +175,27 @@ class Plan:
             cost.probes += times * share
             cost.probes_gpu_s += price.probe_gpu_s(self.segments[number].run, spec) * times * share
 
-    def _play(self, chance: random.Random, known: Sequence[float]) -> Reached:
-        """How far each trial comes: all to a rung in the order of proposal, then those that go on to the next."""
-        reached: Reached = []
+    def _prune(self, chance: random.Random, known: Sequence[float]) -> LastSteps:
+        """The step at which each trial stops: all trials reach a rung in the order of proposal, then the survivors go
+        on to the next rung."""
+        stopped: LastSteps = []
         for space in self.spaces:
-            own = [chosen for chosen in self.trials if chosen.space is space]
+            own = [chosen for chosen in self.configurations if chosen.space is space]
             rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
-            others = [chance.choice(known) if known else chance.random() for _ in own]
-            worth = [other if c.published is None else c.published for c, other in zip(own, others, strict=True)]
+            drawn = [chance.choice(known) if known else chance.random() for _ in own]
+            values = [value if c.published is None else c.published for c, value in zip(own, drawn, strict=True)]
             alive = list(enumerate(own))
             depth = 0
             while alive:
-                going = []
+                survivors = []
                 for number, chosen in alive:
                     steps = rungs.judged(number, chosen.rungs)
                     step = steps[depth]
                     if space.search.mode != "explore" or step == chosen.rungs[-1]:
-                        reached.append((chosen, chosen.rungs[-1]))
-                    elif rungs.decide(step, number, worth[number]).go_on:
-                        going.append((number, chosen))
+                        stopped.append((chosen, chosen.rungs[-1]))
+                    elif rungs.decide(step, number, values[number]).go_on:
+                        survivors.append((number, chosen))
                     else:
-                        reached.append((chosen, step))
-                alive, depth = going, depth + 1
-        return reached
+                        stopped.append((chosen, step))
+                alive, depth = survivors, depth + 1
+        return stopped

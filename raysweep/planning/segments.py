@@ -1,18 +1,16 @@
-"""The tree of stages behind runs: what they have in common, told from their structure alone.
+"""The tree of segments behind runs, derived from the structure of their histories alone.
 
-A *stage* is a stretch of one history between two steps at which runs publish. Two runs share a stage when their
-histories at its end are equal. Here histories are told apart without the identity of data that may not be on this
-machine: no key is computed, nothing is read but the runs.
+A *segment* is the part of a history between two consecutive milestones. Two runs share a segment when their histories
+at its end are equal. No key is computed here and no file is read, so a plan works for data that is not on this machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep.planning import price
-from raysweep.space import runs
 from trainables.config import Phase, Recipe, Run
 
 _RECIPE = tuple(Recipe.model_fields)
@@ -20,62 +18,57 @@ _RECIPE = tuple(Recipe.model_fields)
 
 @dataclass
 class Segment:
-    """Steps `begin` to `end` of a history. `parent` and `teacher` are numbers of other stages, which come before."""
+    """Steps `begin` to `end` of a history."""
 
     number: int
     begin: int
     end: int
     run: Run
-    kind: str
-    parent: int | None
-    teacher: int | None
-    users: int = 0  # trials that train through it as their own
-    pupils: int = 0  # trials that are taught by its end
+    kind: str  # of the method's term that acts in it
+    parent: int | None  # the number of the segment that it continues; smaller than its own
+    teacher: int | None  # the number of the segment that ends in its teacher; smaller than its own
+    users: int = 0  # trials whose own run passes through it
+    pupils: int = 0  # trials whose teacher is the checkpoint at its end
 
     @property
     def steps(self) -> int:
+        """Optimizer steps in it."""
         return self.end - self.begin
 
     @property
     def gpu_s(self) -> float:
+        """Estimated GPU-seconds to train it once."""
         return self.steps * price.step_gpu_s(self.run, self.kind)
 
 
 class Tree:
-    """Stages by the structure of the history at their end, cut at `milestones`."""
+    """Segments by the structure of the history at their end, cut at `milestones`."""
 
     def __init__(self, milestones: Sequence[int]):
         self.segments: list[Segment] = []
         self._milestones = milestones
-        self._stage_of: dict[Any, int] = {}
+        self._by_identity: dict[Any, int] = {}
         self._chains: dict[tuple[Any, int], list[int]] = {}
-        self._shapes: dict[int, tuple[Run, Any]] = {}  # by identity; the run is kept, so that it stays its own
-        self._numbers: dict[Any, int] = {}  # small names for recipes and phases: hashing those takes long
+        self._structures: dict[int, tuple[Run, Any]] = {}  # by id(run); the run is kept so that its id stays taken
+        self._numbers: dict[Any, int] = {}  # small numbers in place of recipes and phases, which are slow to hash
 
     def add(self, run: Run, step: int) -> None:
-        """Note that a trial trains `run` to `step`."""
+        """Add a trial that trains `run` to `step`."""
         for number in self.chain(run, step):
             self.segments[number].users += 1
         if teacher := run.phases[0].teacher:
             self.segments[self.chain(teacher.run, teacher.step)[-1]].pupils += 1
 
-    def needs(self, run: Run, step: int) -> Iterator[int]:
-        """The stages of `run` to `step` and of all its teachers."""
-        if step:
-            yield from self.chain(run, step)
-            for teacher in runs.teachers(run):
-                yield from self.chain(teacher.run, teacher.step)
-
     def chain(self, run: Run, step: int) -> list[int]:
-        """The stages of `run` from 0 to `step`, in order."""
-        name = (self._shape(run), step)
+        """The numbers of the segments of `run` from 0 to `step`, in order."""
+        name = (self._structure(run), step)
         if name not in self._chains:
-            self._chains[name] = self._stages(run, step)
+            self._chains[name] = self._cut(run, step)
         return self._chains[name]
 
     def identity(self, run: Run, step: int) -> Any:
-        """Equal for two runs when their histories at `step` are, and only then."""
-        recipe, phases = self._shape(run)
+        """A hashable value that is equal for two runs exactly when their histories at `step` are equal."""
+        recipe, phases = self._structure(run)
         begins = (0, *(until for _, until in phases))
         return (
             recipe,
@@ -83,32 +76,32 @@ class Tree:
             *((n, min(until, step)) for (n, until), b in zip(phases, begins, strict=False) if b < step),
         )
 
-    def _stages(self, run: Run, step: int) -> list[int]:
-        found: list[int] = []
+    def _cut(self, run: Run, step: int) -> list[int]:
+        numbers: list[int] = []
         begin = 0
         for end in [*(m for m in self._milestones if m < step), step]:
             name = self.identity(run, end)
-            if name not in self._stage_of:
+            if name not in self._by_identity:
                 phase = run.phase_after(begin)
-                taught = self.chain(phase.teacher.run, phase.teacher.step)[-1] if phase.teacher else None
-                parent = found[-1] if found else None
-                self._stage_of[name] = len(self.segments)
-                self.segments.append(Segment(len(self.segments), begin, end, run, phase.term.kind, parent, taught))
-            found.append(self._stage_of[name])
+                teacher = self.chain(phase.teacher.run, phase.teacher.step)[-1] if phase.teacher else None
+                parent = numbers[-1] if numbers else None
+                self._by_identity[name] = len(self.segments)
+                self.segments.append(Segment(len(self.segments), begin, end, run, phase.term.kind, parent, teacher))
+            numbers.append(self._by_identity[name])
             begin = end
-        return found
+        return numbers
 
-    def _shape(self, run: Run) -> Any:
-        if id(run) not in self._shapes:
+    def _structure(self, run: Run) -> Any:
+        if id(run) not in self._structures:
             recipe = self._number(tuple(getattr(run, name) for name in _RECIPE))
             phases = tuple((self._number(self._phase(phase)), phase.until) for phase in run.phases)
-            self._shapes[id(run)] = (run, (recipe, phases))
-        return self._shapes[id(run)][1]
+            self._structures[id(run)] = (run, (recipe, phases))
+        return self._structures[id(run)][1]
 
     def _number(self, value: Any) -> int:
         return self._numbers.setdefault(value, len(self._numbers))
 
     def _phase(self, phase: Phase) -> Any:
-        taught = phase.teacher
-        named = (self.identity(taught.run, taught.step), taught.weights) if taught else None
-        return (phase.term, phase.projector_width, phase.encoder, named)
+        teacher = phase.teacher
+        taught_by = (self.identity(teacher.run, teacher.step), teacher.weights) if teacher else None
+        return (phase.term, phase.projector_width, phase.encoder, taught_by)

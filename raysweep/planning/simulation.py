@@ -1,7 +1,7 @@
-"""A sweep on a virtual clock: the study, the dispatcher and the scheduler that a real one has, over learning curves.
+"""A sweep on a virtual clock: the real study, dispatcher and scheduler, with learning curves in place of training.
 
-Nothing is trained. A lane sleeps for as long as the training would take at the speed that `price` assumes, and what a
-probe would say comes from a curve; the clock jumps from one event to the next.
+Nothing is trained. A lane sleeps for as long as the training would take at the speed that `price` assumes, a probe's
+result comes from a learning curve, and the clock jumps from one event to the next.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
 
-PLACES = 4  # for trials under way, for each lane
-STILL_S = 1e9  # no lane is without work for thirty years
+TRIALS_PER_LANE = 4  # that may be under way
+IDLE_S = 1e9  # how long an idle lane waits for a task: for ever, on a virtual clock
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that does not wait: when nothing is ready, its clock jumps to what comes next."""
+    """An event loop that never waits: when nothing is ready, its clock jumps to the next timer."""
 
     def __init__(self) -> None:
         super().__init__(_Jump(self))
@@ -52,41 +52,41 @@ class _Jump(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("the simulation stands still: everybody waits for somebody else")
+            raise RuntimeError("the simulation is stuck: no task is ready and no timer is set")
         self._loop.now += max(0.0, timeout)
         return super().select(0)
 
 
 class MemoryStore(Store):
-    """A store without files: what is published is only noted."""
+    """A store without files, which only remembers what was committed."""
 
     def __init__(self) -> None:
         self.uri, self.mark = "memory", None
         self._files: dict[str, bytes] = {}
         self._published: dict[str, StoredCheckpoint] = {}
-        self._depths: set[int] = set()
+        self._ends: set[int] = set()
         self._records: dict[tuple[str, str], dict[str, Any]] = {}
 
     def note(self, run: Run, begin: int, end: int) -> None:
-        """`run` has come from `begin` to `end`."""
+        """Remember that `run` was trained from `begin` to `end`."""
         key = history.key(run, end)
         self._published[key] = StoredCheckpoint(key, end, {"from_step": begin})
-        self._depths.add(end)
+        self._ends.add(end)
 
     def find(self, run: Run, step: int) -> StoredCheckpoint | None:
-        return self._published.get(history.key(run, step)) if step in self._depths else None
+        return self._published.get(history.key(run, step)) if step in self._ends else None
 
     def deepest(self, run: Run, step: int) -> StoredCheckpoint | None:
-        for depth in sorted(self._depths, reverse=True):
-            if depth <= step and (found := self.find(run, depth)):
-                return found
+        for end in sorted(self._ends, reverse=True):
+            if end <= step and (checkpoint := self.find(run, end)):
+                return checkpoint
         return None
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         return self._records.get((kind, key))
 
     def keep(self, kind: str, key: str, record: dict[str, Any]) -> None:
-        """Note a record."""
+        """Remember a record."""
         self._records[kind, key] = record
 
     @contextlib.contextmanager
@@ -108,45 +108,48 @@ class MemoryStore(Store):
 
 @dataclass
 class Outcome:
-    """What a simulated sweep took and found. Steps are optimizer steps."""
+    """What a simulated sweep cost, and the best metric over time."""
 
     study: StudyState
-    hours: float  # until the last trial ended
-    steps: int
+    hours: float  # wall time until the last trial ended
+    steps: int  # optimizer steps trained, teachers included
     training_gpu_hours: float
     probe_gpu_hours: float
-    found: list[tuple[float, float]]  # (hours, the best metric among complete trials from then on)
+    best: list[tuple[float, float]]  # (hours, metric): each time a better complete trial became known
 
     @property
     def gpu_hours(self) -> float:
-        """Of training and probes."""
+        """GPU-hours of training and probes."""
         return self.training_gpu_hours + self.probe_gpu_hours
 
     @property
     def complete(self) -> list[TrialState]:
-        """The trials that came to their end."""
+        """The trials that were trained to their end."""
         return [trial for trial in self.study.distinct if trial.state == "COMPLETE"]
 
 
 def simulate(
     space: Space,
-    wanted: Sequence[Configuration],
+    configurations: Sequence[Configuration],
     curve: Curve,
     lanes: int,
     gpus_per_lane: int = 8,
     sharing: bool = True,
 ) -> Outcome:
-    """Run all `wanted` configurations, in their order, as a sweep of `space` would on `lanes` lanes.
+    """Simulate a sweep of `space` on `lanes` lanes that proposes `configurations` in their order.
 
     Args:
-        sharing: otherwise as trial-based tuners do: each trial trains a teacher of its own, and nothing of another's.
+        curve: what probes measure.
+        gpus_per_lane: GPUs of one lane; training is assumed to speed up linearly with them.
+        sharing: whether trials share segments. If not, each trial trains everything itself, its teacher included, as
+            trial-based tuners do.
     """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(_Sweep(space, wanted, curve, lanes, gpus_per_lane, sharing).run())
+        return runner.run(_Sweep(space, configurations, curve, lanes, gpus_per_lane, sharing).run())
 
 
 class _Study(StudyState):
-    """A study whose probes are compared by `compare`: they exist in name only."""
+    """A study that compares trials by `compare`, because a simulation has no samples to compare."""
 
     compare: Callable[[TrialState, TrialState, int, Recheck | None], Difference]
 
@@ -158,7 +161,7 @@ class _Sweep:
     def __init__(
         self,
         space: Space,
-        wanted: Sequence[Configuration],
+        configurations: Sequence[Configuration],
         curve: Curve,
         lanes: int,
         gpus: int,
@@ -168,32 +171,32 @@ class _Sweep:
         self.study = _Study(space, self.store)
         self.study.compare = self._compare
         self.dispatcher = Dispatcher(self.store, self.study.milestones, lanes)
-        self.wanted, self.curve, self.gpus, self.sharing = list(reversed(wanted)), curve, gpus, sharing
+        self.pending, self.curve, self.gpus, self.sharing = list(reversed(configurations)), curve, gpus, sharing
         self.chosen: dict[int, Configuration] = {}
-        self.order = EventOrder(self.study, self._propose, PLACES * lanes)
+        self.order = EventOrder(self.study, self._propose, TRIALS_PER_LANE * lanes)
         self.lanes, self.training_s, self.probe_s = lanes, 0.0, 0.0
-        self.found: list[tuple[float, float]] = []
+        self.best: list[tuple[float, float]] = []
 
     async def run(self) -> Outcome:
         clock = asyncio.get_running_loop().time
-        working = [asyncio.create_task(self._lane(lane)) for lane in range(self.lanes)]
-        going: set[asyncio.Task[None]] = set()
+        lanes = [asyncio.create_task(self._lane(lane)) for lane in range(self.lanes)]
+        rung_tasks: set[asyncio.Task[None]] = set()
         while not self.order.finished:
             while rung_task := self.order.next():
-                going.add(asyncio.create_task(self._run_rung_task(rung_task)))
-            if going:
-                ended, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
-                for leg_ended in ended:
-                    leg_ended.result()
+                rung_tasks.add(asyncio.create_task(self._run_rung_task(rung_task)))
+            if rung_tasks:
+                done, rung_tasks = await asyncio.wait(rung_tasks, return_when=asyncio.FIRST_COMPLETED)
+                for finished in done:
+                    finished.result()  # raises what the task raised
         hours = clock() / 3600
         await self.dispatcher.close()
-        await asyncio.gather(*working)
+        await asyncio.gather(*lanes)
         training, probes = (seconds * self.gpus / 3600 for seconds in (self.training_s, self.probe_s))
-        return Outcome(self.study, hours, self.dispatcher.computed_steps, training, probes, self.found)
+        return Outcome(self.study, hours, self.dispatcher.computed_steps, training, probes, self.best)
 
     def _propose(self) -> TrialState | None:
-        while self.wanted:
-            chosen = self.wanted.pop()
+        while self.pending:
+            chosen = self.pending.pop()
             trial = self.study.propose(chosen.point)
             if trial.repeats is None:
                 self.chosen[trial.number] = chosen
@@ -208,13 +211,13 @@ class _Sweep:
         value = self.curve(self.chosen[rung_task.trial], rung_task.step)
         self.order.probed(rung_task, dict.fromkeys(self.study.space.probe.measured, value))
         best = self.study.best
-        if best and (not self.found or best.last(self.study.metric) != self.found[-1][1]):
-            self.found.append((asyncio.get_running_loop().time() / 3600, best.last(self.study.metric) or math.inf))
+        if best and (not self.best or best.last(self.study.metric) != self.best[-1][1]):
+            self.best.append((asyncio.get_running_loop().time() / 3600, best.last(self.study.metric) or math.inf))
 
     def _compare(self, trial: TrialState, rival: TrialState, step: int, recheck: Recheck | None) -> Difference:
-        """What the probes of two trials say: `larger` times as many samples have so much less variance."""
+        """The difference between two trials' probes. A recheck draws more samples, so its variance is smaller."""
         larger = self._probe(trial.number, recheck).samples // self._probe(trial.number, None).samples
-        one, other = (self.curve(self.chosen[each.number], step, larger) for each in (trial, rival))
+        one, other = (self.curve(self.chosen[t.number], step, larger) for t in (trial, rival))
         return Difference(one - other, self.curve.noise * (2 / larger) ** 0.5)
 
     def _probe(self, number: int, recheck: Recheck | None) -> ProbeSpec:
@@ -222,9 +225,9 @@ class _Sweep:
         return probe.model_copy(update={"samples": recheck.samples}) if recheck else probe
 
     async def _lane(self, lane: int) -> None:
-        while (task := await self.dispatcher.next(lane, STILL_S)) != "stop":
+        while (task := await self.dispatcher.next(lane, IDLE_S)) != "stop":
             if not isinstance(task, Task):
-                raise RuntimeError("the simulation stands still: trials wait, and no lane has work")
+                raise RuntimeError("the simulation is stuck: trials wait, and no lane has a task")
             seconds = self._seconds(task)
             await asyncio.sleep(seconds)
             if task.kind == "train":
@@ -244,7 +247,7 @@ class _Sweep:
 
 
 def _alone(run: Run, number: int) -> Run:
-    """The same run with a history that no other trial shares."""
+    """The same run with a history that no other trial shares: all its seeds are the trial's number."""
     phases = []
     for phase in run.phases:
         teacher = phase.teacher
@@ -254,7 +257,7 @@ def _alone(run: Run, number: int) -> Run:
     return run.model_copy(update={"seed": number, "phases": tuple(phases)})
 
 
-def take_on_trust() -> None:
-    """From here on this process tells data and encoders apart by their names, whether or not they are here."""
+def trust_names() -> None:
+    """From here on this process identifies data and encoders by their names, whether or not their files are here."""
     for name in (*catalog.DATASETS, "dinov2", "effnet_lite0"):
         catalog.TRUSTED[name] = f"simulated {name}"

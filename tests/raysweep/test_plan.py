@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raysweep.commands.run import main
 from raysweep.planning import price
-from raysweep.planning.collapse import fold
+from raysweep.planning.collapse import collapse
 from raysweep.planning.plan import Plan
 from raysweep.planning.segments import Tree
 from raysweep.space import runs, space
@@ -42,7 +42,7 @@ def ninety(raw: dict) -> None:
 
 
 def steps(costs) -> tuple[float, float, float]:
-    return (costs.together.steps, costs.by_hand.steps, costs.apart.steps)
+    return (costs.together.steps, costs.teachers_by_hand.steps, costs.apart.steps)
 
 
 def test_table_5_costs_what_the_paper_s_arithmetic_says():
@@ -110,7 +110,7 @@ def test_sizes_are_those_of_the_networks(backbone):
 
 def test_what_is_alike_is_drawn_once_and_nothing_is_left_out(tmp_path):
     plan = Plan([altered(tmp_path, "table5", ninety)])
-    roots = fold(plan.segments)
+    roots = collapse(plan.segments)
 
     def lengths(folded) -> int:
         return folded.count * (folded.end - folded.begin) + sum(map(lengths, folded.children))

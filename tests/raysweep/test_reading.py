@@ -16,7 +16,7 @@ from scipy import stats
 
 from raysweep.commands import report as report_command
 from raysweep.planning.learning_curves import Synthetic
-from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.planning.simulation import simulate, trust_names
 from raysweep.report import lineage, lineage_svg, plots, report, tables
 from raysweep.report.agreement import agreement
 from raysweep.report.importance import importances, interactive
@@ -73,7 +73,7 @@ def on_trust(monkeypatch):
 
 
 def simulated(trials: int) -> tuple[StudyState, dict]:
-    take_on_trust()
+    trust_names()
     wide = space.load(SPACES / "table5.yaml", "cluster", [f"search.trials={trials}"])
     study = simulate(wide, list(configurations(wide, []))[:trials], Synthetic(), lanes=50).study
     return study, summary.summary(study)

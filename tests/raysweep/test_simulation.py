@@ -4,7 +4,7 @@ import pytest
 
 from raysweep.planning.learning_curves import Recorded, Synthetic
 from raysweep.planning.plan import Plan
-from raysweep.planning.simulation import simulate, take_on_trust
+from raysweep.planning.simulation import simulate, trust_names
 from raysweep.space import space
 from raysweep.space.configurations import configurations
 from raysweep.study.state import StudyState
@@ -25,7 +25,7 @@ search: {rungs: [50000, 100000, 200000], trials: 40, scheduler: {kind: asha, eta
 @pytest.fixture(autouse=True)
 def trusted(monkeypatch):
     monkeypatch.setattr(catalog, "TRUSTED", {})
-    take_on_trust()
+    trust_names()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_more_lanes_take_less_time_until_the_critical_path_is_left(loaded):
 def test_the_same_sweep_again_is_the_same(loaded):
     every = list(configurations(loaded, []))
     one, other = (simulate(loaded, every, Synthetic(seed=3), lanes=3) for _ in range(2))
-    assert (one.hours, one.steps, one.found) == (other.hours, other.steps, other.found)
+    assert (one.hours, one.steps, one.best) == (other.hours, other.steps, other.best)
     assert [t.decisions for t in one.study.trials] == [t.decisions for t in other.study.trials]
 
 
