@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import step as steps_of
 
-from trainables.backbones.cost import Cost, cost
+from trainables.backbones.costs import Cost, cost
 from trainables.config import BACKBONES, BackboneSize
 
 USUAL = ["SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2", "LightningDiT-B/1", "LightningDiT-XL/1"]

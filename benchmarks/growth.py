@@ -150,10 +150,10 @@ def accumulate(batch: int, images: int, micro_batch: int) -> Row:
     import torch
 
     from trainables.config import NoTerm, Phase, Recipe, Run
-    from trainables.datasets.encode import Normalisation
+    from trainables.datasets.autoencoders import Normalisation
     from trainables.datasets.latent_files import Held
     from trainables.datasets.latent_set import LatentSet
-    from trainables.training.train import Context, train
+    from trainables.training.loop import Context, train
 
     count, classes = 1024, 10
     latents = torch.randn(count, 2, *LATENT)

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import step as steps_of
 
 from trainables.config import BACKBONES, Recipe, Run
-from trainables.training.train import Context, build_backbone, train_together
+from trainables.training.loop import Context, build_backbone, train_together
 
 
 def guided(name: str, options: argparse.Namespace) -> tuple[Run, ...]:

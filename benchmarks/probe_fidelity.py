@@ -36,8 +36,8 @@ from raysweep.study.costs import charges
 from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec
-from trainables.evaluation.probe import Probed
-from trainables.training.train import Context
+from trainables.evaluation.probing import Probed
+from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
 FULL = {"sampler": "euler_maruyama", "steps": 250}

@@ -34,7 +34,7 @@ from raysweep.store.store import Store
 from trainables.config import BACKBONES, NoTerm, Phase, Run
 from trainables.datasets.latent_set import LatentSet
 from trainables.training.checkpoint import Checkpoint
-from trainables.training.train import Context, train
+from trainables.training.loop import Context, train
 
 EVERY_S = 600  # launch.checkpoint_every_s
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trainables import backbones
 from trainables.config import BACKBONES, ProbeSpec
-from trainables.evaluation.probe import chunk, sample
+from trainables.evaluation.probing import chunk, sample
 
 SAMPLERS = {
     "SDE, 250 steps": ("euler_maruyama", 250),

@@ -98,7 +98,7 @@ def trial_based(config: dict[str, Any]) -> None:
     from ray import tune
 
     from trainables.config import ProbeSpec
-    from trainables.training.train import Context
+    from trainables.training.loop import Context
     from trainables.training.worker_cache import WorkerCache
 
     torch.set_num_threads(1)

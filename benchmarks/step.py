@@ -42,12 +42,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reference
 
-from trainables.backbones.cost import cost
+from trainables.backbones.costs import cost
 from trainables.config import BACKBONES, NoTerm, Phase, Recipe, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
-from trainables.datasets.encode import Normalisation
+from trainables.datasets.autoencoders import Normalisation
 from trainables.datasets.latent_files import Held
 from trainables.datasets.latent_set import LatentSet
-from trainables.training.train import Context, Outcome, build_backbone, train_together
+from trainables.training.loop import Context, Outcome, build_backbone, train_together
 
 WARM_UP = 3  # steps that are not timed
 IMAGES = 512

@@ -19,7 +19,7 @@ from raysweep.study.proposals import Proposals
 from raysweep.study.state import StudyState
 from raysweep.tracking.optuna_dashboard import Dashboard
 from trainables.config import Run, TeacherRef
-from trainables.training.train import Context
+from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
 

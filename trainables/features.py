@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.datasets import catalog
-from trainables.datasets.encode import Autoencoder, encode, normalisation
+from trainables.datasets.autoencoders import Autoencoder, encode, normalisation
 from trainables.datasets.latent_set import load_images
 from trainables.draws import generator
 from trainables.interpolant import Path, interpolate

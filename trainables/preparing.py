@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables.datasets.encode import Autoencoder, encode
+from trainables.datasets.autoencoders import Autoencoder, encode
 from trainables.datasets.images import Unreadable, centre_crop, decode
 from trainables.evaluation.detectors import Detector
 

@@ -29,7 +29,7 @@ from trainables import features, snapshot
 from trainables.datasets.catalog import DataSet
 from trainables.features import Scene, Separability
 from trainables.snapshot import Snapshot
-from trainables.training.train import Context
+from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
 # Paul Tol's "muted", safe for colour-blind readers: as many classes as are shown.

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from raysweep.commands.common import guarded
 from raysweep.errors import UserError
-from trainables.backbones.cost import Cost, Latent, cost
+from trainables.backbones.costs import Cost, Latent, cost
 from trainables.config import BACKBONES
 
 LATENTS: dict[str, Latent] = {"SiT": (4, 32, 32), "LightningDiT": (32, 16, 16)}  # of each family's autoencoder, 256 px

@@ -27,7 +27,13 @@ from raysweep.store.files import Files
 from raysweep.uris import public
 from trainables.config import ProbeSpec
 from trainables.datasets import catalog, checks, prepared
-from trainables.datasets.encode import Autoencoder, autoencoder_identity, normalisation, normalised_by, open_autoencoder
+from trainables.datasets.autoencoders import (
+    Autoencoder,
+    autoencoder_identity,
+    normalisation,
+    normalised_by,
+    open_autoencoder,
+)
 
 DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)), "inception": ProbeSpec()}
 

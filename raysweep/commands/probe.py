@@ -23,11 +23,11 @@ from raysweep.space.explain import explain
 from raysweep.store.store import Store
 from trainables import snapshot
 from trainables.config import ProbeSpec, error_name
-from trainables.datasets import checks, encode
+from trainables.datasets import autoencoders, checks
 from trainables.datasets.catalog import DataSet
-from trainables.evaluation.probe import Probed, probe, save_grid
+from trainables.evaluation.probing import Probed, probe, save_grid
 from trainables.snapshot import Snapshot
-from trainables.training.train import Context
+from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
 DEFAULTS = ProbeSpec()
@@ -125,7 +125,7 @@ def _autoencoder(worker_cache: WorkerCache, path: Path | None, probed: Snapshot,
     if not (path / "config.json").is_file():
         raise UserError(f"--autoencoder {path}: no config.json there; give a folder of diffusers' AutoencoderKL")
     try:
-        autoencoder = encode.load_autoencoder(path).to(worker_cache.context.device)
+        autoencoder = autoencoders.load_autoencoder(path).to(worker_cache.context.device)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--autoencoder {path}: {reason}; give a folder of diffusers' AutoencoderKL") from None

@@ -11,7 +11,7 @@ import json
 from rich.console import Console
 
 from raysweep.commands.common import guarded
-from raysweep.space.schema import schema
+from raysweep.space.schema import json_schema
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print(options: argparse.Namespace, console: Console) -> None:
-    print(json.dumps(schema(), indent=1, ensure_ascii=False))
+    print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 
 def parser() -> argparse.ArgumentParser:

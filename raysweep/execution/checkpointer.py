@@ -15,7 +15,7 @@ from typing import Any
 
 from raysweep.store.store import Store
 from trainables.config import Run
-from trainables.training.train import Outcome
+from trainables.training.loop import Outcome
 
 Facts = Callable[[Run, int], dict[str, Any]]
 

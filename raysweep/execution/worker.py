@@ -31,7 +31,7 @@ from raysweep.store.probe_shards import Shards
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
 from trainables.config import Run, TeacherRef
 from trainables.datasets import catalog
-from trainables.training.train import Context, NonFiniteLoss, Outcome
+from trainables.training.loop import Context, NonFiniteLoss, Outcome
 from trainables.training.worker_cache import WorkerCache
 
 RETRY_LIMIT_S = 5.0  # how long a worker waits for work before it shows its fellows that it is alive

@@ -33,7 +33,7 @@ ASSUMED = (
 
 @lru_cache
 def multiply_adds(backbone: str, data: str) -> float:
-    """Multiply-adds of one forward pass for one image; within 1% of `trainables.backbones.cost`."""
+    """Multiply-adds of one forward pass for one image; within 1% of `trainables.backbones.costs`."""
     size, (channels, height, width) = BACKBONES[backbone], catalog.find(data).latent_shape
     tokens = (height // size.patch) * (width // size.patch)
     blocks = size.depth * (12 * tokens * size.width**2 + 2 * tokens**2 * size.width)
@@ -43,7 +43,7 @@ def multiply_adds(backbone: str, data: str) -> float:
 
 @lru_cache
 def parameters(backbone: str, data: str) -> float:
-    """Trained parameters; within 1% of `trainables.backbones.cost`."""
+    """Trained parameters; within 1% of `trainables.backbones.costs`."""
     size, known = BACKBONES[backbone], catalog.find(data)
     channels, _, _ = known.latent_shape
     around = known.num_classes + 2 * channels * size.patch**2 + 262  # labels, patch embedding and output, time

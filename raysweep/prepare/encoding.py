@@ -23,7 +23,7 @@ from raysweep.errors import UserError
 from raysweep.prepare.sources import Item, Latents, Picture, Reader, Source
 from raysweep.store.files import Files
 from trainables.config import ProbeSpec
-from trainables.datasets.encode import Normalisation, load_autoencoder
+from trainables.datasets.autoencoders import Normalisation, load_autoencoder
 from trainables.evaluation import detectors
 from trainables.preparing import Cut, Encoder, Rows, as_float16, cut
 from trainables.snapshot import best_device

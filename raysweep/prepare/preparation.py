@@ -23,7 +23,7 @@ from raysweep.errors import UserError
 from raysweep.prepare.encoding import CHUNK, Wanted, encoded
 from raysweep.prepare.sources import Item, Source
 from raysweep.store.files import Files
-from trainables.datasets.encode import Autoencoder, Normalisation, save_autoencoder
+from trainables.datasets.autoencoders import Autoencoder, Normalisation, save_autoencoder
 from trainables.datasets.latent_files import content_sha256, write_shard
 from trainables.datasets.prepared import MANIFEST, Prepared
 from trainables.evaluation.reference import Gatherings

@@ -28,7 +28,7 @@ _RANGES = {
 }
 
 
-def schema() -> Schema:
+def json_schema() -> Schema:
     """The schema (JSON Schema 2020-12)."""
     file, trial = SpaceFile.model_json_schema(), Trial.model_json_schema()
     definitions = file.pop("$defs") | trial.pop("$defs")

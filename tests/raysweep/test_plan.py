@@ -19,7 +19,7 @@ from raysweep.planning.plan import Plan
 from raysweep.planning.segments import Tree
 from raysweep.space import runs, space
 from raysweep.store import history
-from trainables.backbones.cost import cost
+from trainables.backbones.costs import cost
 from trainables.config import BACKBONES
 from trainables.datasets.catalog import DATASETS
 

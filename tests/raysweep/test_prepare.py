@@ -17,7 +17,7 @@ from raysweep.commands import prepare
 from raysweep.prepare.preparation import PROGRESS, Preparation
 from raysweep.store.files import Files
 from trainables.datasets import catalog, prepared
-from trainables.datasets.encode import load_autoencoder, normalisation
+from trainables.datasets.autoencoders import load_autoencoder, normalisation
 from trainables.datasets.images import centre_crop
 from trainables.datasets.latent_files import Shard
 from trainables.datasets.latent_set import load_latents

@@ -18,7 +18,7 @@ from trainables.datasets import catalog
 from trainables.datasets.latent_set import load_latents
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception
 from trainables.training.checkpoint import Checkpoint, load_weights
-from trainables.training.train import Context, train
+from trainables.training.loop import Context, train
 from trainables.training.worker_cache import WorkerCache
 
 pytestmark = pytest.mark.slow  # the real images go through the detector once

@@ -8,7 +8,7 @@ from raysweep.execution.checkpointer import Publisher
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, Run
 from trainables.datasets.latent_set import load_latents
-from trainables.training.train import Context, Outcome, train
+from trainables.training.loop import Context, Outcome, train
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=6, term=NoTerm())])
 

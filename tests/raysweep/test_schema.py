@@ -8,7 +8,7 @@ import pytest
 
 from raysweep.errors import UserError
 from raysweep.space import space, yaml_file
-from raysweep.space.schema import schema
+from raysweep.space.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "schema" / "search-space.json"
@@ -52,14 +52,14 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.Draft202012Validator:
-    made = schema()
+    made = json_schema()
     jsonschema.Draft202012Validator.check_schema(made)
     return jsonschema.Draft202012Validator(made)
 
 
 def test_what_is_published_is_up_to_date():
     """If not: raysweep schema > docs/schema/search-space.json"""
-    assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == schema()
+    assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == json_schema()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
@@ -94,5 +94,5 @@ def test_every_key_has_a_description_to_show():
             for value in node:
                 yield from properties(value)
 
-    silent = {key for key, value in properties(schema()) if "description" not in value and "$ref" not in value}
+    silent = {key for key, value in properties(json_schema()) if "description" not in value and "$ref" not in value}
     assert silent <= {"kind", "layers"}

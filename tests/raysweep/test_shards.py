@@ -14,8 +14,8 @@ from raysweep.store.probe_shards import Shards
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, ProbeSpec, Run
 from trainables.datasets.latent_set import load_latents
-from trainables.evaluation.probe import Probed, chunk
-from trainables.training.train import Context, train
+from trainables.evaluation.probing import Probed, chunk
+from trainables.training.loop import Context, train
 from trainables.training.worker_cache import WorkerCache
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, ema_decay=0.5, phases=[Phase(until=2, term=NoTerm())])

@@ -14,7 +14,7 @@ from raysweep.store import history
 from raysweep.store.leases import Leases
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
 from trainables.config import Run
-from trainables.training.train import Context
+from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
 TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"

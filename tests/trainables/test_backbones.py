@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables import backbones
 from trainables.backbones import BACKBONES, LightningDiT, SiT
-from trainables.backbones.cost import cost
+from trainables.backbones.costs import cost
 from trainables.backbones.lightningdit import Rotary
 
 TINY: dict[str, Any] = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables import backbones, features
-from trainables.datasets.encode import load_autoencoder
+from trainables.datasets.autoencoders import load_autoencoder
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from trainables.datasets.encode import encode, open_autoencoder
+from trainables.datasets.autoencoders import encode, open_autoencoder
 
 LEVELS, BLOCKS, LATENT = (32, 32, 64), 1, 4
 

@@ -20,10 +20,10 @@ from trainables.evaluation.detectors import Seen
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, prepare
-from trainables.evaluation.inception_score import inception_score_estimate
-from trainables.evaluation.kernel_distance import kernel_distance, kernel_estimate
-from trainables.evaluation.precision_recall import precision_recall_estimates
+from trainables.evaluation.kernel import kernel_distance, kernel_estimate
+from trainables.evaluation.manifold import precision_recall_estimates
 from trainables.evaluation.reference import Reference
+from trainables.evaluation.score import inception_score_estimate
 from trainables.evaluation.statistics import FeatureStatistics
 
 clean_fid = pytest.importorskip("cleanfid.fid")

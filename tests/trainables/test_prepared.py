@@ -13,7 +13,7 @@ import torch
 from pyarrow import fs
 
 from trainables.datasets import catalog, prepared
-from trainables.datasets.encode import autoencoder_identity, load_autoencoder, save_autoencoder
+from trainables.datasets.autoencoders import autoencoder_identity, load_autoencoder, save_autoencoder
 from trainables.datasets.latent_files import Mapped, Shard, content_sha256, write_shard
 from trainables.datasets.latent_set import load_latents
 

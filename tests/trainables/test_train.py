@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-import trainables.training.train as training
+import trainables.training.loop as training
 from trainables.config import (
     DispersiveTerm,
     EncoderSpec,
@@ -30,7 +30,7 @@ from trainables.methods import Batch, Guide
 from trainables.methods.self_guided import extrapolate, guided_feature
 from trainables.training import ema
 from trainables.training.checkpoint import Checkpoint
-from trainables.training.train import (
+from trainables.training.loop import (
     Context,
     NonFiniteLoss,
     Outcome,

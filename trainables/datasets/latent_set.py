@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.datasets import cached, catalog, prepared
-from trainables.datasets.encode import BATCH, Normalisation, encode, load_autoencoder, normalisation
+from trainables.datasets.autoencoders import BATCH, Normalisation, encode, load_autoencoder, normalisation
 from trainables.datasets.latent_files import Held, Mapped
 from trainables.process_group import ALONE, ProcessGroup
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables import torchvision_guard  # noqa: F401  as in encode.py
+from trainables import torchvision_guard  # noqa: F401  as in autoencoders.py
 from trainables.errors import one_line
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors")

@@ -17,9 +17,9 @@ from trainables.datasets import cached
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
-from trainables.evaluation.inception_score import inception_score_estimate
-from trainables.evaluation.kernel_distance import kernel_estimate
-from trainables.evaluation.precision_recall import precision_recall_estimates
+from trainables.evaluation.kernel import kernel_estimate
+from trainables.evaluation.manifold import precision_recall_estimates
+from trainables.evaluation.score import inception_score_estimate
 from trainables.evaluation.statistics import FeatureStatistics
 from trainables.process_group import ALONE, ProcessGroup
 

@@ -21,7 +21,7 @@ from trainables import backbones, methods
 from trainables.config import OptimizerSpec, Phase, Recipe, Run, TeacherRef
 from trainables.datasets.latent_set import LatentSet
 from trainables.draws import generator, share_of
-from trainables.encoders import encoders
+from trainables.encoders import patch_encoders
 from trainables.methods import Batch, Guide, Method, Teacher, View
 from trainables.training import ema
 from trainables.training.checkpoint import Checkpoint, Tensors
@@ -129,7 +129,9 @@ def build_method(
             raise ValueError("a repa phase needs an encoder")
         path = Path(phase.encoder.path) if phase.encoder.path else None
         grid = math.isqrt(backbone.num_tokens)
-        options["encoder"] = encoders.create(phase.encoder.kind, grid=grid, path=path).to(backbone.pos_embed.device)
+        options["encoder"] = patch_encoders.create(phase.encoder.kind, grid=grid, path=path).to(
+            backbone.pos_embed.device
+        )
     return methods.create(term.kind, **options)
 
 

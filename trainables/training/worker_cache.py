@@ -12,14 +12,14 @@ from typing import Any
 
 from trainables.backbones import Backbone
 from trainables.config import ProbeSpec, Recipe, Run, TeacherRef
-from trainables.datasets import cached, catalog, encode
+from trainables.datasets import autoencoders, cached, catalog
 from trainables.datasets.latent_set import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probe import Probed, Shards, probe
+from trainables.evaluation.probing import Probed, Shards, probe
 from trainables.evaluation.reference import Reference
 from trainables.process_group import ProcessGroup
 from trainables.training.checkpoint import Checkpoint, load_weights
-from trainables.training.train import Context, NonFiniteLoss, Outcome, load_backbone, train_together
+from trainables.training.loop import Context, NonFiniteLoss, Outcome, load_backbone, train_together
 
 TEACHERS_KEPT = 2
 Folder = Callable[[TeacherRef], Path]
@@ -92,7 +92,7 @@ class WorkerCache:
         if data not in self._autoencoders:
             embedded = catalog.find(data).embedded
             place = catalog.files(data)[1] if embedded else folder(data, self.cache) / "autoencoder"
-            self._autoencoders[data] = encode.load_autoencoder(place).to(self.context.device)
+            self._autoencoders[data] = autoencoders.load_autoencoder(place).to(self.context.device)
         return self._autoencoders[data]
 
     def detector(self, spec: ProbeSpec) -> detectors.Detector:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.frechet import Array
 
 BLOCK = 1000  # rows of a distance matrix at a time
 
 
 @torch.no_grad()
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float]:
     """The share of fakes within the real manifold, and of reals within the fakes' manifold.
 
     A manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
@@ -22,7 +23,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     Raises:
         ValueError: not more than k rows, or dimensions that differ.
     """
-    precision, recall = precision_recall_estimates(real, fake, k)
+    precision, recall = precision_recall_estimates(torch.as_tensor(real), torch.as_tensor(fake), k)
     return precision.value, recall.value
 
 

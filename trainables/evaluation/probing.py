@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainables import sampling
 from trainables.config import GRID_COLUMNS, ProbeSpec, error_name
-from trainables.datasets.encode import decode
+from trainables.datasets.autoencoders import decode
 from trainables.draws import generator
 from trainables.evaluation.detectors import Detector, Seen
 from trainables.evaluation.estimate import Estimate

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from trainables.evaluation.estimate import Estimate
+from trainables.evaluation.frechet import Array
 
 
-def inception_score(probs: Tensor, splits: int = 10) -> tuple[float, float]:
+def inception_score(probs: Array, splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of rows from their marginal: mean and standard deviation over `splits` parts.
 
     Parts are consecutive rows: the classes must be spread evenly over them, or the rows shuffled before. torch-fidelity
@@ -20,7 +21,7 @@ def inception_score(probs: Tensor, splits: int = 10) -> tuple[float, float]:
     Raises:
         ValueError: fewer rows than parts.
     """
-    scores = torch.stack([score for score, _ in _parts(probs, splits)])
+    scores = torch.stack([score for score, _ in _parts(torch.as_tensor(probs), splits)])
     return scores.mean().item(), scores.std(correction=0).item()
 
 

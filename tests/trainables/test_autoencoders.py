@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainables.datasets import catalog
-from trainables.datasets.encode import decode, encode, load_autoencoder, normalisation
+from trainables.datasets.autoencoders import decode, encode, load_autoencoder, normalisation
 from trainables.datasets.latent_set import load_images
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save
 
 from trainables.datasets import cached, catalog
-from trainables.datasets.encode import Normalisation, encode, load_autoencoder
+from trainables.datasets.autoencoders import Normalisation, encode, load_autoencoder
 from trainables.datasets.latent_files import Held
 from trainables.datasets.latent_set import LatentSet, load_images, load_latents
 

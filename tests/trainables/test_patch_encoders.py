@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainables.encoders import effnet, encoders
-from trainables.encoders.encoders import IMAGENET_MEAN, IMAGENET_STD
+from trainables.encoders import effnet, patch_encoders
+from trainables.encoders.patch_encoders import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def images():
 @pytest.fixture(scope="module")
 def lite():
     pytest.importorskip("efficientnet_lite_pytorch")
-    return encoders.create("effnet_lite0", grid=5)
+    return patch_encoders.create("effnet_lite0", grid=5)
 
 
 def test_effnet_gives_the_last_map_at_stride_16(lite, images):
@@ -63,7 +63,7 @@ def tiny(request, tmp_path_factory):
 
 def test_dinov2_gives_the_patch_tokens_after_the_last_norm(tiny, images):
     folder, network = tiny
-    encoder = encoders.create("dinov2", grid=4, path=folder)
+    encoder = patch_encoders.create("dinov2", grid=4, path=folder)
     tokens = encoder(images)
     assert tokens.shape == (3, 16, encoder.width) == (3, 16, 32) and tokens.dtype == torch.float32
     pixels = torch.nn.functional.interpolate(images.float(), (56, 56), mode="bicubic") / 255
@@ -77,23 +77,23 @@ def test_dinov2_is_float32_whatever_the_file_holds(tiny, images, tmp_path):
     _, network = tiny
     network.to(torch.float16).save_pretrained(tmp_path)
     network.float()
-    assert encoders.create("dinov2", grid=2, path=tmp_path)(images).dtype == torch.float32
+    assert patch_encoders.create("dinov2", grid=2, path=tmp_path)(images).dtype == torch.float32
 
 
 def test_dinov2_needs_its_folder(tiny, tmp_path):
     folder, _ = tiny
     for path in (None, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="needs the folder of a DINOv2 model"):
-            encoders.create("dinov2", grid=4, path=path)
+            patch_encoders.create("dinov2", grid=4, path=path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match="holds something else: a vit"):
-        encoders.create("dinov2", grid=4, path=tmp_path)
+        patch_encoders.create("dinov2", grid=4, path=tmp_path)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="lack layernorm.weight"):
-        encoders.create("dinov2", grid=4, path=tmp_path)
+        patch_encoders.create("dinov2", grid=4, path=tmp_path)
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
@@ -101,7 +101,10 @@ def test_dinov2_needs_its_folder(tiny, tmp_path):
 
 def test_an_encoder_is_frozen_and_draws_nothing_from_the_global_generator(lite, tiny):
     state = torch.get_rng_state()
-    for encoder in (encoders.create("effnet_lite0", grid=2), encoders.create("dinov2", grid=2, path=tiny[0])):
+    for encoder in (
+        patch_encoders.create("effnet_lite0", grid=2),
+        patch_encoders.create("dinov2", grid=2, path=tiny[0]),
+    ):
         assert not any(module.training for module in encoder.modules())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -109,17 +112,17 @@ def test_an_encoder_is_frozen_and_draws_nothing_from_the_global_generator(lite, 
 
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match="no encoder 'clip'; known: effnet_lite0, dinov2"):
-        encoders.create("clip", grid=4)
+        patch_encoders.create("clip", grid=4)
 
 
 def test_a_missing_package_names_the_remedy():
     program = """
 import sys
 sys.modules["transformers"] = sys.modules["efficientnet_lite_pytorch"] = None
-from trainables.encoders import encoders
+from trainables.encoders import patch_encoders
 for kind in ("effnet_lite0", "dinov2"):
     try:
-        encoders.create(kind, grid=4)
+        patch_encoders.create(kind, grid=4)
     except ImportError as error:
         print(error)
 """
