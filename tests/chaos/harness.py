@@ -53,8 +53,9 @@ class Sweep:
         self.storage, self.marker, self.starts = storage, uuid.uuid4().hex, 0
         module = [sys.executable, "-m", "raysweep.run", str(space), "--profile", "smoke", "--storage", str(storage)]
         self._command = [*module, "--json", *more]
-        self._errors = storage.with_name(f"{storage.name}-errors.txt")
-        self._output = storage.with_name(f"{storage.name}-output.txt")
+        # Two drivers may run on one storage: each writes files of its own.
+        self._errors = storage.with_name(f"{storage.name}-{self.marker}-errors.txt")
+        self._output = storage.with_name(f"{storage.name}-{self.marker}-output.txt")
 
     def start(self) -> None:
         """Start the command, or start it again."""
