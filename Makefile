@@ -9,6 +9,11 @@ export HF_HUB_OFFLINE ?= 1
 # pip leaves compiling to the first import (a minute less), which must then be allowed to keep it: else each of Ray's
 # processes compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
+# make chaos TESTS=tests/chaos/test_kills.py::test_name runs one test of a suite; cluster and browser take it too.
+TESTS ?=
+# Debian's packages that a suite needs. They are installed where this runs as root on Debian; the tests skip otherwise.
+debian = @dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $(1); } \
+  || echo "not installed, needs root on Debian: apt-get install $(1)"
 
 .PHONY: laptop test bench chaos cluster browser docs clean help
 laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
@@ -25,14 +30,16 @@ bench: .venv/dev  ## a quarter of an hour: every ratio of benchmarks/, measured 
 	.venv/bin/python benchmarks/all.py
 
 chaos: .venv/dev  ## an hour: every kind of process is killed at every kind of moment
-	.venv/bin/pytest -m chaos
+	.venv/bin/pytest -m chaos $(TESTS)
 
-cluster: .venv/dev  ## ten minutes, as root: `ray up` on three hosts of this machine, their links cut, their head lost
-	.venv/bin/pytest -m cluster
+cluster: .venv/dev  ## 25 minutes, as root: `ray up` on three hosts of this machine, their links cut, their head lost
+	$(call debian,openssh-server rsync iproute2)
+	.venv/bin/pytest -m cluster $(TESTS)
 
-browser: .venv/dev  ## a minute: MLflow's pages and the report in a real Chromium (Debian: chromium)
+browser: .venv/dev  ## two minutes: MLflow's pages and the report in a real Chromium
+	$(call debian,chromium)
 	$(PIP) -e '.[browser]'
-	.venv/bin/pytest -m browser
+	.venv/bin/pytest -m browser $(TESTS)
 
 docs: .venv/dev  ## the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build

@@ -1,4 +1,4 @@
-"""Servers of this machine that tests start for themselves."""
+"""The MLflow server that tests start on this machine."""
 
 import os
 import signal
@@ -14,7 +14,11 @@ from mlflow.tracking import MlflowClient
 
 
 class MlflowServer:
-    """A real MLflow server on a port of its own."""
+    """A real MLflow server on a free port.
+
+    Args:
+        folder: where its database, artifacts and log go.
+    """
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -23,32 +27,35 @@ class MlflowServer:
         self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
 
     def start(self) -> None:
-        place = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--artifacts-destination"]
-        command = [sys.executable, "-m", "mlflow", "server", *place, str(self._folder / "artifacts"), "--workers", "1"]
+        """Start it and return when it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self._port)]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
         with (self._folder / "server.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self._port)],
+                command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes more
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # jobs are seven more processes
                 start_new_session=True,
             )
         until(lambda: self._answers("/health"))
 
     def kill(self) -> None:
-        """With the processes that it has started."""
+        """Kill it and the processes that it has started."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def wait_for(self, experiment: str, count: int) -> None:
-        """Until so many runs are there."""
+        """Return when an experiment has that many runs."""
         client = MlflowClient(self.uri)
 
-        def there() -> bool:
-            found = client.get_experiment_by_name(experiment)
-            return bool(found) and len(client.search_runs([found.experiment_id])) >= count
+        def complete() -> bool:
+            logged = client.get_experiment_by_name(experiment)
+            return bool(logged) and len(client.search_runs([logged.experiment_id])) >= count
 
-        until(there)
+        until(complete)
 
     def _answers(self, path: str) -> bool:
         try:
@@ -57,8 +64,9 @@ class MlflowServer:
             return False
 
 
-def until(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
-    deadline = time.monotonic() + patience_s
+def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Return when the condition holds; fails after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "too long"
+        assert time.monotonic() < deadline, f"did not happen in {timeout_s:.0f} s"
         time.sleep(0.05)

@@ -1,9 +1,10 @@
-"""What a user sees of a sweep: a real Chromium on a real MLflow server. `make browser`, with Debian's chromium.
+"""What a user sees of a sweep: MLflow's pages and the report in a real Chromium. `make browser`.
 
-With RAYSWEEP_STORAGE the study `table5-reproduced` of that store is shown instead of a small one that is trained here;
-pictures of what was seen go to RAYSWEEP_SCREENSHOTS.
+The study is a small one that is trained here. With RAYSWEEP_STORAGE it is `table5-reproduced` of that store. With
+RAYSWEEP_SCREENSHOTS a picture of each page goes to that folder.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -24,17 +25,21 @@ from raysweep.study import summary
 from raysweep.study.state import StudyState
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")]
+PLAYWRIGHT = importlib.util.find_spec("playwright")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not PLAYWRIGHT, reason="needs playwright: pip install -e '.[browser]'"),
+    pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium"),
+]
 TABLE5 = Path(__file__).parents[2] / "search_spaces" / "table5.yaml"
 STUDY = "table5-reproduced"
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, cache) -> StudyState:
-    if given := os.environ.get("RAYSWEEP_STORAGE"):
-        return StudyState.reopen(Store(given), STUDY)
-    folder = tmp_path_factory.mktemp("seen")
+    if storage := os.environ.get("RAYSWEEP_STORAGE"):
+        return StudyState.reopen(Store(storage), STUDY)
+    folder = tmp_path_factory.mktemp("browser")
     (folder / "runs").mkdir()
     (folder / "runs" / "cache").symlink_to(cache)
     # Four trials: the report draws its interactive plots from four on.
@@ -58,7 +63,9 @@ def server(tmp_path_factory, study):
 
 @pytest.fixture(scope="module")
 def page():
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright  # the suite skips where it is not installed
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.set_default_timeout(60_000)
@@ -68,22 +75,23 @@ def page():
 
 @pytest.fixture(scope="module")
 def runs(server, study, page) -> dict[str, str]:
-    """Run ids by what they stand for; the page has MLflow's pages for training on, its assistant off."""
+    """MLflow's run ids by raysweep's names. Also switches the page to MLflow's view for training and closes its
+    assistant."""
     client = MlflowClient(server.uri)
-    found = client.search_runs([experiment(server, study)], max_results=1000)
+    logged = client.search_runs([experiment(server, study)], max_results=1000)
     page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs")
     page.get_by_text("Model training").first.click()
     page.get_by_role("heading", name="Runs", exact=True).wait_for()
     for button in page.locator('button[aria-label="Close"]').all():
         button.click()
-    return {run.data.tags["raysweep.identity"]: run.info.run_id for run in found}
+    return {run.data.tags["raysweep.identity"]: run.info.run_id for run in logged}
 
 
 def experiment(server, study) -> str:
     return MlflowClient(server.uri).get_experiment_by_name(study.space.id).experiment_id
 
 
-def seen(page, name: str) -> None:
+def screenshot(page, name: str) -> None:
     if folder := os.environ.get("RAYSWEEP_SCREENSHOTS"):
         page.wait_for_timeout(3000)
         page.screenshot(path=Path(folder, f"{name}.png"))
@@ -91,50 +99,50 @@ def seen(page, name: str) -> None:
 
 def test_three_runs_are_compared_with_their_metric_charts(server, study, page, runs):
     three = [runs[f"trial {number}"] for number in range(3)]
-    asked = f"runs={urllib.parse.quote(json.dumps(three))}"
-    asked += f"&experiments={urllib.parse.quote(json.dumps([experiment(server, study)]))}"
-    page.goto(f"{server.uri}/#/compare-runs?{asked}")
+    query = f"runs={urllib.parse.quote(json.dumps(three))}"
+    query += f"&experiments={urllib.parse.quote(json.dumps([experiment(server, study)]))}"
+    page.goto(f"{server.uri}/#/compare-runs?{query}")
     page.get_by_text("Comparing 3 Runs").wait_for()
     for number in range(3):
         page.get_by_text(re.compile(rf"^trial {number}: ")).first.wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
-    seen(page, "compare")
+    screenshot(page, "compare")
     page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs?compareRunsMode=CHART")
     page.get_by_text(study.metric, exact=True).first.wait_for()
-    page.locator(".ag-row button").first.click()  # the sweep's run opens: its trials are below it
+    page.locator(".ag-row button").first.click()  # opens the sweep's run: its trials are nested below it
     page.get_by_text(re.compile("^trial 0: ")).first.wait_for()
     page.get_by_text("grad_norm", exact=True).first.wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
-    seen(page, "charts")
+    screenshot(page, "charts")
 
 
 def test_the_sweep_s_page_has_table_and_report(server, study, page, runs):
     page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['sweep']}/artifacts")
     page.get_by_text("report.html").first.click()
     page.frame_locator("iframe").get_by_role("heading", name=study.space.id).wait_for()
-    seen(page, "sweep")
+    screenshot(page, "sweep")
 
 
 def test_a_student_leads_to_its_teacher(server, study, page, runs):
     page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['trial 1']}")
     page.get_by_text("Taught by").wait_for()
-    seen(page, "student")
+    screenshot(page, "student")
     with page.expect_popup() as opened:
         page.get_by_role("link", name=re.compile("^teacher vae_align .* at step")).click()
     teacher = opened.value
     teacher.get_by_text(re.compile("^teacher vae_align")).first.wait_for()
     assert teacher.url.rpartition("/")[2] in {run for name, run in runs.items() if name.startswith("teacher")}
     teacher.get_by_text(re.compile("^teacher-vae_align-step-")).first.wait_for()
-    seen(teacher, "teacher")
+    screenshot(teacher, "teacher")
     teacher.close()
 
 
-def test_the_sample_grid_is_there_rung_by_rung(server, study, page, runs):
+def test_the_sample_grid_of_each_rung_is_shown(server, study, page, runs):
     page.goto(f"{server.uri}/#/experiments/{experiment(server, study)}/runs/{runs['trial 0']}/model-metrics")
     page.get_by_text(study.metric, exact=True).first.wait_for()
     thumb = page.get_by_role("slider")
     page.mouse.move(700, 600)
-    while not thumb.count():  # cards below the window are not there yet
+    while not thumb.count():  # cards below the window are not in the page before it is scrolled to them
         page.mouse.wheel(0, 600)
         page.wait_for_timeout(200)
     page.get_by_text("Add section").first.scroll_into_view_if_needed()
@@ -145,17 +153,17 @@ def test_the_sample_grid_is_there_rung_by_rung(server, study, page, runs):
         picture.wait_for()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 50
     picture.scroll_into_view_if_needed()
-    seen(page, "samples")
+    screenshot(page, "samples")
 
 
 def test_the_report_opens_without_a_network(study, page):
     files = report.write(study, summary.summary(study))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(files[0].resolve().as_uri())
     page.get_by_role("heading", name="Pruned, and why").wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
     for image in page.locator("img").all():
         assert image.evaluate("image => image.naturalWidth") > 0
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    seen(page, "report")
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    screenshot(page, "report")
