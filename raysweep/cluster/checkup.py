@@ -24,7 +24,7 @@ CLOCKS_S = 1.0  # that may differ: a lease lasts longer, and file times are comp
 SLOW = {"GPU": 5e9, "CPU": 5e7}  # bytes/s of an all-reduce, below which the network is no match for the nodes
 SIGNS = {"fine": "[green]fine[/]", "wrong": "[red]wrong[/]", "note": "[yellow]note[/]"}
 CODE = "ray up again: it copies the code and runs setup_commands on every node"
-OPEN_AUTH = "RAY_AUTH_MODE=token on every `ray start` line, and ~/.ray/auth_token on every node: docs/cluster.md"
+OPEN_AUTH = "RAY_AUTH_MODE=token in every `ray start` line, ~/.ray/auth_token on every node: docs/how-to/cluster.md"
 NOT_SHARED = "--storage on a filesystem that all nodes mount (NFS, Lustre), or s3://…"
 
 Nodes = Mapping[str, Any]  # address -> the actor there
@@ -115,7 +115,7 @@ def _of_nodes(seen: Mapping[str, Any], silent: Mapping[str, str]) -> Iterator[Ch
     lacking = [place for place, node in seen.items() if not node["weights"]]
     if lacking:
         grave: Literal["note", "wrong"] = "note" if len(lacking) == len(seen) else "wrong"
-        remedy = "where from and where to: docs/search_spaces.md#probe; without them probe.detector: effnet_lite0"
+        remedy = "how to get them: docs/reference/search_spaces.md#probe; without them probe.detector: effnet_lite0"
         yield Check("detector weights", grave, f"missing on {_places(lacking, seen)}", remedy)
     else:
         yield Check("detector weights", "fine", "there")
@@ -180,7 +180,7 @@ def _network(nodes: Nodes, seen: Mapping[str, Any]) -> Check:
         for rank, (place, actor) in enumerate(chosen.items())
     }
     rates, silent = _answers(asked)
-    advice = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, open ports between nodes; on AWS, EFA: docs/cluster.md"
+    advice = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, open ports between nodes; on AWS, EFA: docs/how-to/cluster.md"
     if silent:
         return Check("all-reduce", "wrong", "; ".join(f"{place}: {why}" for place, why in silent.items()), advice)
     slowest = min(rates.values())

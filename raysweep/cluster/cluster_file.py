@@ -95,6 +95,6 @@ def _kuberay(tree: Mapping[str, Any]) -> Iterator[str]:
     spec = tree.get("spec")
     cluster = spec.get("rayClusterSpec") if tree["kind"] == "RayJob" and isinstance(spec, Mapping) else spec
     if not isinstance(cluster, Mapping):
-        yield "spec: says no cluster; docs/cluster.md has one that works"
+        yield "spec: says no cluster; docs/how-to/cluster.md has one that works"
     elif (cluster.get("authOptions") or {}).get("mode") != "token":
         yield "authOptions: {mode: token} is absent, so that whoever reaches the head can run code"

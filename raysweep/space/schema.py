@@ -45,7 +45,7 @@ def json_schema() -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "raysweep search space",
         **_tidy(file),
-        "description": "A trial with domains at its leaves, and how it is searched: docs/search_spaces.md.",
+        "description": "A trial with domains at its leaves, and how it is searched: docs/reference/search_spaces.md.",
         "$defs": {name: _tidy(definition) for name, definition in sorted(definitions.items())},
     }
 

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks/README.md",
 ]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
-GENERATED = {"commands.md", "keys.md"}  # by docs/hooks.py
+GENERATED = {ROOT / "docs/reference/commands.md", ROOT / "docs/reference/keys.md"}  # by docs/hooks.py
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:python -m raysweep\.|\braysweep )([a-z][\w-]*)\b([^|`\n]*)")
 CHOICES = re.compile(r"[…\[]|\b[a-z]+\|[a-z]+")  # a synopsis: it shows what may stand there
@@ -37,8 +37,8 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         if link.startswith(("http://", "https://")):
             continue
         name, _, anchor = link.partition("#")
-        target = (page.parent / name) if name else page
-        if target.name in GENERATED:
+        target = (page.parent / name).resolve() if name else page
+        if target in GENERATED:
             continue
         assert target.exists(), link
         assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
@@ -84,9 +84,9 @@ def test_every_command_is_understood_and_its_files_are_there(where, name, words)
 
 
 def test_every_command_and_make_target_that_is_offered_is_documented():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/command_line.md").read_text(encoding="utf-8")
     for name in VERBS:
-        assert f"raysweep.{name}" in readme or f"raysweep {name}" in readme, name
+        assert f"raysweep {name}" in page, name
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
     for named in re.findall(r"`make ([a-z]+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES)):
         assert named in targets
@@ -104,11 +104,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
-    for page in ("index", "tutorial", "results", "commands", "keys", "python", "architecture"):
+    for page in ("index", "tutorial", "how-to/results", "reference/commands", "reference/python", "architecture"):
         text = (tmp_path / "site" / f"{page}.html").read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://", text), page
-    assert "sync-mlflow" in (tmp_path / "site" / "commands.html").read_text()
-    assert "guidance_scale" in (tmp_path / "site" / "keys.html").read_text()
+    assert "sync-mlflow" in (tmp_path / "site" / "reference" / "commands.html").read_text()
+    assert "guidance_scale" in (tmp_path / "site" / "reference" / "keys.html").read_text()
     assert (tmp_path / "site" / "schema" / "search-space.json").exists()
 
 
@@ -117,4 +117,17 @@ def test_every_page_is_in_the_navigation():
         pass
 
     nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
-    assert all(page.name in nav for page in (ROOT / "docs").glob("*.md"))
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in nav, page
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1200
+
+
+def test_pages_that_code_and_cluster_files_name_are_there():
+    files = [*(ROOT / "raysweep").rglob("*.py"), *(ROOT / "deploy").iterdir(), ROOT / "cluster.yaml", *SPACES]
+    for file in files:
+        for name, anchor in re.findall(r"\b(docs/[\w/.-]+\.md)(?:#([\w-]+))?", file.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{file}: {name}"
+            assert not anchor or anchor in anchors(ROOT / name), f"{file}: {name}#{anchor}"
