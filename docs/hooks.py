@@ -18,7 +18,7 @@ os.environ["COLUMNS"] = "100"  # the width at which argparse prints help
 from mkdocs.structure.files import File, Files
 
 from raysweep.cli import VERBS, command
-from raysweep.space.schema import schema
+from raysweep.space.schema import json_schema
 
 COMMANDS, KEYS = "reference/commands.md", "reference/keys.md"
 PAGES = {"benchmarks/README.md": "benchmarks.md"}  # files outside docs/ that are pages of the site
@@ -84,7 +84,7 @@ def _help(parser: argparse.ArgumentParser) -> list[str]:
 
 def keys() -> str:
     """A table for each mapping of a search space, from its JSON Schema."""
-    whole = schema()
+    whole = json_schema()
     parts = [
         "# Keys of a search space",
         "This page is made from the [JSON Schema](../schema/search-space.json). An editor completes the keys if the "

@@ -1,5 +1,6 @@
 """The documentation can be followed: it builds, its links lead somewhere, its commands are commands."""
 
+import ast
 import os
 import re
 import shlex
@@ -11,6 +12,9 @@ import pytest
 import yaml
 
 from raysweep.cli import VERBS, command
+from raysweep.space.runs import student
+from raysweep.space.space import load
+from raysweep.store.history import key
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -21,6 +25,7 @@ PAGES = [
 ]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 GENERATED = {ROOT / "docs/reference/commands.md", ROOT / "docs/reference/keys.md"}  # by docs/hooks.py
+DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:python -m raysweep\.|\braysweep )([a-z][\w-]*)\b([^|`\n]*)")
 CHOICES = re.compile(r"[…\[]|\b[a-z]+\|[a-z]+")  # a synopsis: it shows what may stand there
@@ -97,6 +102,36 @@ def test_every_room_of_raysweep_is_in_the_architecture():
     for path in sorted((ROOT / "raysweep").glob("*")):
         if not path.name.startswith("_"):
             assert (path.name if path.suffix == ".py" else f"{path.name}/") in text, path.name
+
+
+def steps() -> list[tuple[str, str]]:
+    """(file, name) of each step of the walks through the code."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return re.findall(r"`((?:raysweep|trainables)/[\w/]+\.py)`,\s+`([\w.]+)`", text)
+
+
+def test_there_are_walks_to_check():
+    assert len(steps()) >= 30
+
+
+@pytest.mark.parametrize("file, name", steps())
+def test_every_step_of_a_walk_is_in_the_code(file, name):
+    nodes = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        members = {
+            node.name: node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        assert part in members, f"{file} has no {name}"
+        nodes = members[part].body
+
+
+def test_the_keys_of_the_glossary_are_those_of_row_7():
+    space = load(ROOT / "search_spaces/table5.yaml", "laptop")
+    run = student(space, space.trial(space.rows[6].set)[0])
+    teacher = run.phases[0].teacher
+    text = (ROOT / "docs/reference/glossary.md").read_text(encoding="utf-8")
+    for name in (space.id, key(run, 50)[:8], key(teacher.run, teacher.step)[:8]):
+        assert name in text
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
