@@ -1,4 +1,4 @@
-"""What a worker does to prepare images: decode, cut, encode, look at through detectors, a chunk at a time."""
+"""What a worker does to prepare a chunk of images: decode, crop, encode, and compute features by detectors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainables.datasets.images import Unreadable, centre_crop, decode
 from trainables.evaluation.detectors import Detector
 
 Columns = dict[str, npt.NDArray[np.generic]]
-# What detectors make of images, by name: pooled features (N, D) and, where a detector has such, spatial ones (N, S).
-Seen = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]
+# By detector: pooled features (N, D) and, for detectors that have them, spatial features (N, S).
+DetectorFeatures = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The readable images of a chunk, cut to size."""
+class CroppedChunk:
+    """The readable images of a chunk, cropped to size."""
 
     pixels: npt.NDArray[np.uint8]  # (N, 3, size, size)
     labels: npt.NDArray[np.int32]  # (N,)
@@ -32,17 +32,17 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a shard, and what detectors make of their images: by name, pooled features and spatial ones."""
+class ShardRows:
+    """Rows of a shard, and the detectors' features of their images."""
 
     columns: Columns
     sources: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
-    seen: Seen | None = None
+    features: DetectorFeatures | None = None
 
 
-def cut(pictures: Sequence[tuple[str, int, Any]], size: int) -> Cut:
-    """Decode and cut pictures: (source, label, an image file's content or pixels)."""
+def crop(pictures: Sequence[tuple[str, int, Any]], size: int) -> CroppedChunk:
+    """Decode and crop pictures, given as (source, label, content of an image file or pixels)."""
     pixels, labels, sources, unreadable = [], [], [], []
     for source, label, content in pictures:
         try:
@@ -53,16 +53,16 @@ def cut(pictures: Sequence[tuple[str, int, Any]], size: int) -> Cut:
         pixels.append(centre_crop(picture, size).transpose(2, 0, 1))
         labels.append(label)
         sources.append(source)
-    # numpy would keep the channels last in memory, and convolutions of such round otherwise.
+    # Without the copy the channels would stay last in memory, and convolutions round differently in that layout.
     whole = np.ascontiguousarray(np.stack(pixels)) if pixels else np.zeros((0, 3, size, size), np.uint8)
-    return Cut(whole, np.array(labels, np.int32), tuple(sources), tuple(unreadable))
+    return CroppedChunk(whole, np.array(labels, np.int32), tuple(sources), tuple(unreadable))
 
 
 class Encoder:
-    """Cut images to rows of a shard.
+    """Turns cropped images into rows of a shard.
 
     Args:
-        detectors: that look at the images, by name.
+        detectors: compute features of the images, by name.
         mirrored: whether mirror images are encoded too.
         keep_images: whether the rows keep the pixels.
     """
@@ -79,42 +79,42 @@ class Encoder:
         self.mirrored, self.keep_images = mirrored, keep_images
 
     @torch.no_grad()
-    def __call__(self, chunk: Cut) -> Rows:
+    def __call__(self, chunk: CroppedChunk) -> ShardRows:
         if not len(chunk.labels):
-            return Rows({}, (), chunk.unreadable)
+            return ShardRows({}, (), chunk.unreadable)
         images = torch.from_numpy(chunk.pixels)
         columns: Columns = {"latent": self._moments(images), "label": chunk.labels}
         if self.mirrored:
             columns["mirrored"] = self._moments(images.flip(-1))
         if self.keep_images:
             columns["image"] = chunk.pixels
-        seen: dict[str, Any] = {}
+        features: dict[str, Any] = {}
         for name, detector in self.detectors.items():
-            found = detector(images).cpu()
-            spatial = None if found.spatial is None else found.spatial.numpy()
-            seen[name] = found.features.numpy(), spatial
-        return Rows(columns, chunk.sources, chunk.unreadable, seen)
+            output = detector(images).cpu()
+            spatial = None if output.spatial is None else output.spatial.numpy()
+            features[name] = output.features.numpy(), spatial
+        return ShardRows(columns, chunk.sources, chunk.unreadable, features)
 
     def _moments(self, images: Tensor) -> npt.NDArray[np.float16]:
-        """(N, 2, C, h, w).
+        """Mean and standard deviation of the latents (N, 2, C, h, w).
 
         Raises:
-            OverflowError: one is beyond float16.
+            OverflowError: a value is too large for float16.
         """
         mean, std = encode(self.autoencoder, images, batch_size=len(images))
         return as_float16(torch.stack([mean, std], dim=1).cpu().numpy())
 
 
 def as_float16(moments: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """The same in half the bytes.
+    """The same values in float16.
 
     Raises:
-        OverflowError: a value is not finite there.
+        OverflowError: a value is too large for float16.
     """
     with np.errstate(over="ignore"):
         half = moments.astype(np.float16)
     if not np.isfinite(half).all():
         raise OverflowError(
-            f"latents of up to {np.abs(moments).max():.3g} are beyond float16; is this their autoencoder?"
+            f"latents of up to {np.abs(moments).max():.3g} are too large for float16; is this their autoencoder?"
         )
     return half

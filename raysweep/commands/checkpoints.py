@@ -11,8 +11,6 @@ from raysweep.commands.common import add_storage
 from raysweep.errors import SweepError, UserError
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
 from trainables import backbones, snapshot
-from trainables.datasets import catalog
-from trainables.datasets.catalog import DataSet
 from trainables.snapshot import Snapshot
 
 
@@ -66,48 +64,3 @@ def find_key(beginning: str, store: Store, also_freed: bool = False) -> tuple[st
         some = ", ".join(f"{key[:12]} (step {step})" for step, key in found[:4])
         raise UserError(f"checkpoint '{beginning}' may be any of {len(found)}: {some}…; give more of its key")
     return found[0]
-
-
-def choose_data(probed: Snapshot, wanted: str | None) -> DataSet:
-    """The data set to compare with: as wanted, or that of the checkpoint's history, or the one that fits its shape.
-
-    Raises:
-        UserError: none, several, one of another shape, or one that is not on this machine.
-    """
-    shape = f"{probed.num_classes} classes of latents {_times(probed.latent_shape)}"
-    fitting = [name for name in catalog.known() if _fits(catalog.find(name), probed)]
-    names = [name for name in (wanted, probed.data) if name][:1] or fitting
-    if len(names) != 1:
-        which = f"several data sets have ({', '.join(names)})" if names else "no known data set has"
-        raise UserError(f"the checkpoint has {shape}, which {which}; name one by --data: {', '.join(catalog.known())}")
-    try:
-        catalog.identity(names[0])
-    except LookupError as error:
-        raise UserError(f"--data {names[0]}: {error.args[0]}") from None
-    data = catalog.find(names[0])
-    if not _fits(data, probed):
-        has = f"{data.num_classes} classes of latents {_times(data.latent_shape)}"
-        raise UserError(f"--data {data.name}: has {has}, but the checkpoint {shape}; fitting: {fitting or 'none'}")
-    return data
-
-
-def describe(probed: Snapshot) -> dict[str, Any]:
-    """What is known of a snapshot, as plain data."""
-    return {
-        "backbone": probed.name,
-        "source": probed.source,
-        "weights": probed.weights,
-        "step": probed.step,
-        "parameters": probed.parameters,
-        "latent_shape": list(probed.latent_shape),
-        "num_classes": probed.num_classes,
-        "data": probed.data,
-    }
-
-
-def _fits(data: DataSet, probed: Snapshot) -> bool:
-    return (data.latent_shape, data.num_classes) == (probed.latent_shape, probed.num_classes)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

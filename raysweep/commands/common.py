@@ -1,4 +1,4 @@
-"""What several commands share: options, types of numbers, and how a command ends."""
+"""What commands share: common options, numeric option types, and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysweep.uris import public
 
 
 def add_storage(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """`--storage`. The nodes of a cluster know its default by RAYSWEEP_STORAGE."""
+    """`--storage`. The files that bring up a cluster set its default, RAYSWEEP_STORAGE, on every node."""
     default = os.environ.get("RAYSWEEP_STORAGE") or "runs"
     parser.add_argument(
         "--storage", default=default, metavar="URI", help=f"{meaning} (default: $RAYSWEEP_STORAGE, or else runs)"
@@ -23,32 +23,58 @@ def add_storage(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def add_spaces(parser: argparse.ArgumentParser) -> None:
-    """The search spaces, and the options that change them."""
-    parser.add_argument("space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share work")
-    parser.add_argument("--profile", default="cluster", help=f"the size: {', '.join(PROFILES)} (default: cluster)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the space")
+    """The search spaces and the options that change them."""
+    parser.add_argument(
+        "space", nargs="+", help="search spaces, e.g. search_spaces/table5.yaml; several share their training"
+    )
+    parser.add_argument(
+        "--profile", default="cluster", help=f"size of the sweep: {', '.join(PROFILES)} (default: cluster)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the space, e.g. search.trials=30; may be given again",
+    )
+
+
+def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
+    """`--tracking-uri`."""
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        metavar="URI",
+        help="MLflow (default: $MLFLOW_TRACKING_URI, or else a SQLite file in the storage)",
+    )
 
 
 def number_type(
-    name: str, low: float, high: float = math.inf, kind: type[int] | type[float] = float
+    low: float = -math.inf, high: float = math.inf, kind: type[int] | type[float] = float
 ) -> Callable[[str], float]:
-    """A type for argparse: a finite number from `low` to `high`. argparse shows `name` where a value is wrong."""
+    """A type for argparse: a finite number from `low` to `high`. Otherwise argparse says what is right."""
+    expected = "a whole number" if kind is int else "a number"
+    if not math.isinf(low):
+        expected += f" of {low:g} or more" if math.isinf(high) else f" from {low:g} to {high:g}"
 
     def parse(text: str) -> float:
-        number = kind(text)
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
         if not low <= number <= high or math.isinf(number):
-            raise ValueError
+            raise argparse.ArgumentTypeError(f"'{text}'; give {expected}")
         return number
 
-    parse.__name__ = name
     return parse
 
 
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
-    An expected failure is printed as one line, without a traceback. The console given to the command is stderr. With
-    `--json` it counts as no terminal: `ray exec` merges stderr into stdout, and a live table would run into the JSON.
+    An expected failure is printed as one line, without a traceback. The command gets a console on stderr. With `--json`
+    that console is treated as no terminal: `ray exec` merges stderr into stdout, and a live table would mix with the
+    JSON.
     """
     console = Console(stderr=True, force_terminal=False if getattr(options, "json", False) else None)
     try:
@@ -57,5 +83,5 @@ def guarded(command: Callable[[argparse.Namespace, Console], int | None], option
         console.print(public(str(error)), style="red", highlight=False, soft_wrap=True, markup=False)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        console.print("\nInterrupted. What is finished is kept; the same command carries on.", highlight=False)
+        console.print("\nInterrupted. Finished work is kept; run the same command again to continue.", highlight=False)
         return 130

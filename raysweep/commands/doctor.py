@@ -1,6 +1,6 @@
-"""`raysweep doctor`: what is wrong with the running cluster, and how to put it right.
+"""`raysweep doctor`: check a running cluster and say how to repair it.
 
-With `--cluster FILE`: what is missing in a file that brings a cluster up.
+With `--cluster FILE`, check a file that brings up a cluster instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raysweep.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine; returns the exit code: 0 all is well, 1 something is wrong, 2 the user's mistake."""
+    """Check a cluster or a file; returns the exit code: 0 all is well, 1 something is wrong, 2 the user's mistake."""
     return guarded(_examine, parser().parse_args(arguments))
 
 
@@ -40,9 +40,9 @@ def _examine(options: argparse.Namespace, console: Console) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="raysweep doctor", description=__doc__)
-    parser.add_argument("--cluster", type=Path, metavar="FILE", help="a file that brings up a cluster")
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="check this file, which brings up a cluster")
     address = os.environ.get("RAY_ADDRESS") or "auto"
     parser.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")
-    add_storage(parser, "the store that its nodes are to share")
+    add_storage(parser, "storage that all nodes must reach")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser

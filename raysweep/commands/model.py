@@ -1,4 +1,4 @@
-"""`raysweep model NAME`: a backbone's parameters and GFLOPs, counted without building it."""
+"""`raysweep model NAME`: count a backbone's parameters and GFLOPs without building it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.commands.common import guarded
+from raysweep.commands.common import guarded, number_type
 from raysweep.errors import UserError
 from trainables.backbones.costs import Cost, Latent, cost
 from trainables.config import BACKBONES
 
-LATENTS: dict[str, Latent] = {"SiT": (4, 32, 32), "LightningDiT": (32, 16, 16)}  # of each family's autoencoder, 256 px
+LATENTS: dict[str, Latent] = {"SiT": (4, 32, 32), "LightningDiT": (32, 16, 16)}  # shapes (C, H, W) for 256 px images
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,11 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(options: argparse.Namespace, console: Console) -> None:
-    """Count, then print."""
+    """Count and print."""
     latent, counted = count(options)
     if options.json:
-        asked = {"model": options.model, "latent": latent, "classes": options.classes}
-        print(json.dumps(asked | counted._asdict() | {"gflops": counted.multiply_adds / 1e9}))
+        question = {"model": options.model, "latent": latent, "classes": options.classes}
+        print(json.dumps(question | counted._asdict() | {"gflops": counted.multiply_adds / 1e9}))
     else:
         Console().print(table(options.model, latent, options.classes, counted))
 
@@ -40,8 +40,6 @@ def count(options: argparse.Namespace) -> tuple[Latent, Cost]:
     """
     if options.model not in BACKBONES:
         raise UserError(f"no backbone '{options.model}'; known: {', '.join(BACKBONES)}")
-    if options.classes < 1:
-        raise UserError(f"--classes: {options.classes} is no number of classes, which is 1 or more")
     latent = parse_latent(options.latent) if options.latent else LATENTS[BACKBONES[options.model].family]
     try:
         return latent, cost(options.model, latent, options.classes)
@@ -50,10 +48,10 @@ def count(options: argparse.Namespace) -> tuple[Latent, Cost]:
 
 
 def parse_latent(text: str) -> Latent:
-    """A shape written 4x32x32.
+    """Read a shape (C, H, W) written as 4x32x32.
 
     Raises:
-        UserError: anything else.
+        UserError: it is written in another way.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
     if not match:
@@ -63,25 +61,31 @@ def parse_latent(text: str) -> Latent:
 
 
 def table(model: str, latent: Latent, classes: int, counted: Cost) -> Table:
-    """One row without and one with the further outputs of learn_sigma."""
-    shown = Table(title=f"{model}, latents {'x'.join(map(str, latent))}, {classes} classes")
+    """One row for the backbone as trained here, and one with the additional outputs of learn_sigma."""
+    counts = Table(title=f"{model}, latents {'x'.join(map(str, latent))}, {classes} classes")
     for column in ("", "parameters", "fixed", "GFLOPs*", "tokens"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+        counts.add_column(column, justify="right" if column else "left", no_wrap=True)
     rows = [
         ("as trained here", counted.parameters, counted.multiply_adds),
         ("with learn_sigma", counted.parameters_with_sigma, counted.multiply_adds_with_sigma),
     ]
     for label, parameters, multiply_adds in rows:
-        shown.add_row(label, f"{parameters:,}", f"{counted.fixed:,}", f"{multiply_adds / 1e9:.2f}", f"{counted.tokens}")
-    shown.caption = "* 10⁹ multiply-adds of one image's forward pass, as published"
-    return shown
+        counts.add_row(
+            label, f"{parameters:,}", f"{counted.fixed:,}", f"{multiply_adds / 1e9:.2f}", f"{counted.tokens}"
+        )
+    counts.caption = "* 10⁹ multiply-adds of one image's forward pass, as published"
+    return counts
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="raysweep model", description=__doc__)
-    parser.add_argument("model", metavar="NAME", help="a backbone, e.g. SiT-XL/2")
-    parser.add_argument("--latent", metavar="CxHxW", help="latents (default: 4x32x32, LightningDiT's 32x16x16)")
-    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="how many classes (default: 1000)")
+    parser.add_argument("model", metavar="NAME", help="name of the backbone, e.g. SiT-XL/2")
+    parser.add_argument(
+        "--latent", metavar="CxHxW", help="shape of the latents (default: 4x32x32; for LightningDiT 32x16x16)"
+    )
+    parser.add_argument(
+        "--classes", type=number_type(1, kind=int), default=1000, metavar="N", help="number of classes (default: 1000)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser

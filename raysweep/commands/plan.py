@@ -1,6 +1,6 @@
-"""`raysweep plan SPACE.yaml…`: what a sweep would train and what that costs. Nothing is run.
+"""`raysweep plan SPACE.yaml…`: show what a sweep would train and what that would cost.
 
-It needs no GPU, no Ray and no data.
+Nothing is trained. Needs no GPU, no Ray and no data.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_plan(options: argparse.Namespace, console: Console) -> None:
-    """Draw the tree and its cost in the terminal, or print it as JSON, and write the SVG.
+    """Print the tree and its cost, or all of it as JSON, and write the SVG.
 
     Raises:
         UserError: a space is wrong, or the SVG cannot be written.
     """
     spaces = load_all(options.space, options.profile, options.set)
-    gc.disable()  # a plan is many small objects that all stay: the collector would take a third of the time
+    gc.disable()  # a plan keeps all of its many small objects: collecting takes a third of the time for nothing
     try:
         plan, price = Plan(spaces), options.price_per_gpu_hour
         if options.svg:
@@ -51,12 +51,12 @@ def show_plan(options: argparse.Namespace, console: Console) -> None:
 
 def add_plan_options(parser: argparse.ArgumentParser, condition: str = "") -> None:
     """The options of a plan, which `raysweep run --plan` takes too; `condition` begins the help of each."""
-    parser.add_argument("--svg", type=Path, metavar="FILE", help=f"{condition}also draw the plan as a picture")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help=f"{condition}also write the plan as an SVG picture")
     parser.add_argument(
         "--price-per-gpu-hour",
-        type=number_type("price", 0),
+        type=number_type(0),
         metavar="X",
-        help=f"{condition}also give the cost in money, of any currency",
+        help=f"{condition}also show the cost in money, in any currency",
     )
 
 

@@ -1,6 +1,6 @@
-"""`raysweep run SPACE.yaml…`: a sweep from its search spaces to its tables. The same command again carries on.
+"""`raysweep run SPACE.yaml…`: train search spaces and write their tables. The same command continues a stopped sweep.
 
-With `--plan` it shows what the sweep would train and cost, and runs nothing: the same as `raysweep plan`.
+With `--plan`, show what the sweep would train and cost instead, like `raysweep plan`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 from rich.console import Console
 
-from raysweep.commands.common import add_spaces, add_storage, guarded, number_type
+from raysweep.commands.common import add_spaces, add_storage, add_tracking_uri, guarded, number_type
 from raysweep.commands.plan import add_plan_options, show_plan
 from raysweep.space.space import load_all
 
@@ -36,27 +36,24 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="raysweep run", description=__doc__)
     add_spaces(parser)
-    add_storage(parser, "folder or URI for checkpoints")
-    parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
-        metavar="URI",
-        help="MLflow (default: $MLFLOW_TRACKING_URI, or else a SQLite file in the storage)",
-    )
+    add_storage(parser, "folder or URI for checkpoints and results")
+    add_tracking_uri(parser)
     parser.add_argument(
         "--address",
         default=os.environ.get("RAY_ADDRESS") or "local",
-        help="a Ray cluster, `auto` for this machine's, `local` for none (default: $RAY_ADDRESS, or else local)",
+        help="of a Ray cluster; `auto`: on this machine; `local`: start one (default: $RAY_ADDRESS, or else local)",
     )
     parser.add_argument(
         "--verify-sharing",
-        type=number_type("share between 0 and 1", 0, 1),
+        type=number_type(0, 1),
         default=0.0,
         metavar="P",
-        help="train this share of the segments a second time, without a stop, and compare bits (default: 0)",
+        help="train this share of the segments again without sharing, and compare the bits (default: 0)",
     )
-    parser.add_argument("--extend", action="store_true", help="the space has changed: go on with its study's trials")
-    parser.add_argument("--plan", action="store_true", help="show what would be trained and its cost; run nothing")
+    parser.add_argument(
+        "--extend", action="store_true", help="continue the study's trials although the space has changed"
+    )
+    parser.add_argument("--plan", action="store_true", help="show what would be trained and its cost; train nothing")
     add_plan_options(parser, "with --plan: ")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object, last on stdout")
     return parser

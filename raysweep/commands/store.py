@@ -164,18 +164,18 @@ def parser() -> argparse.ArgumentParser:
         if name == "gc":
             one.add_argument(
                 "--budget",
-                type=number_type("amount", 0),
+                type=number_type(0),
                 metavar="GIB",
                 help="free more, until no more than this is left",
             )
             one.add_argument(
                 "--keep-best",
-                type=number_type("count", 0, kind=int),
+                type=number_type(0, kind=int),
                 metavar="K",
                 help="of each study's trials (default: 3)",
             )
             one.add_argument(
-                "--young-hours", type=number_type("amount", 0), metavar="H", help="what is younger stays (default: 1)"
+                "--young-hours", type=number_type(0), metavar="H", help="what is younger stays (default: 1)"
             )
             one.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
     return found

@@ -4,12 +4,11 @@ already stays, what is missing is added."""
 from __future__ import annotations
 
 import argparse
-import os
 
 from rich.console import Console
 from rich.progress import track
 
-from raysweep.commands.common import add_storage, guarded
+from raysweep.commands.common import add_storage, add_tracking_uri, guarded
 from raysweep.errors import UserError
 from raysweep.report import report
 from raysweep.store.store import Store
@@ -58,10 +57,5 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="raysweep sync-mlflow", description=__doc__)
     found.add_argument("study", nargs="*", help="its name, or how that begins (default: all that are stored)")
     add_storage(found, "where they are")
-    found.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI") or None,
-        metavar="URI",
-        help="MLflow (default: $MLFLOW_TRACKING_URI, or else a SQLite file in the storage)",
-    )
+    add_tracking_uri(found)
     return found

@@ -1,8 +1,8 @@
-"""A preparation from its first image to its manifest: shards in order, and what is known of them so far.
+"""The preparation of a data set, from its first image to its manifest: shards in order, and statistics of them.
 
-`progress.json` in the place that is being made says how far it is: the shards that are whole, the images that could not
-be read, sums for statistics; `progress-<shards>.safetensors` beside it has what detectors saw. The same command goes on
-behind the last shard that is named there.
+`progress.json` in the place that is being written lists the complete shards, the images that could not be read, and
+sums for statistics. `progress-<shards>.safetensors` beside it holds the statistics of the detectors' features. The same
+command continues after the last shard in that list.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import numpy as np
 from pydantic import BaseModel
 
 from raysweep.errors import UserError
-from raysweep.prepare.encoding import CHUNK, Wanted, encoded
+from raysweep.prepare.encoding import CHUNK, EncodingOptions, encode_chunks
 from raysweep.prepare.sources import Item, Source
 from raysweep.store.files import Files
-from trainables.datasets.autoencoders import Autoencoder, Normalisation, save_autoencoder
+from trainables.datasets.autoencoders import Autoencoder, normalisation, normalised_by, save_autoencoder
 from trainables.datasets.latent_files import content_sha256, write_shard
 from trainables.datasets.prepared import MANIFEST, Prepared
 from trainables.evaluation.reference import Gatherings
-from trainables.preparing import Rows, Seen
+from trainables.preparing import DetectorFeatures, ShardRows
 
 PROGRESS = "progress.json"
-SHARD_BYTES = 1 << 26  # about so much each; it is in memory while it is made
-MOST_IMAGES = 4096  # of a shard
+SHARD_BYTES = 1 << 26  # approximate size of a shard, which is in memory while it is made
+MOST_IMAGES = 4096  # in a shard
 SAVE_EVERY_S = 20.0
-Told = Callable[[int, int], None]  # images that are done, and of those unreadable
+Notify = Callable[[int, int], None]  # (images that are done, how many of them are unreadable)
 
 
-class Job(BaseModel):
-    """What a preparation is of: another one may not go on in its place."""
+class PreparationConfig(BaseModel):
+    """What decides the content of a prepared set. A preparation may continue another only where these are equal."""
 
-    source: str  # the fingerprint of its list
+    source: str  # fingerprint of the list of images
     autoencoder: str
     size: int | None
     mirrored: bool
@@ -50,58 +50,68 @@ class Job(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a preparation is."""
+    """How far a preparation has come."""
 
-    job: Job
-    shards: list[dict[str, Any]] = []  # images, sha256 of content and of the file, bytes; pictures where kept
+    job: PreparationConfig
+    shards: list[dict[str, Any]] = []  # images; SHA-256 of the content, of the file and of kept pictures; bytes
     unreadable: list[tuple[str, str]] = []  # (source, why)
-    counts: list[int]  # of images, by class
-    sums: list[float]  # over all values of each channel
-    squares: list[float]  # of them, the posterior's variance included
+    counts: list[int]  # images of each class
+    sums: list[float]  # sum of the values of each channel
+    squares: list[float]  # sum of their squares, the posterior's variance included
 
 
-def images_per_shard(latent_shape: tuple[int, int, int], wanted: Wanted) -> int:
-    """So many that a shard has about `SHARD_BYTES`; whole chunks."""
-    row = int(np.prod(latent_shape)) * 2 * 2 * (1 + wanted.mirrored) + wanted.keep_images * 3 * wanted.size**2
+def images_per_shard(latent_shape: tuple[int, int, int], options: EncodingOptions) -> int:
+    """How many images make a shard of about `SHARD_BYTES`, rounded down to whole chunks."""
+    row = int(np.prod(latent_shape)) * 2 * 2 * (1 + options.mirrored) + options.keep_images * 3 * options.size**2
     return max(1, min(MOST_IMAGES, SHARD_BYTES // row) // CHUNK) * CHUNK
 
 
 class Preparation:
-    """One data set in the making.
+    """A data set that is being prepared.
 
     Args:
-        place: where it is to lie; made by this if need be.
+        place: where the set is written; created where it does not exist.
+        latent_shape: (C, H, W) of one image's latents.
 
     Raises:
-        UserError: another one was begun there.
+        UserError: a preparation with another configuration was begun there.
     """
 
-    def __init__(self, place: Files, source: Source, wanted: Wanted, job: Job, latent_shape: tuple[int, int, int]):
-        self.place, self.source, self.wanted, self.latent_shape = place, source, wanted, latent_shape
+    def __init__(
+        self,
+        place: Files,
+        source: Source,
+        options: EncodingOptions,
+        config: PreparationConfig,
+        autoencoder: Autoencoder,
+        latent_shape: tuple[int, int, int],
+    ):
+        self.place, self.source, self.options = place, source, options
+        self.autoencoder, self.latent_shape = autoencoder, latent_shape
         channels, classes = latent_shape[0], len(source.class_names)
-        found = place.sealed(PROGRESS)
-        if found is None or not found["shards"]:  # nothing was made there, whatever it was to be
-            nothing = [0.0] * channels
-            self.progress = Progress(job=job, counts=[0] * classes, sums=nothing, squares=list(nothing))
-            self.seen = Gatherings(len(source.items))
+        saved = place.sealed(PROGRESS)
+        if saved is None or not saved["shards"]:  # a preparation without a shard may be replaced by any other
+            zeros = [0.0] * channels
+            self.progress = Progress(job=config, counts=[0] * classes, sums=zeros, squares=list(zeros))
+            self.features = Gatherings(len(source.items))
             place.seal(PROGRESS, self.progress.model_dump(mode="json"))
         else:
-            self.progress = Progress.model_validate(found)
-            refuse_other(self.progress.job, job, place.uri)
-            self.seen = Gatherings.load(place.read(self._statistics()), len(source.items))
+            self.progress = Progress.model_validate(saved)
+            refuse_other(self.progress.job, config, place.uri)
+            self.features = Gatherings.load(place.read(self._statistics()), len(source.items))
 
     @staticmethod
-    def begun(place: Files) -> bool:
-        """Whether one was begun there and not finished."""
+    def in_progress(place: Files) -> bool:
+        """Whether a preparation was begun there and not finished."""
         return place.is_there(PROGRESS)
 
     @property
     def done(self) -> int:
-        """How many of the source's images have been seen to."""
+        """How many of the source's images are in complete shards, or could not be read."""
         return min(len(self.source.items), len(self.progress.shards) * self.progress.job.images_per_shard)
 
-    def run(self, autoencoder: Autoencoder, normalise: Normalisation, told: Told) -> None:
-        """Make the shards that are missing."""
+    def run(self, notify: Notify) -> None:
+        """Make the shards that are missing, on the Ray cluster that this process is connected to."""
         per_shard, rest = self.progress.job.images_per_shard, self.source.items[self.done :]
         chunks: list[list[Item]] = []
         for first in range(0, len(rest), per_shard):
@@ -109,45 +119,45 @@ class Preparation:
             chunks += [list(shard[begin : begin + CHUNK]) for begin in range(0, len(shard), CHUNK)]
         if not chunks:
             return
-        self._put_autoencoder(autoencoder)
-        rows = encoded(self.source, chunks, self.wanted, self.place.uri, normalise)
+        self._put_autoencoder()
+        rows = encode_chunks(self.source, chunks, self.options, self.place.uri, normalisation(self.autoencoder))
         saved = -SAVE_EVERY_S
         while self.done < len(self.source.items):
             count = min(per_shard, len(self.source.items) - self.done)
-            self._make_shard(rows, -(-count // CHUNK), told)
+            self._make_shard(rows, -(-count // CHUNK), notify)
             if time.monotonic() - saved > SAVE_EVERY_S or self.done == len(self.source.items):
                 self.save()
                 saved = time.monotonic()
 
-    def _put_autoencoder(self, autoencoder: Autoencoder) -> dict[str, dict[str, Any]]:
+    def _put_autoencoder(self) -> dict[str, dict[str, Any]]:
         files = {}
         with tempfile.TemporaryDirectory() as temporary:
-            for name in save_autoencoder(autoencoder, Path(temporary)):
-                file, there = Path(temporary, name), f"autoencoder/{name}"
-                files[there] = {"bytes": file.stat().st_size, "sha256": self.place.copy_in(file, there)}
+            for name in save_autoencoder(self.autoencoder, Path(temporary)):
+                file, target = Path(temporary, name), f"autoencoder/{name}"
+                files[target] = {"bytes": file.stat().st_size, "sha256": self.place.copy_in(file, target)}
         return files
 
-    def _make_shard(self, rows: Iterator[Rows], chunks: int, told: Told) -> None:
+    def _make_shard(self, rows: Iterator[ShardRows], chunks: int, notify: Notify) -> None:
         columns: dict[str, list[Any]] = {}
         progress, done = self.progress, self.done
         sources: list[str] = []
-        seen: list[Seen] = []
+        features: list[DetectorFeatures] = []
         for _ in range(chunks):
             chunk = next(rows)
             for name, values in chunk.columns.items():
                 columns.setdefault(name, []).append(values)
             sources += chunk.sources
             progress.unreadable += chunk.unreadable
-            seen += [chunk.seen] if chunk.seen else []
+            features += [chunk.features] if chunk.features else []
             done += len(chunk.sources) + len(chunk.unreadable)
-            told(done, len(progress.unreadable))
-        self.seen.update(seen)  # together: each part costs the square of the features' width
+            notify(done, len(progress.unreadable))
+        self.features.update(features)  # in one call: each costs the square of the features' width
         whole = {name: np.concatenate(parts) for name, parts in columns.items()}
         facts: dict[str, Any] = {"images": len(sources)}
         if sources:
             if whole["latent"].shape[2:] != self.latent_shape:
-                has = f"latents of shape {whole['latent'].shape[2:]}, others {self.latent_shape}"
-                raise UserError(f"{sources[0]}: {has}; mixed autoencoders?")
+                has = f"its latents have the shape {whole['latent'].shape[2:]}, others {self.latent_shape}"
+                raise UserError(f"{sources[0]}: {has}: made by different autoencoders?")
             self._sum(whole)
             facts["sha256"] = content_sha256(whole)
             if "image" in whole:
@@ -169,9 +179,9 @@ class Preparation:
         progress.squares = (squares + progress.squares).tolist()
 
     def save(self) -> None:
-        """Note how far it is."""
+        """Write down the progress."""
         before = self.place.sealed(PROGRESS)
-        self.place.write(self._statistics(), self.seen.save())
+        self.place.write(self._statistics(), self.features.save())
         self.place.seal(PROGRESS, self.progress.model_dump(mode="json"))
         if before and len(before["shards"]) != len(self.progress.shards):
             self.place.delete(f"progress-{len(before['shards']):05}.safetensors")
@@ -180,28 +190,44 @@ class Preparation:
         return f"progress-{len(self.progress.shards):05}.safetensors"
 
     def channels(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel of the latents, as the autoencoder gives them."""
+        """Mean and standard deviation of each channel of the latents, before normalisation."""
         values = sum(self.progress.counts) * self.latent_shape[1] * self.latent_shape[2]
         mean = np.array(self.progress.sums) / values
         return mean.tolist(), np.sqrt(np.array(self.progress.squares) / values - mean**2).tolist()
 
-    def finish(self, autoencoder: Autoencoder, normalise: Normalisation) -> Prepared:
-        """Write all that stands beside the shards, the manifest last.
+    def refuse_unreadable(self, skip_corrupt: bool) -> None:
+        """Check that enough images could be read.
 
-        Args:
-            autoencoder: configured so that probes undo `normalise`.
+        Raises:
+            UserError: some could not, and `skip_corrupt` is not set; or a class has no image left.
         """
+        unreadable = self.progress.unreadable
+        if unreadable and not skip_corrupt:
+            some = "".join(f"\n  {source}: {why}" for source, why in unreadable[:20])
+            more = f"\n  and {len(unreadable) - 20} more" if len(unreadable) > 20 else ""
+            raise UserError(
+                f"{len(unreadable)} of {len(self.source.items):,} images cannot be read; repair them and prepare "
+                f"another place, or leave them out with --skip-corrupt:{some}{more}"
+            )
+        names = self.source.class_names
+        if empty := [names[label] for label, count in enumerate(self.progress.counts) if not count]:
+            raise UserError(f"{self.source.about}: no readable image of {empty[0]}; every class needs some")
+
+    def finish(self) -> Prepared:
+        """Write everything beside the shards, the manifest last."""
         progress, job = self.progress, self.progress.job
+        if job.normalise == "channels":
+            normalised_by(self.autoencoder, *self.channels())
         shards = [shard for shard in progress.shards if shard["images"]]
         files = {f"shards/{number:05}.arrow": shard["file"] for number, shard in enumerate(shards)}
-        files |= self._put_autoencoder(autoencoder)
+        files |= self._put_autoencoder()
         with tempfile.TemporaryDirectory() as temporary:
-            for name in self.seen.save_references(Path(temporary)):
+            for name in self.features.save_references(Path(temporary)):
                 file = Path(temporary, name)
                 files[name] = {"bytes": file.stat().st_size, "sha256": self.place.copy_in(file, name)}
         mean, std = self.channels()
         channels = self.latent_shape[0]
-        shift, scale = ((part.expand(channels, 1, 1)).flatten().tolist() for part in normalise)
+        shift, scale = (part.expand(channels, 1, 1).flatten().tolist() for part in normalisation(self.autoencoder))
         content = {
             "latent_shape": list(self.latent_shape),
             "num_classes": len(self.source.class_names),
@@ -228,17 +254,17 @@ class Preparation:
         prepared = Prepared(self.place.uri, content, digest, files, about)
         self.place.write(MANIFEST, prepared.spell())
         for name in self.place.names(""):
-            if name.startswith("progress"):  # with what a process that was killed in the middle of writing has left
+            if name.startswith("progress"):  # including what a process left that was killed while writing
                 self.place.delete(name)
         return prepared
 
 
-def refuse_other(begun: Job, job: Job, place: str) -> None:
-    """Nothing, where two jobs are one.
+def refuse_other(begun: PreparationConfig, config: PreparationConfig, place: str) -> None:
+    """Refuse to continue a preparation, or to take a finished set, that differs from what is asked for.
 
     Raises:
-        UserError: they differ; the message says in what.
+        UserError: the message names the differences.
     """
-    if differing := [name for name in Job.model_fields if getattr(begun, name) != getattr(job, name)]:
-        told = " and ".join(name.replace("_", " ") for name in differing)
-        raise UserError(f"--out {place}: a set with another {told} lies or was begun there; give another place")
+    if differing := [name for name in PreparationConfig.model_fields if getattr(begun, name) != getattr(config, name)]:
+        names = " and ".join(name.replace("_", " ") for name in differing)
+        raise UserError(f"--out {place}: a set with another {names} is there or was begun there; give another place")

@@ -18,10 +18,10 @@ def test_the_table_shows_the_published_numbers(capsys: pytest.CaptureFixture[str
 
 def test_json_is_one_object_with_the_familys_own_latents(capsys: pytest.CaptureFixture[str]) -> None:
     assert model.main(["LightningDiT-T/1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["model"], told["latent"], told["classes"]) == ("LightningDiT-T/1", [32, 16, 16], 1000)
-    assert told["gflops"] == told["multiply_adds"] / 1e9
-    assert told["tokens"] == 256
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["latent"], facts["classes"]) == ("LightningDiT-T/1", [32, 16, 16], 1000)
+    assert facts["gflops"] == facts["multiply_adds"] / 1e9
+    assert facts["tokens"] == 256
 
 
 def test_latents_and_classes_may_be_others(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,6 @@ def test_latents_and_classes_may_be_others(capsys: pytest.CaptureFixture[str]) -
         (["SiT-T/2", "--latent", "4x32"], "'4x32' is no shape; write CHANNELSxHEIGHTxWIDTH"),
         (["SiT-T/2", "--latent", "4x31x31"], "31 is not a multiple of patch_size 2"),
         (["SiT-T/2", "--latent", "4x32x16"], "latents are square"),
-        (["SiT-T/2", "--classes", "0"], "--classes: 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +47,14 @@ def test_a_mistake_is_one_line_and_code_2(arguments: list[str], line: str, capsy
     shown = capsys.readouterr()
     assert line in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_a_number_of_classes_is_a_whole_number_of_1_or_more(capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("0", "1.5", "many", "inf"):
+        with pytest.raises(SystemExit) as ended:
+            model.main(["SiT-T/2", "--classes", value])
+        assert ended.value.code == 2
+        assert f"argument --classes: '{value}'; give a whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_it_is_a_command_of_raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,12 @@ def write_images(place):
 
 
 def run(capsys, *options):
-    code = prepare.main([str(option) for option in options])
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    try:
+        code = prepare.main([str(option) for option in options])
+    except SystemExit as ended:  # by argparse
+        code = ended.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_a_folder_becomes_the_latents_that_diffusers_makes(images, tmp_path, cap
 
     assert run(capsys, images, "--out", out, *options)[0] == 0  # again: it is there
     code, _, err = run(capsys, images, "--out", out, "--size", 40, *options[2:])
-    assert code == 2 and "another size lies or was begun there" in err and err.count("\n") == 1
+    assert code == 2 and "another size is there or was begun there" in err and err.count("\n") == 1
 
 
 def test_unreadable_images_are_listed_and_left_out_on_demand(images, tmp_path, capsys):
@@ -155,9 +158,9 @@ def test_a_preparation_that_was_ended_twice_goes_on_and_ends_in_the_same_bits(wh
     place = tmp_path / "ended"
     assert run_until_saved(place, signal.SIGINT) == 130
     assert run_until_saved(place, signal.SIGKILL) == -signal.SIGKILL
-    assert Preparation.begun(Files(str(place))) and not (place / "manifest.json").exists()
+    assert Preparation.in_progress(Files(str(place))) and not (place / "manifest.json").exists()
     code, _, err = run(capsys, *EMOJI9, "--out", place)
-    assert code == 0 and "going on behind" in err
+    assert code == 0 and "continuing after" in err
     found, expected = prepared.read(str(place)), prepared.read(str(whole))
     assert found.identity == expected.identity and found.files == expected.files
     names = [sorted(path.name for path in each.iterdir()) for each in (place, whole)]
@@ -172,9 +175,9 @@ MISTAKES = {
         ["emoji9", "--size", "32", "--detectors", "inception"],
         "--detectors inception: no weights of the FID",
     ),
-    "shards": (["emoji9", "--images-per-shard", "0"], "--images-per-shard 0: give 1 or more"),
+    "shards": (["emoji9", "--images-per-shard", "0"], "--images-per-shard: '0'; give a whole number of 1 or more"),
     "split": (["emoji9", "--split", "val"], "emoji9: no split 'val'; known: train, test"),
-    "occupied": (["emoji9", "--size", "32", "--out", "{tmp}/occupied"], "novel.txt lies there"),
+    "occupied": (["emoji9", "--size", "32", "--out", "{tmp}/occupied"], "not empty, novel.txt lies there"),
     "out": (["emoji9", "--size", "32", "--out", "nowhere://x"], "nowhere://x"),
 }
 
@@ -188,7 +191,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, monkeypatch,
     given, expected = MISTAKES[mistake]
     given = [option.format(tmp=tmp_path) for option in given]
     code, _, err = run(capsys, *given, *([] if "--out" in given else ["--out", tmp_path / "out"]))
-    assert code == 2 and expected in err and err.count("\n") == 1
+    assert code == 2 and expected in err.splitlines()[-1] and "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -225,7 +228,7 @@ def test_latents_of_others_are_taken_over(tmp_path, capsys):
 
     save_file(columns | {"latents": latents[:, :4].copy()}, tmp_path / "source" / "latents_rank00_shard000.safetensors")
     code, _, err = run(capsys, *options[:1], "--out", tmp_path / "other", "--autoencoder", own)
-    assert code == 2 and "has 4 channels, but the autoencoder's have 8; mixed autoencoders?" in err
+    assert code == 2 and "has 4 channels, but the autoencoder's latents have 8: another autoencoder's?" in err
 
 
 def test_mixed_latents_are_refused(tmp_path, capsys):
@@ -236,7 +239,7 @@ def test_mixed_latents_are_refused(tmp_path, capsys):
     (tmp_path / "source" / "dataset.json").write_text(json.dumps({"labels": pairs}))
     own = catalog.files("emoji9")[1]
     code, _, err = run(capsys, tmp_path / "source", "--out", tmp_path / "out", "--autoencoder", own)
-    assert code == 2 and "mixed autoencoders?" in err and "Traceback" not in err
+    assert code == 2 and "made by different autoencoders?" in err and "Traceback" not in err
 
 
 SWEEP = ["search_spaces/table5.yaml", "--profile", "smoke", "--set", "search.trials=1", "--json"]
