@@ -63,6 +63,10 @@ class Panel:
     score: Separability
     plane: NDArray[np.float32]  # (N, 2), by t-SNE
 
+    def as_dict(self) -> dict[str, float]:
+        """The scores as plain data."""
+        return {"guidance_scale": self.guidance_scale, **self.score._asdict()}
+
 
 def write(
     checkpoints: Sequence[tuple[str, Snapshot]],
@@ -86,13 +90,7 @@ def write(
         raise UserError(f"--data {data.name}: this data set has no test images; features works with emoji9")
     checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint[1].step or 0)
     model = checkpoints[0][1].name
-    depth = min(snapshot.backbone.depth for _, snapshot in checkpoints)
-    blocks = view.blocks or sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
-    block = view.block or max(1, 2 * depth // 3)
-    for option, value in [*(("--blocks", value) for value in blocks), ("--block", block)]:
-        if not 1 <= value <= depth:
-            raise UserError(f"{option} {value}: {model} has blocks 1 to {depth}")
-
+    blocks, block = _blocks(view, min(snapshot.backbone.depth for _, snapshot in checkpoints), model)
     count = max(view.points, view.images)
     scene = features.scene(data.name, autoencoder, count=count, most_classes=len(COLOURS), seed=view.seed)
     images, points = scene.first(view.images), scene.first(view.points)
@@ -119,15 +117,21 @@ def write(
         "largest_class": _largest(points),
         "seed": view.seed,
         "checkpoints": [
-            {
-                "checkpoint": name,
-                **describe(snapshot),
-                "separability": [{"guidance_scale": panel.guidance_scale, **panel.score._asdict()} for panel in row],
-            }
+            {"checkpoint": name, **describe(snapshot), "separability": [panel.as_dict() for panel in row]}
             for (name, snapshot), row in zip(checkpoints, panels, strict=True)
         ],
     }
     (out / "features.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _blocks(view: View, depth: int, model: str) -> tuple[Sequence[int], int]:
+    """The blocks of blocks.png and the guiding one."""
+    blocks = view.blocks or sorted({max(1, round(depth * part / 6)) for part in range(1, 7)})
+    block = view.block or max(1, 2 * depth // 3)
+    for option, value in [*(("--blocks", value) for value in blocks), ("--block", block)]:
+        if not 1 <= value <= depth:
+            raise UserError(f"{option} {value}: {model} has blocks 1 to {depth}")
+    return blocks, block
 
 
 def _labels(checkpoints: Sequence[tuple[str, Snapshot]]) -> list[str]:
