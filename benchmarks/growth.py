@@ -47,10 +47,9 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.commands import run
+from raysweep.commands import report, run
 from raysweep.planning.learning_curves import Synthetic
 from raysweep.planning.simulation import simulate, trust_names
-from raysweep.report import report
 from raysweep.report.plots.style import COLOURS, figure, save, tidy
 from raysweep.space import space
 from raysweep.space.configurations import Configuration, configurations

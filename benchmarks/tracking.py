@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 from raysweep.tracking import Mirror
 
 
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     study = StudyState.reopen(Store(options.storage), options.study)
-    cost = summary(study)["cost"]
-    trained = cost["own_device_s"] + cost["shared_device_s"] - cost["of_it_probes_device_s"]
+    cost = summarize(study).cost
+    trained = cost.spent - cost.probes
     steps = sum(trial.step for trial in study.distinct)
     told = []
     for _ in range(options.repeats):

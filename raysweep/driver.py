@@ -11,6 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
 from raysweep.study.journal import JournalWriter
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import StepCount, StudySummary, summarize
 from raysweep.uris import check_tracking_uri, is_loopback, public
 from trainables.datasets import catalog, checks
 
@@ -79,12 +80,12 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     results = []
     charged = retry_storage(lambda: charges(studies), tell)
     for study, mirror in zip(studies, mirrors, strict=True):
-        result = summary(study, charged) | {"tracking_uri": public(tracking_uri)}
-        files = retry_storage(partial(report.write, study, result), tell)
+        summary = summarize(study, charged)
+        files = retry_storage(partial(report.write, study, summary), tell)
         stopwatch.ended("report")
         mirror.finish(files, study.best)
         stopwatch.ended("mlflow's end")
-        results.append((study, result, files))
+        results.append((study, summary, files))
     whole: dict[str, Any] = {"storage": public(store.uri), "tracking_uri": public(tracking_uri)}
     whole["driver"] = {"began": stopwatch.began, "seconds": stopwatch.seconds}
     if options.verify_sharing:
@@ -96,24 +97,26 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
 
 
 def _tell_all(
-    results: list[tuple[StudyState, dict[str, Any], list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
+    results: list[tuple[StudyState, StudySummary, list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
 ) -> None:
     """What a sweep of one or several spaces has come to: for people, or as one object."""
     from raysweep.report import report
 
-    steps = {"without_sharing": sum(result["steps"]["without_sharing"] for _, result, _ in results)}
-    steps |= {"computed": computed, "reused": steps["without_sharing"] - computed}
+    steps = StepCount(sum(summary.steps.without_sharing for _, summary, _ in results), computed)
     if len(results) == 1:
-        results[0][1]["steps"] |= steps
+        ((study, summary, files),) = results
+        results = [(study, replace(summary, steps=steps), files)]
     if as_json:
-        several = {"studies": [result for _, result, _ in results]} if len(results) > 1 else results[0][1]
-        print(json.dumps(several | {"steps": steps} | whole))
+        address = {"tracking_uri": whole["tracking_uri"]}
+        summaries = [summary.as_dict() | address for _, summary, _ in results]
+        several = {"studies": summaries} if len(summaries) > 1 else summaries[0]
+        print(json.dumps(several | {"steps": steps.as_dict()} | whole))
         return
     out = Console()
-    for study, result, files in results:
-        report.show(study, result, files, out)
+    for study, summary, files in results:
+        report.show(study, summary, files, out)
     if len(results) > 1:
-        out.print(report.shared(steps))
+        out.print(report.steps_line(steps))
     uri = whole["tracking_uri"]
     ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
     out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from raysweep.commands.common import add_storage, guarded
 from raysweep.report.report import show, write
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,5 +29,5 @@ def parser() -> argparse.ArgumentParser:
 def again(options: argparse.Namespace, console: Console) -> None:
     """The report of a study that may be long over."""
     study = StudyState.reopen(Store(options.storage), options.study)
-    result = summary(study)
-    show(study, result, write(study, result), Console())
+    summary = summarize(study)
+    show(study, summary, write(study, summary), Console())

@@ -14,7 +14,7 @@ from raysweep.report import report
 from raysweep.store.store import Store
 from raysweep.study.journal import studies
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 from raysweep.tracking import Mirror
 from raysweep.uris import check_tracking_uri, public
 
@@ -41,7 +41,7 @@ def sync(options: argparse.Namespace, console: Console) -> None:
         quiet = not console.is_terminal
         for trial in track(study.trials, study.space.id, console=console, transient=True, disable=quiet):
             mirror.sync_trial(trial)
-        mirror.close(report.write(study, summary(study)), study.best)
+        mirror.close(report.write(study, summarize(study)), study.best)
         console.print(f"{study.space.id}: {len(study.trials)} trials are in {public(uri)}", highlight=False)
 
 

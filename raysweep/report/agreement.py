@@ -1,4 +1,4 @@
-"""Whether ours rank as the published ones do."""
+"""Whether our trials rank as the paper's rows do."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from raysweep.study import summary
 from raysweep.study.state import StudyState
-from raysweep.study.summary import Row
+from raysweep.study.summary import TrialSummary, comparable_probes, reference_metrics
 
-FEWEST = 3  # rows; of two there is always an order
+FEWEST = 3  # pairs: two values always have an order
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlations of a study's metric with a published one, over the rows that have both.
+    """Rank correlations between our metric and the paper's, over the rows that have both.
 
     Attributes:
-        step: at which ours were measured; None: each at its end.
-        pairs: (trial's row, published, ours).
-        rho: Spearman's, 1 where both have the same order; `tau` Kendall's tau-b. NaN where one side is all the same.
-        rho_p: how often chance alone would be as far from 0; `tau_p` likewise.
+        reference: the name of the paper's metric.
+        step: the step at which ours were measured; None if each was measured at its end.
+        pairs: (trial, the paper's value, ours).
+        rho: Spearman's, 1 if both have the same order; NaN with fewer than three pairs, or if one side is constant.
+        rho_p: the probability that chance alone gives a `rho` this far from 0.
+        tau: Kendall's tau-b, with `tau_p` likewise.
     """
 
-    published: str
+    reference: str
     step: int | None
-    pairs: list[tuple[Row, float, float]]
+    pairs: list[tuple[TrialSummary, float, float]]
     rho: float = math.nan
     rho_p: float = math.nan
     tau: float = math.nan
@@ -37,24 +38,23 @@ class Agreement:
     def __str__(self) -> str:
         if math.isnan(self.rho):
             return f"n = {len(self.pairs)}: too few to rank"
-        told = (
-            f"Spearman's ρ = {self.rho:.2f} (p = {self.rho_p:.2g}), Kendall's τ = {self.tau:.2f} (p = {self.tau_p:.2g})"
-        )
-        return f"{told}, n = {len(self.pairs)}"
+        spearman = f"Spearman's ρ = {self.rho:.2f} (p = {self.rho_p:.2g})"
+        kendall = f"Kendall's τ = {self.tau:.2f} (p = {self.tau_p:.2g})"
+        return f"{spearman}, {kendall}, n = {len(self.pairs)}"
 
 
-def agreement(study: StudyState, rows: Sequence[Row]) -> Agreement | None:
-    """How ours rank against the first metric that was published (FID where there is one): at the rows' ends, or at the
-    last step that all of them have come to. None where nothing was published or nothing is measured."""
-    published = summary.published(study)[:1]
-    known = [row for row in rows if row["repeats"] is None and published and published[0] in row["published"]]
-    step, measured = summary.comparable(known)
-    if not measured:
+def rank_agreement(study: StudyState, trials: Sequence[TrialSummary]) -> Agreement | None:
+    """The agreement with the first metric that the paper reports (FID if it does), over the trials at their ends, or at
+    the last step that all of them have reached. None if the paper reports none, or nothing is measured."""
+    reference = next(iter(reference_metrics(study)), None)
+    known = [trial for trial in trials if trial.repeats is None and reference in trial.reference]
+    step, measured = comparable_probes(known)
+    if not measured or reference is None:
         return None
-    pairs = [(row, row["published"][published[0]], metrics[study.metric]) for row, metrics in measured]
-    theirs, ours = [one for _, one, _ in pairs], [other for _, _, other in pairs]
+    pairs = [(trial, trial.reference[reference], metrics[study.metric]) for trial, metrics in measured]
+    theirs, ours = [value for _, value, _ in pairs], [value for _, _, value in pairs]
     if len(pairs) < FEWEST or len(set(theirs)) == 1 or len(set(ours)) == 1:
-        return Agreement(published[0], step, pairs)
+        return Agreement(reference, step, pairs)
     spearman, kendall = stats.spearmanr(theirs, ours), stats.kendalltau(theirs, ours)
     values = (spearman.statistic, spearman.pvalue, kendall.statistic, kendall.pvalue)
-    return Agreement(published[0], step, pairs, *map(float, values))
+    return Agreement(reference, step, pairs, *map(float, values))

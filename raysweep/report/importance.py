@@ -1,7 +1,7 @@
-"""Which parameters matter: fANOVA over what a study has measured, and Optuna's own interactive plots of it.
+"""Which parameters matter: fANOVA over the metrics of a study, and Optuna's interactive plots of them.
 
-Optuna leaves pruned trials out, so that a parameter by which trials are pruned looks unimportant. Here the question is
-asked twice: for the metric at the first rung, which all trials have come to, and at the end.
+Optuna leaves pruned trials out, so a parameter whose bad values are pruned early looks unimportant. Therefore the
+importance is computed twice: for the metric at the first rung, which all trials reach, and for the metric at the end.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from optuna.trial import FrozenTrial
 
 from raysweep.space import domains
 from raysweep.space.domains import Point
-from raysweep.study import summary
 from raysweep.study.optuna_view import distribution, told
 from raysweep.study.state import StudyState
-from raysweep.study.summary import Row
+from raysweep.study.summary import TrialSummary, short_path
 
-MOST = 400  # trials that fANOVA looks at, drawn by chance from more: its time grows with their square
+MOST = 400  # trials; of more, a random sample is taken, since fANOVA's time grows with their square
 FEWEST = 4
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How much of the variance of a metric each parameter explains, most first; they sum to 1.
+    """The share of a metric's variance that each parameter explains.
 
     Attributes:
-        when: at which step, for people.
-        trials: over how many.
-        left_out: parameters that are not open in all of these trials.
+        when: at which step the metric was measured, for people.
+        trials: how many trials it was computed from.
+        shares: by the parameter's short path, in descending order; they sum to 1.
+        left_out: parameters that only some of these trials have.
     """
 
     when: str
@@ -43,75 +43,89 @@ class Importance:
     left_out: list[str]
 
 
-def importances(study: StudyState, rows: list[Row]) -> list[Importance]:
-    """At the first rung, and at the end; without what has too few trials, or nothing that differs."""
-    found = []
-    for when, values in _targets(study, rows):
-        if len(values) < FEWEST or len({value for _, value in values}) < 2:
+@dataclass(frozen=True)
+class _Target:
+    """A metric to explain: the points and their values."""
+
+    when: str
+    values: list[tuple[Point, float]]
+
+
+def importances(study: StudyState, trials: list[TrialSummary]) -> list[Importance]:
+    """The importances at the first rung and at the end. One that has too few trials, or in which nothing differs, is
+    left out."""
+    result = []
+    for target in _targets(study, trials):
+        if len(target.values) < FEWEST or len({value for _, value in target.values}) < 2:
             continue
-        chosen = values if len(values) <= MOST else random.Random(SEED).sample(values, MOST)
-        known = _study(study, chosen)
-        shared = set.intersection(*(set(trial.params) for trial in known.trials))
-        varied = [name for name in shared if len({str(trial.params[name]) for trial in known.trials}) > 1]
+        sample = _sample(target.values, MOST)
+        finished = _finished_study(study, sample)
+        shared = set.intersection(*(set(trial.params) for trial in finished.trials))
+        varied = [name for name in shared if len({str(trial.params[name]) for trial in finished.trials}) > 1]
         if not varied:
             continue
         evaluator = FanovaImportanceEvaluator(seed=SEED)
-        shares = optuna.importance.get_param_importances(known, evaluator=evaluator, params=sorted(varied))
-        everything = {name for trial in known.trials for name in trial.params}
-        found.append(Importance(when, len(chosen), dict(shares), sorted(everything - shared)))
-    return found
+        shares = optuna.importance.get_param_importances(finished, evaluator=evaluator, params=sorted(varied))
+        everything = {name for trial in finished.trials for name in trial.params}
+        result.append(Importance(target.when, len(sample), dict(shares), sorted(everything - shared)))
+    return result
 
 
-def interactive(study: StudyState, rows: list[Row], most: int) -> dict[str, go.Figure]:
-    """Optuna's parallel coordinates and slices, by title; at the first rung, where most can be compared. Of more than
-    `most` trials those are shown that chance draws."""
-    targets = [target for target in _targets(study, rows) if len(target[1]) >= FEWEST]
+def interactive(study: StudyState, trials: list[TrialSummary], most: int) -> dict[str, go.Figure]:
+    """Optuna's parallel coordinates and slices, by title. They show the first rung if there are enough trials, where
+    the largest number can be compared.
+
+    Args:
+        most: how many trials to show; of more, a random sample.
+    """
+    targets = [target for target in _targets(study, trials) if len(target.values) >= FEWEST]
     if not targets:
         return {}
-    when, values = targets[0]
-    whole = len(values)
-    if whole > most:
-        values = random.Random(SEED).sample(values, most)
-    known = _study(study, values)
+    target, whole = targets[0], len(targets[0].values)
+    finished = _finished_study(study, _sample(target.values, most))
     shown = f"{whole} trials" if whole <= most else f"{most} of {whole} trials"
-    named = f"{study.metric} {when}"
+    metric = f"{study.metric} {target.when}"
     figures = {
-        f"Parallel coordinates: {named}, {shown}": optuna.visualization.plot_parallel_coordinate(
-            known, target_name=named
+        f"Parallel coordinates: {metric}, {shown}": optuna.visualization.plot_parallel_coordinate(
+            finished, target_name=metric
         ),
-        f"Slices: {named}, {shown}": optuna.visualization.plot_slice(known, target_name=named),
+        f"Slices: {metric}, {shown}": optuna.visualization.plot_slice(finished, target_name=metric),
     }
     for figure in figures.values():
         figure.update_layout(title=None, margin={"t": 30}, font={"size": 12}, template="plotly_white")
     return figures
 
 
-def _targets(study: StudyState, rows: list[Row]) -> list[tuple[str, list[tuple[Point, float]]]]:
-    known = [row for row in rows if row["repeats"] is None and row["probes"]]
-    if not known:
+def _targets(study: StudyState, trials: list[TrialSummary]) -> list[_Target]:
+    probed = [trial for trial in trials if trial.repeats is None and trial.probes]
+    if not probed:
         return []
-    first = min(row["probes"][0]["step"] for row in known)
-    early = [(row["params"], row["probes"][0][study.metric]) for row in known if row["probes"][0]["step"] == first]
-    late = [(row["params"], row["metrics"][study.metric]) for row in known if row["state"] == "COMPLETE"]
-    several = any(len(row["probes"]) > 1 for row in known)
-    return [*([(f"at step {first}", early)] if several else []), ("at the end", late)]
+    first = min(step for trial in probed for step in trial.probes)
+    early = [(trial.params, trial.probes[first][study.metric]) for trial in probed if first in trial.probes]
+    late = [(trial.params, trial.metrics[study.metric]) for trial in probed if trial.state == "COMPLETE"]
+    several = any(len(trial.probes) > 1 for trial in probed)
+    return [*([_Target(f"at step {first}", early)] if several else []), _Target("at the end", late)]
 
 
-def _study(study: StudyState, values: list[tuple[Point, float]]) -> optuna.Study:
-    """These trials as finished ones of an Optuna study in memory, under the parameters' short names."""
+def _sample(values: list[tuple[Point, float]], most: int) -> list[tuple[Point, float]]:
+    return values if len(values) <= most else random.Random(SEED).sample(values, most)
+
+
+def _finished_study(study: StudyState, values: list[tuple[Point, float]]) -> optuna.Study:
+    """An Optuna study in memory with these trials as finished ones, under the parameters' short paths."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    made = optuna.create_study(storage=optuna.storages.InMemoryStorage())
-    made.add_trials([_trial(study, point, value) for point, value in values])
-    return made
+    finished = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    finished.add_trials([_finished_trial(study, point, value) for point, value in values])
+    return finished
 
 
-def _trial(study: StudyState, point: Point, value: float) -> FrozenTrial:
+def _finished_trial(study: StudyState, point: Point, value: float) -> FrozenTrial:
     params: dict[str, Any] = {}
     distributions = {}
 
     def choose(path: str, domain: domains.Domain) -> Any:
-        chosen = domain.match(point[path], path)
-        params[summary.name(path)], distributions[summary.name(path)] = told(domain, chosen), distribution(domain)
+        chosen, name = domain.match(point[path], path), short_path(path)
+        params[name], distributions[name] = told(domain, chosen), distribution(domain)
         return chosen
 
     domains.substitute(study.space.tree, choose)

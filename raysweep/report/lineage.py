@@ -1,10 +1,13 @@
-"""Who taught whom in a study: its teachers, the checkpoints of them that taught, and the students of each."""
+"""The lineage of a study: its teachers, the checkpoints of them that taught, and the students of each checkpoint.
+
+Where a single checkpoint comes from is its provenance (`raysweep.report.provenance`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,45 +18,57 @@ from raysweep.space import runs
 from raysweep.space.domains import Point
 from raysweep.store import history, provenance
 from raysweep.store.history import probe_key
-from raysweep.study import summary
 from raysweep.study.state import StudyState
-from raysweep.study.summary import Row
+from raysweep.study.summary import StudySummary, TrialSummary, differing_params
 from trainables.config import ProbeSpec, TeacherRef
 
-OF_THE_TEACHER = ("teacher.method", "teacher.iterations")  # parameters that say who teaches
+TEACHER_PATHS = ("teacher.method", "teacher.iterations")  # parameters that say who teaches
 RANGES = 12  # of trial numbers in a cell; the rest are counted
 
 
 @dataclass(frozen=True)
 class Student:
-    """A trial, and how far it has come. `differs` is what it has otherwise than the defaults, its teacher aside."""
+    """A trial, and the parameters in which it differs from the defaults, apart from those that name its teacher."""
 
-    trial: int
-    row: int | None
+    trial: TrialSummary
     differs: dict[str, str]
-    params: Point
-    state: str
-    reason: str
-    steps: int
-    metrics: dict[str, float]  # of its last probe
-    key: str  # of its history there
+
+    @property
+    def rank(self) -> tuple[bool, int, float, int]:
+        """The key that students are sorted by: complete ones first, by their metric; then those with more steps, and of
+        as many steps those with the lower metric."""
+        trial, complete = self.trial, self.trial.state == "COMPLETE"
+        value = math.inf if trial.value is None else trial.value
+        return (not complete, 0 if complete else -trial.step, value, trial.number)
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that taught; `metrics` are empty where the store has no probe of it."""
+    """A checkpoint that taught.
+
+    Attributes:
+        description: its history (`raysweep.store.history.describe`), whose digest is `key`.
+        metrics: by a probe like that of its students; empty if the store has none.
+        students: the trials that it taught, sorted by `Student.rank`.
+        pupils: the teachers that it taught.
+    """
 
     step: int
     key: str
-    description: dict[str, Any]  # its history
+    description: dict[str, Any]
     metrics: dict[str, float]
-    students: list[Student] = field(default_factory=list)  # best first
-    pupils: list[Teacher] = field(default_factory=list)  # teachers that it taught
+    students: list[Student] = field(default_factory=list)
+    pupils: list[Teacher] = field(default_factory=list)
+
+    @property
+    def descendants(self) -> int:
+        """The number of trials that it taught, or that its pupils taught."""
+        return len(self.students) + sum(pupil.descendants for pupil in self.pupils)
 
 
 @dataclass
 class Teacher:
-    """One line of training, as far as it taught: checkpoints that passed through the same history, oldest last."""
+    """One line of training: checkpoints of which each continues the next one's history. The first is the latest."""
 
     title: str
     checkpoints: list[Checkpoint]
@@ -61,131 +76,134 @@ class Teacher:
 
     @property
     def steps(self) -> int:
-        """To which step it was trained in order to teach."""
+        """The step of its latest checkpoint that taught."""
         return self.checkpoints[0].step
 
     @property
     def key(self) -> str:
-        """The name of its history there."""
+        """The key of that checkpoint."""
         return self.checkpoints[0].key
+
+    @property
+    def descendants(self) -> int:
+        """The number of trials that its checkpoints taught, directly or through pupils."""
+        return sum(checkpoint.descendants for checkpoint in self.checkpoints)
 
 
 @dataclass
 class Lineage:
-    """A study's teachers, those of most students first; trials that none taught; and how many could not be run."""
+    """Who taught whom in a study.
+
+    Attributes:
+        metric: the deciding one.
+        best: the number of the best trial.
+        teachers: those with the most descendants first.
+        alone: the trials that have no teacher.
+        unavailable: how many trials could not be run.
+    """
 
     study: str
     metric: str
-    best: int | None  # the trial
+    best: int | None
     teachers: list[Teacher]
     alone: list[Student]
     unavailable: int
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """All that taught."""
+        """All checkpoints that taught."""
         return [checkpoint for teacher in self.teachers for checkpoint in teacher.checkpoints]
 
     @property
     def students(self) -> list[Student]:
         """All trials that were run, without repeats."""
-        return [student for each in self.checkpoints for student in each.students] + self.alone
+        return [student for checkpoint in self.checkpoints for student in checkpoint.students] + self.alone
 
 
-def trace(study: StudyState, result: Mapping[str, Any]) -> Lineage:
-    """Who taught whom, by a study and its `results.summary`."""
-    defaults = study.space.defaults
-    groups: dict[str | None, list[Student]] = defaultdict(list)
-    chains: dict[str, tuple[list[TeacherRef], ProbeSpec]] = {}
-    rows = [row for row in result["trials"] if row["repeats"] is None]
-    for row in rows:
-        if row["state"] != "UNAVAILABLE":
-            key = row["teacher_key"]
-            groups[key].append(_student(row, defaults))
+def trace(study: StudyState, summary: StudySummary) -> Lineage:
+    """The lineage of a study."""
+    groups: dict[str | None, list[Student]] = defaultdict(list)  # by the key of the checkpoint that taught them
+    chains: dict[str, tuple[list[TeacherRef], ProbeSpec]] = {}  # a checkpoint's key -> itself, its teacher, and so on
+    trials = [trial for trial in summary.trials if trial.repeats is None]
+    for trial in trials:
+        if trial.state != "UNAVAILABLE":
+            key = trial.teacher_key
+            groups[key].append(_student(trial, study.space.defaults))
             if key is not None and key not in chains:
-                trial = study.trials[row["trial"]]
-                chains[key] = (runs.teachers(study.run(trial)), study.probe(trial))
+                state = study.trials[trial.number]
+                chains[key] = (runs.teachers(study.run(state)), study.probe(state))
     for students in groups.values():
-        students.sort(key=lambda student: rank(student, study.metric))
-    found: dict[str, Checkpoint] = {}
-    taught: dict[str, str] = {}  # a teacher's checkpoint -> that of the teacher's teacher
+        students.sort(key=lambda student: student.rank)
+    checkpoints: dict[str, Checkpoint] = {}
+    taught_by: dict[str, str] = {}  # a teacher's checkpoint -> that of the teacher's teacher
     for refs, spec in chains.values():
-        chain = [_checkpoint(study, ref, spec, found) for ref in refs]
-        taught |= {younger.key: older.key for younger, older in pairwise(chain)}
-    for key, checkpoint in found.items():
+        chain = [_checkpoint(study, ref, spec, checkpoints) for ref in refs]
+        taught_by |= {pupil.key: teacher.key for pupil, teacher in pairwise(chain)}
+    for key, checkpoint in checkpoints.items():
         checkpoint.students = groups.get(key, [])
-    teachers = list(_lines(found.values()))
+    teachers = list(_teachers(checkpoints.values()))
     for teacher in teachers:
-        if teacher.key in taught:
-            teacher.taught_by = found[taught[teacher.key]]
+        if teacher.key in taught_by:
+            teacher.taught_by = checkpoints[taught_by[teacher.key]]
             teacher.taught_by.pupils.append(teacher)
-    teachers.sort(key=lambda each: (-sum(_descendants(one) for one in each.checkpoints), each.title, -each.steps))
-    unavailable = sum(row["state"] == "UNAVAILABLE" for row in rows)
-    best = result["best"]["trial"] if result["best"] else None
+    teachers.sort(key=lambda teacher: (-teacher.descendants, teacher.title, -teacher.steps))
+    unavailable = sum(trial.state == "UNAVAILABLE" for trial in trials)
+    best = summary.best.number if summary.best else None
     return Lineage(study.space.id, study.metric, best, teachers, groups.get(None, []), unavailable)
 
 
-def _student(row: Row, defaults: Point) -> Student:
-    differs = {
-        name: value
-        for name, value in summary.differing(row["params"], defaults).items()
-        if not name.startswith(OF_THE_TEACHER)
-    }
-    same = {name: row[name] for name in ("trial", "row", "params", "state", "reason", "steps", "metrics")}
-    return Student(differs=differs, key=row["history_key"], **same)
+def _student(trial: TrialSummary, defaults: Point) -> Student:
+    differing = differing_params(trial.params, defaults)
+    return Student(trial, {path: value for path, value in differing.items() if not path.startswith(TEACHER_PATHS)})
 
 
-def rank(student: Student, metric: str) -> tuple[bool, int, float, int]:
-    """What students are ordered by: the complete ones by their metric; then the others, further first, better first."""
-    complete = student.state == "COMPLETE"
-    return (not complete, 0 if complete else -student.steps, student.metrics.get(metric, math.inf), student.trial)
-
-
-def _checkpoint(study: StudyState, ref: TeacherRef, spec: ProbeSpec, found: dict[str, Checkpoint]) -> Checkpoint:
+def _checkpoint(study: StudyState, ref: TeacherRef, spec: ProbeSpec, known: dict[str, Checkpoint]) -> Checkpoint:
     description = history.describe(ref.run, ref.step)
     key = history.key_of(description)
-    if key not in found:
+    if key not in known:
         record = study.store.noted("probes", probe_key(ref.run, ref.step, spec)) or {}
-        found[key] = Checkpoint(ref.step, key, description, record.get("metrics", {}))
-    return found[key]
+        known[key] = Checkpoint(ref.step, key, description, record.get("metrics", {}))
+    return known[key]
 
 
-def _lines(checkpoints: Iterable[Checkpoint]) -> Iterator[Teacher]:
-    """Checkpoints of one line of training together. One that several lines pass stands on the longest."""
-    begun: dict[str, list[Checkpoint]] = defaultdict(list)
-    for checkpoint in sorted(checkpoints, key=lambda each: -each.step):
-        begun[_at(checkpoint, 1)].append(checkpoint)
-    lines: dict[str, list[list[Checkpoint]]] = defaultdict(list)
-    for family in begun.values():
+def _teachers(checkpoints: Iterable[Checkpoint]) -> Iterator[Teacher]:
+    """Group checkpoints into lines of training. One that lies on several lines belongs to the longest."""
+    families: dict[str, list[Checkpoint]] = defaultdict(list)  # by the history of their first step
+    for checkpoint in sorted(checkpoints, key=lambda checkpoint: -checkpoint.step):
+        families[_key_at(checkpoint, 1)].append(checkpoint)
+    lines: dict[str, list[list[Checkpoint]]] = defaultdict(list)  # by title
+    for family in families.values():
         steps = {checkpoint.step for checkpoint in family}
-        passed: dict[str, list[Checkpoint]] = {}  # history -> the line that goes through it
+        line_through: dict[str, list[Checkpoint]] = {}  # by the key of each history on the line
         for checkpoint in family:
-            if checkpoint.key not in passed:
+            if checkpoint.key not in line_through:
                 line: list[Checkpoint] = []
                 lines[provenance.title(checkpoint.description)].append(line)
                 for step in steps:
                     if step <= checkpoint.step:
-                        passed.setdefault(_at(checkpoint, step), line)
-            passed[checkpoint.key].append(checkpoint)
-    for title, alike in lines.items():
-        for line, told in zip(alike, _differences([line[0].description for line in alike]), strict=True):
-            yield Teacher(", ".join([title, *told]), line)
+                        line_through.setdefault(_key_at(checkpoint, step), line)
+            line_through[checkpoint.key].append(checkpoint)
+    for title, namesakes in lines.items():
+        differences = _differences([line[0].description for line in namesakes])
+        for line, words in zip(namesakes, differences, strict=True):
+            yield Teacher(", ".join([title, *words]), line)
 
 
-def _at(checkpoint: Checkpoint, step: int) -> str:
+def _key_at(checkpoint: Checkpoint, step: int) -> str:
+    """The key of the history that the checkpoint's training had at an earlier step."""
     return history.key_of(history.cut(checkpoint.description, step))
 
 
-def _differences(alike: list[dict[str, Any]]) -> list[list[str]]:
-    """What tells histories of one title apart, in words: a seed, a rate, a block."""
-    leaves = [_values(description) for description in alike]
-    names = sorted({name for each in leaves for name in each})
-    varied = [name for name in names if len({str(each.get(name)) for each in leaves}) > 1]
-    return [[f"{name} {each[name]}" for name in varied if name in each] for each in leaves]
+def _differences(descriptions: list[dict[str, Any]]) -> list[list[str]]:
+    """For each of several histories with one title, the values that not all of them share: a seed, a rate, a block."""
+    leaves = [_values(description) for description in descriptions]
+    names = sorted({name for values in leaves for name in values})
+    varied = [name for name in names if len({str(values.get(name)) for values in leaves}) > 1]
+    return [[f"{name} {values[name]}" for name in varied if name in values] for values in leaves]
 
 
 def _values(description: dict[str, Any]) -> dict[str, Any]:
-    """The values of a history by name, without its length and its teacher, which are shown separately."""
+    """The values of a history by name, without its length and its teacher, which the lineage shows itself."""
     values = flatten({key: value for key, value in description.items() if key not in ("phases", "step")})
     for phase in description["phases"]:
         values |= flatten(phase["term"])
@@ -194,84 +212,50 @@ def _values(description: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _descendants(checkpoint: Checkpoint) -> int:
-    below = sum(_descendants(one) for pupil in checkpoint.pupils for one in pupil.checkpoints)
-    return len(checkpoint.students) + below
-
-
 # --- the table
 
 
-def rows(found: Lineage) -> list[dict[str, Any]]:
-    """A row for each checkpoint that taught, as plain data; the last is of the trials that none taught."""
-    told = [
-        {
-            "teacher": teacher.title,
-            "taught_by": teacher.taught_by.key if teacher.taught_by else None,
-            "step": checkpoint.step,
-            "key": checkpoint.key,
-            "metrics": checkpoint.metrics,
-            "taught": taught(checkpoint.pupils),
-            **_class(checkpoint.students),
-        }
-        for teacher in found.teachers
+def markdown(lineage: Lineage) -> str:
+    """A Markdown table with a row for each checkpoint that taught; the last row is that of trials without a teacher."""
+    metric = lineage.metric
+    head = ["teacher", "step", "key", metric, "students", "best", f"its {metric}", "at step", "trials"]
+    lines = [
+        [*_teacher_cells(teacher, checkpoint, metric), *_student_cells(checkpoint.students, checkpoint.pupils, metric)]
+        for teacher in lineage.teachers
         for checkpoint in teacher.checkpoints
     ]
-    nobody: dict[str, Any] = {
-        "teacher": None,
-        "taught_by": None,
-        "step": None,
-        "key": None,
-        "metrics": {},
-        "taught": "",
-    }
-    return told + ([nobody | _class(found.alone)] if found.alone else [])
+    if lineage.alone:
+        lines.append(["none", "", "", "", *_student_cells(lineage.alone, [], metric)])
+    return tables.markdown_table(head, lines)
 
 
-def _class(students: list[Student]) -> dict[str, Any]:
-    best = students[0] if students else None
-    return {
-        "students": len(students),
-        "best": best.trial if best else None,
-        "best_steps": best.steps if best else 0,
-        "best_metrics": best.metrics if best else {},
-        "trials": sorted(student.trial for student in students),
-    }
+def _teacher_cells(teacher: Teacher, checkpoint: Checkpoint, metric: str) -> list[str]:
+    title = teacher.title + (f", taught by {teacher.taught_by.key[:12]}" if teacher.taught_by else "")
+    return [title, str(checkpoint.step), checkpoint.key[:12], tables.with_error(checkpoint.metrics, metric)]
 
 
-def markdown(found: Lineage) -> str:
-    """The table as Markdown."""
-    metric = found.metric
-    head = ["teacher", "step", "key", metric, "students", "best", f"its {metric}", "at step", "trials"]
-    return tables.piped(head, ([*_teacher(row, metric), *_students(row, metric)] for row in rows(found)))
+def _student_cells(students: list[Student], pupils: list[Teacher], metric: str) -> list[str]:
+    best = ["", "", ""]
+    if students:
+        trial = students[0].trial
+        best = [str(trial.number), tables.with_error(trial.metrics, metric), str(trial.step)]
+    numbers = number_ranges(sorted(student.trial.number for student in students))
+    return [str(len(students)), *best, "; ".join(filter(None, (numbers, pupils_text(pupils))))]
 
 
-def _teacher(row: dict[str, Any], metric: str) -> list[str]:
-    if row["key"] is None:
-        return ["none", "", "", ""]
-    told = row["teacher"] + (f", taught by {row['taught_by'][:12]}" if row["taught_by"] else "")
-    return [told, str(row["step"]), row["key"][:12], tables.with_error(row["metrics"], metric)]
-
-
-def _students(row: dict[str, Any], metric: str) -> list[str]:
-    told = "; ".join(filter(None, (numbers(row["trials"]), row["taught"])))
-    best = [str(row["best"]), tables.with_error(row["best_metrics"], metric), str(row["best_steps"])]
-    return [str(row["students"]), *(best if row["students"] else ["", "", ""]), told]
-
-
-def taught(pupils: list[Teacher]) -> str:
-    """The teachers that one taught."""
+def pupils_text(pupils: list[Teacher]) -> str:
+    """The teachers that a checkpoint taught: the title of a single one, else their number."""
     return f"{len(pupils)} teachers" if len(pupils) > 1 else "".join(f"the teacher {pupil.title}" for pupil in pupils)
 
 
-def numbers(trials: list[int]) -> str:
-    """Rising numbers as people write them: 0–8, 14, 16; many are counted from the thirteenth range on."""
+def number_ranges(numbers: list[int]) -> str:
+    """Ascending numbers as people write them: `0–8, 14, 16`. From the thirteenth range on they are only counted."""
     ranges: list[list[int]] = []
-    for trial in trials:
-        if ranges and trial == ranges[-1][1] + 1:
-            ranges[-1][1] = trial
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            ranges.append([trial, trial])
-    told = [str(low) if low == high else f"{low}–{high}" for low, high in ranges[:RANGES]]
+            ranges.append([number, number])
+    texts = [str(low) if low == high else f"{low}–{high}" for low, high in ranges[:RANGES]]
     more = sum(high - low + 1 for low, high in ranges[RANGES:])
-    return ", ".join(told) + (f" and {more} more" if more else "")
+    return ", ".join(texts) + (f" and {more} more" if more else "")

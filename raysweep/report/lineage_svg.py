@@ -1,4 +1,4 @@
-"""A study's genealogy as a picture: teachers as lines of training on the left, their students on the right."""
+"""The lineage of a study as a picture: teachers as lines of training on the left, their students on the right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 
 from raysweep.formats import short
 from raysweep.report import tables
-from raysweep.report.lineage import Checkpoint, Lineage, Student, Teacher, rank, taught
+from raysweep.report.lineage import Checkpoint, Lineage, Student, Teacher, pupils_text
 from raysweep.report.plots.style import BEST, COLOURS
-from raysweep.study.summary import text
+from raysweep.study.summary import STATE_WORDS, value_text
 from raysweep.svg import finish, fitting, sheet, write
 
 STUDENTS, CHECKPOINTS = 12, 24  # to draw: of each checkpoint, and in all
@@ -23,7 +23,6 @@ VALUE = 130  # how wide a metric with its error may be
 DARK, GREY, EDGE, PALE = "#1c2733", "#5b6671", "#8d99a6", "#e4e8ec"
 STAR = [(r * math.sin(turn * math.pi / 5), -r * math.cos(turn * math.pi / 5)) for turn, r in enumerate([7.5, 3] * 5)]
 SHORTER = {"guidance_scale": "ω ", "layers": ""}  # what the paper calls them
-WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAILED": "failed", "RUNNING": "unfinished"}
 
 
 @dataclass
@@ -106,9 +105,9 @@ def _drawn(found: Lineage) -> list[Checkpoint]:
 
     def place(checkpoint: Checkpoint) -> tuple[bool, int, list[tuple[bool, int, float, int]]]:
         first = checkpoint.students[:1]
-        is_best = any(student.trial == found.best for student in first)
+        is_best = any(student.trial.number == found.best for student in first)
         taught = len(checkpoint.students) + len(checkpoint.pupils)
-        return (not is_best, -taught, [rank(student, found.metric) for student in first])
+        return (not is_best, -taught, [student.rank for student in first])
 
     return sorted(found.checkpoints, key=place)[:CHECKPOINTS]
 
@@ -166,9 +165,9 @@ def _head(picture: ET.Element, found: Lineage) -> None:
 def _legend(found: Lineage) -> Iterator[tuple[str, str, str]]:
     if found.best is not None:
         yield f"best: trial {found.best}", BEST, "BEST"
-    for state, word in WORDS.items():
-        if count := sum(student.state == state for student in found.students):
-            yield f"{count:,} {word}", COLOURS[state], state
+    for state, colour in COLOURS.items():
+        if count := sum(student.trial.state == state for student in found.students):
+            yield f"{count:,} {STATE_WORDS[state]}", colour, state
 
 
 def _draw_teacher(picture: ET.Element, block: _Block, teacher: Teacher, longest: int, metric: str) -> None:
@@ -210,33 +209,35 @@ def _draw_group(picture: ET.Element, group: _Group, found: Lineage) -> None:
     if group.pupils:
         _edge(picture, group, 0, DARK)
         _mark(picture, MARK, group.y(0), DARK, "TEACHER")
-        told = "taught " + taught(group.pupils)
+        told = "taught " + pupils_text(group.pupils)
         write(picture, MARK + 13, group.y(0) + 4, fitting(told, STEP - MARK - 13))
     row = int(bool(group.pupils))
     for student in group.shown:
-        best = student.trial == found.best
-        _edge(picture, group, row, BEST if best else COLOURS[student.state])
+        best = student.trial.number == found.best
+        _edge(picture, group, row, BEST if best else COLOURS[student.trial.state])
         _draw_student(picture, group.y(row), student, found.metric, best)
         row += 1
     if rest := group.students[len(group.shown) :]:
         _edge(picture, group, row, EDGE, dashed=True)
-        value = tables.with_error(rest[0].metrics, found.metric)
-        told = f"… and {len(rest):,} more" + (f", the best of them {value} at {short(rest[0].steps)}" if value else "")
+        first = rest[0].trial
+        value = tables.with_error(first.metrics, found.metric)
+        told = f"… and {len(rest):,} more" + (f", the best of them {value} at {short(first.step)}" if value else "")
         write(picture, MARK + 13, group.y(row) + 4, told, colour=GREY)
 
 
 def _draw_student(picture: ET.Element, y: float, student: Student, metric: str, best: bool) -> None:
-    row = "" if student.row is None else f", row {student.row}"
-    facts = [f"trial {student.trial}{row}: {WORDS[student.state]}", student.reason, f"key {student.key}"]
-    facts += [f"{path} {text(value)}" for path, value in student.params.items()]
+    trial = student.trial
+    row = "" if trial.row is None else f", row {trial.row}"
+    facts = [f"trial {trial.number}{row}: {STATE_WORDS[trial.state]}", trial.reason, f"key {trial.history_key}"]
+    facts += [f"{path} {value_text(value)}" for path, value in trial.params.items()]
     place, weight = _with_tooltip(picture, "\n".join(filter(None, facts))), "bold" if best else "normal"
-    _mark(place, MARK, y, BEST if best else COLOURS[student.state], "BEST" if best else student.state)
+    _mark(place, MARK, y, BEST if best else COLOURS[trial.state], "BEST" if best else trial.state)
     told = ", ".join(f"{SHORTER.get(name, f'{name} ')}{_brief(value)}" for name, value in student.differs.items())
-    value = tables.with_error(student.metrics, metric) or WORDS[student.state]
-    write(place, NUMBER, y + 4, str(student.trial), weight="bold", anchor="end")
+    value = tables.with_error(trial.metrics, metric) or STATE_WORDS[trial.state]
+    write(place, NUMBER, y + 4, str(trial.number), weight="bold", anchor="end")
     write(place, TOLD, y + 4, fitting(told or "the defaults", METRIC - VALUE - TOLD, 13 if best else 12), weight=weight)
     write(place, METRIC, y + 4, value, weight=weight, anchor="end")
-    write(place, STEP, y + 4, short(student.steps) if student.steps else "", anchor="end", colour=GREY)
+    write(place, STEP, y + 4, short(trial.step) if trial.step else "", anchor="end", colour=GREY)
 
 
 def _brief(value: str) -> str:

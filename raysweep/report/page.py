@@ -1,4 +1,4 @@
-"""A study's report as one HTML file that needs nothing else: no network, no server, no other file."""
+"""The report of a study as one HTML file. It needs no network, no server and no other file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysweep.report import tables
-from raysweep.report.agreement import agreement
+from raysweep.report.agreement import rank_agreement
 from raysweep.report.importance import interactive
 from raysweep.space.space import dump
-from raysweep.study import summary
+from raysweep.study.costs import Charge
 from raysweep.study.state import StudyState
-from raysweep.study.summary import Row
+from raysweep.study.summary import (
+    STATE_WORDS,
+    StudySummary,
+    TrialSummary,
+    difference_from_defaults,
+    params_text,
+)
 
-MOST = 200  # rows of a table: the rest is in the CSV
-DRAWN = 2000  # trials up to which the interactive plots show every one
+ROWS = 200  # of a table on the page; table.csv has all
+PLOTTED = 2000  # trials up to which the interactive plots show every one
 CAPTIONS = {
     "plot": "Every trial on its way",
     "published": "Ours beside the published values",
@@ -39,68 +45,73 @@ _TEMPLATES = Environment(
 )
 
 
-def page(study: StudyState, result: dict[str, Any], pictures: dict[str, Path], lineage: str) -> str:
-    """The page. `pictures` are files by name, PNG or SVG; `lineage` is the study's lineage as SVG."""
-    rows = tables.ordered(result["trials"], study.metric)
-    plots = interactive(study, result["trials"], DRAWN)
+def html(study: StudyState, summary: StudySummary, pictures: dict[str, Path], lineage: str) -> str:
+    """The page.
+
+    Args:
+        pictures: PNG or SVG files by the pictures' names.
+        lineage: the study's lineage as SVG.
+    """
+    trials = tables.ordered(summary.trials)
+    plots = interactive(study, summary.trials, PLOTTED)
     return _TEMPLATES.get_template(
         "report.html"
     ).render(
         study=study.space.id,
         metric=study.metric,
-        best=result["best"],
-        best_metric=tables.with_error(result["best"]["metrics"], study.metric) if result["best"] else "",
-        best_params=_params(result["best"]) if result["best"] else "",
-        others=result["not_clearly_worse"],
-        states=Counter(tables.STATES[row["state"]] for row in rows),
-        agreement=agreement(study, result["trials"]),
-        cost={name: f"{seconds / 3600:.3g}" for name, seconds in result["cost"].items()},
-        saved=_saved(result["cost"]),
+        best=summary.best,
+        best_metric=tables.with_error(summary.best.metrics, study.metric) if summary.best else "",
+        best_params=params_text(summary.best.params) if summary.best else "",
+        others=summary.not_clearly_worse,
+        states=Counter(STATE_WORDS[trial.state] for trial in trials),
+        agreement=rank_agreement(study, summary.trials),
+        cost=_hours(summary.cost),
+        saved=_saved(summary.cost),
         head=tables.columns(study)[:-1],  # reasons have a table of their own
-        cells=[line[:-1] for line in tables.cells(study, rows[:MOST])],
-        count=len(rows),
+        cells=[line[:-1] for line in tables.cells(study, trials[:ROWS])],
+        count=len(trials),
         pictures=[(name, CAPTIONS[name], _source(file)) for name, file in pictures.items()],
-        lineage=_data(lineage.encode(), "svg+xml"),
-        stopped=[_stopped(study, row) for row in rows if row["state"] == "PRUNED"][:MOST],
-        failed=[row for row in rows if row["state"] in ("FAILED", "UNAVAILABLE")][:MOST],
+        lineage=_data_uri(lineage.encode(), "svg+xml"),
+        stopped=[_pruned(study, trial) for trial in trials if trial.state == "PRUNED"][:ROWS],
+        failed=[trial for trial in trials if trial.state in ("FAILED", "UNAVAILABLE")][:ROWS],
         plots={title: figure.to_html(full_html=False, include_plotlyjs=False) for title, figure in plots.items()},
         script=plotly.offline.get_plotlyjs() if plots else "",
         space=dump(study.space),
         drivers=json.dumps(study.drivers, indent=1),
-        storage=result["storage"],
+        storage=summary.storage,
     )
 
 
 def _source(file: Path) -> str:
-    return _data(file.read_bytes(), {".svg": "svg+xml", ".png": "png"}[file.suffix])
+    return _data_uri(file.read_bytes(), {".svg": "svg+xml", ".png": "png"}[file.suffix])
 
 
-def _data(content: bytes, kind: str) -> str:
+def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _params(row: Row) -> str:
-    return ", ".join(f"{summary.name(path)} {summary.text(value)}" for path, value in row["params"].items())
+def _hours(cost: Charge) -> dict[str, str]:
+    """The line of the table of costs, in device-hours."""
+    seconds = {"own": cost.own, "shared": cost.shared, "probes": cost.probes, "alone": cost.alone}
+    hours = {name: f"{value / 3600:.3g}" for name, value in seconds.items()}
+    return hours | {"spent": f"{float(hours['own']) + float(hours['shared']):.3g}"}
 
 
-def _saved(cost: dict[str, float]) -> str:
-    """The share of device time that sharing has saved."""
-    spent, alone = cost["own_device_s"] + cost["shared_device_s"], cost["without_sharing_device_s"]
-    return f"{1 - spent / alone:.0%}" if alone else ""
+def _saved(cost: Charge) -> str:
+    """The share of device time that sharing has saved; empty if nothing was spent."""
+    return f"{1 - cost.spent / cost.alone:.0%}" if cost.alone else ""
 
 
-def _stopped(study: StudyState, row: Row) -> dict[str, Any]:
-    """Why a trial was pruned: its last decision with the evidence."""
-    decision = row["decisions"][-1] if row["decisions"] else {}
+def _pruned(study: StudyState, trial: TrialSummary) -> dict[str, Any]:
+    """Why a trial was pruned: its last decision, with the evidence for it."""
     evidence = ""
-    if decision.get("difference") is not None:
-        evidence = f"worse than trial {decision['rival']} by {decision['difference']:.4g} ± {decision['error']:.2g}"
+    if trial.decisions and (decision := trial.decisions[-1]).difference is not None:
+        evidence = f"worse than trial {decision.rival} by {decision.difference:.4g} ± {decision.error:.2g}"
     return {
-        "trial": row["trial"],
-        "steps": row["steps"],
-        "params": summary.changed(study, row["params"]),
-        "reason": row["reason"],
-    } | {
+        "trial": trial.number,
+        "step": trial.step,
+        "params": difference_from_defaults(study, trial.params),
+        "reason": trial.reason,
         "evidence": evidence,
-        "value": tables.with_error(row["metrics"], study.metric),
+        "value": tables.with_error(trial.metrics, study.metric),
     }

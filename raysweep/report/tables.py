@@ -1,4 +1,4 @@
-"""A study's table: our numbers beside the published ones, as Markdown, CSV and on the terminal."""
+"""The table of a study, our metrics beside the paper's: as Markdown, CSV, LaTeX, a data frame, and for the terminal."""
 
 from __future__ import annotations
 
@@ -10,155 +10,152 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from raysweep.study import summary
 from raysweep.study.state import StudyState
-from raysweep.study.summary import Row
-from trainables.config import ProbeSpec, error_name
-
-STATES = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAILED": "failed",
-    "UNAVAILABLE": "unavailable",
-    "RUNNING": "unfinished",
-}
+from raysweep.study.summary import (
+    STATE_WORDS,
+    TrialSummary,
+    difference_from_defaults,
+    reference_metrics,
+    searched_paths,
+    short_path,
+    value_text,
+)
+from trainables.config import error_name
 
 
 def columns(study: StudyState, errors_apart: bool = False) -> list[str]:
-    """The table's head: the row's number in the paper, the searched parameters, what it cost in device-hours (its own,
-    and its share of work that several needed), ours, theirs, what became of it."""
-    paths = [summary.name(path) for path in summary.searched(study)]
+    """The head of the table: the trial, its row of the space, the parameters, its cost in device-hours (its own
+    and its share of work that several trials needed), our metrics, the paper's, the state and the reason.
+
+    Args:
+        errors_apart: standard errors have columns of their own.
+    """
+    paths = [short_path(path) for path in searched_paths(study)]
     probe = study.space.probe
-    published = [f"published {name}" for name in summary.published(study)]
+    reference = [f"published {name}" for name in reference_metrics(study)]
     ours = probe.reported if errors_apart else probe.measured
-    return ["trial", "row", *paths, "steps", "own hours", "shared hours", *ours, *published, "state", "reason"]
+    return ["trial", "row", *paths, "steps", "own hours", "shared hours", *ours, *reference, "state", "reason"]
 
 
-def cells(study: StudyState, rows: Iterable[Row], errors_apart: bool = False) -> Iterator[list[str]]:
-    """What stands under `columns`, trial by trial."""
-    paths, published = summary.searched(study), summary.published(study)
-    for row in rows:
-        yield _cells(study.space.probe, row, paths, published, errors_apart)
+def cells(study: StudyState, trials: Iterable[TrialSummary], errors_apart: bool = False) -> Iterator[list[str]]:
+    """The line of each trial below `columns`."""
+    paths, reference, probe = searched_paths(study), reference_metrics(study), study.space.probe
+    for trial in trials:
+        if errors_apart:
+            ours = [_number(trial.metrics.get(name)) for name in probe.reported]
+        else:
+            ours = [with_error(trial.metrics, name) for name in probe.measured]
+        yield [
+            str(trial.number),
+            _row_number(trial),
+            *(value_text(trial.params[path]) if path in trial.params else "" for path in paths),
+            str(trial.step),
+            *(f"{seconds / 3600:.3g}" for seconds in (trial.cost.own, trial.cost.shared)),
+            *ours,
+            *(_number(trial.reference.get(name)) for name in reference),
+            STATE_WORDS[trial.state],
+            trial.reason,
+        ]
 
 
-def _cells(probe: ProbeSpec, row: Row, paths: list[str], published: list[str], errors_apart: bool) -> list[str]:
-    params = [summary.text(row["params"][path]) if path in row["params"] else "" for path in paths]
-    metrics = row["metrics"]
-    if errors_apart:
-        ours = [_number(metrics.get(name)) for name in probe.reported]
-    else:
-        ours = [with_error(metrics, name) for name in probe.measured]
-    number = "" if row["row"] is None else str(row["row"])
-    return [
-        str(row["trial"]),
-        number,
-        *params,
-        str(row["steps"]),
-        *(f"{row['cost'][which] / 3600:.3g}" for which in ("own_device_s", "shared_device_s")),
-        *ours,
-        *(_number(row["published"].get(name)) for name in published),
-        STATES[row["state"]],
-        row["reason"],
-    ]
+def ordered(trials: Iterable[TrialSummary]) -> list[TrialSummary]:
+    """First the trials of the space's rows, in the order of the file; then the others, those with more steps first, and
+    of as many steps those with the lower metric."""
+
+    def rank(trial: TrialSummary) -> tuple[bool, float, float]:
+        if trial.row is not None:
+            return False, trial.row, 0.0
+        return True, -trial.step, float("inf") if trial.value is None else trial.value
+
+    return sorted(trials, key=rank)
 
 
-def ordered(rows: list[Row], metric: str) -> list[Row]:
-    """Enqueued rows in the file's order, then the others: further first, better first."""
-    own = [row for row in rows if row["row"] is None]
-    own.sort(key=lambda row: (-row["steps"], row["metrics"].get(metric, float("inf"))))
-    return sorted((row for row in rows if row["row"] is not None), key=lambda row: row["row"]) + own
-
-
-def markdown(study: StudyState, rows: list[Row]) -> str:
+def markdown(study: StudyState, trials: Iterable[TrialSummary]) -> str:
     """The table as Markdown."""
-    return piped(columns(study), cells(study, rows))
+    return markdown_table(columns(study), cells(study, trials))
 
 
-def piped(head: list[str], rows: Iterable[list[str]]) -> str:
+def markdown_table(head: list[str], lines: Iterable[list[str]]) -> str:
     """Any table as Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    table = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table) + "\n"
 
 
-def as_csv(study: StudyState, rows: list[Row]) -> str:
-    """The table as CSV."""
+def as_csv(study: StudyState, trials: Iterable[TrialSummary]) -> str:
+    """The table as CSV, with columns for the standard errors."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns(study, errors_apart=True))
-    writer.writerows(cells(study, rows, errors_apart=True))
+    writer.writerows(cells(study, trials, errors_apart=True))
     return out.getvalue()
 
 
-def frame(study: StudyState, rows: list[Row]) -> pd.DataFrame:
-    """A line for each probe of each trial: its parameters, the step, the metrics with their standard errors."""
+def frame(study: StudyState, trials: Iterable[TrialSummary]) -> pd.DataFrame:
+    """A line for each probe of each trial: the parameters, the step, the metrics with their standard errors."""
     return pd.DataFrame(
         {
-            "trial": row["trial"],
-            **{summary.name(path): summary.text(value) for path, value in row["params"].items()},
-            **probe,
-            "state": STATES[row["state"]],
+            "trial": trial.number,
+            **{short_path(path): value_text(value) for path, value in trial.params.items()},
+            "step": step,
+            **metrics,
+            "state": STATE_WORDS[trial.state],
         }
-        for row in rows
-        for probe in row["probes"]
+        for trial in trials
+        for step, metrics in trial.probes.items()
     )
 
 
-def latex(study: StudyState, rows: list[Row], best: Row | None) -> str:
-    """The table as LaTeX, for `\\usepackage{booktabs}`: parameters, ours with standard errors, the published; the best
-    in bold, what did not come to its end with a word."""
-    leave_out = {"trial", "own hours", "shared hours", "reason"}
+def latex(study: StudyState, trials: Iterable[TrialSummary], best: TrialSummary | None) -> str:
+    """The table as LaTeX, for `\\usepackage{booktabs}`: parameters, our metrics with standard errors, the paper's, and
+    the state. The best trial is in bold; repeats are left out."""
+    left_out = {"trial", "own hours", "shared hours", "reason"}
     head = columns(study)
-    kept = [place for place, name in enumerate(head) if name not in leave_out]
+    kept = [place for place, name in enumerate(head) if name not in left_out]
     lines = [
         f"% {study.space.id}",
-        f"\\begin{{tabular}}{{{''.join('l' if head[place] in ('state',) else 'r' for place in kept)}}}",
+        f"\\begin{{tabular}}{{{''.join('l' if head[place] == 'state' else 'r' for place in kept)}}}",
         "\\toprule",
         " & ".join(_tex(head[place]) for place in kept) + " \\\\",
         "\\midrule",
     ]
-    shown = [row for row in rows if row["repeats"] is None]
-    for row, whole in zip(shown, cells(study, shown), strict=True):
-        cell = [_tex(whole[place]) for place in kept]
-        if best and row["trial"] == best["trial"]:
-            cell = [f"\\textbf{{{each}}}" if each else "" for each in cell]
-        lines.append(" & ".join(cell) + " \\\\")
+    shown = [trial for trial in trials if trial.repeats is None]
+    for trial, line in zip(shown, cells(study, shown), strict=True):
+        texts = [_tex(line[place]) for place in kept]
+        if best and trial.number == best.number:
+            texts = [f"\\textbf{{{text}}}" if text else "" for text in texts]
+        lines.append(" & ".join(texts) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def terminal(study: StudyState, rows: list[Row], best: int | None) -> Table:
-    """The table for a terminal: what differs from the defaults, without the reasons; the best trial stands out."""
-    metric = study.metric
-    published = summary.published(study)[:1]
+def terminal(study: StudyState, trials: Iterable[TrialSummary], best: TrialSummary | None) -> Table:
+    """The table for a terminal: how each trial differs from the defaults, without the reasons. The best trial stands
+    out."""
+    metric, reference = study.metric, reference_metrics(study)[:1]
     table = Table(title=study.space.id, title_justify="left")
-    for name in (
-        "trial",
-        "row",
-        "configuration",
-        "steps",
-        metric,
-        *(f"published {name}" for name in published),
-        "state",
-    ):
+    published = [f"published {name}" for name in reference]
+    for name in ("trial", "row", "configuration", "steps", metric, *published, "state"):
         table.add_column(name, justify="left" if name in ("configuration", "state") else "right")
-    for row in rows:
-        told = summary.changed(study, row["params"])
-        cell = [_number(row["published"].get(name)) for name in published]
-        number, value = "" if row["row"] is None else str(row["row"]), with_error(row["metrics"], metric)
-        style = "bold green" if row["trial"] == best else _style(row)
+    for trial in trials:
         table.add_row(
-            str(row["trial"]), number, told, str(row["steps"]), value, *cell, STATES[row["state"]], style=style
+            str(trial.number),
+            _row_number(trial),
+            difference_from_defaults(study, trial.params),
+            str(trial.step),
+            with_error(trial.metrics, metric),
+            *(_number(trial.reference.get(name)) for name in reference),
+            STATE_WORDS[trial.state],
+            style="bold green" if best and trial.number == best.number else _STYLES.get(trial.state),
         )
     return table
 
 
+_STYLES = {"PRUNED": "dim", "UNAVAILABLE": "dim", "FAILED": "red"}
+
+
 def with_error(metrics: Mapping[str, float], name: str) -> str:
-    """A metric with its standard error, as people write it."""
+    """A metric with its standard error, such as `22.91 ± 0.34`; empty if it was not measured."""
     value, error = metrics.get(name), metrics.get(error_name(name))
     return _number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"
-
-
-def _style(row: Row) -> str | None:
-    return "dim" if row["state"] in ("PRUNED", "UNAVAILABLE") else "red" if row["state"] == "FAILED" else None
 
 
 _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -172,6 +169,10 @@ _TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
+
+
+def _row_number(trial: TrialSummary) -> str:
+    return "" if trial.row is None else str(trial.row)
 
 
 def _number(value: Any) -> str:

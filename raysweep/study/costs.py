@@ -1,7 +1,7 @@
-"""What each trial has cost: work that it alone needed, and its share of what several needed. Nothing is charged twice.
+"""The cost of each trial: the work that it alone needed, and its share of the work that several needed.
 
-The time is what the workers took, as manifests and records say, times their number; so the charges of all trials
-together are the time of everything that led to their checkpoints and probes.
+Manifests and records say how many seconds the work took and how many workers did it; the product is the cost in
+device-seconds. Nothing is charged twice: the charges of all trials add up to the cost of all checkpoints and probes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,37 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
-@dataclass
+@dataclass(frozen=True)
 class Charge:
-    """Device-seconds of one trial. `probes` are part of the first two; `alone` is what it would have been without
-    sharing: all that is behind it, whoever else needed it too."""
+    """Device-seconds of one trial.
+
+    Attributes:
+        own: work that this trial alone needed.
+        shared: its share of work that several trials needed.
+        probes: the part of `own` and `shared` that was spent on probes.
+        alone: what it would have been without sharing: all the work behind the trial, whoever else needed it.
+    """
 
     own: float = 0.0
     shared: float = 0.0
     probes: float = 0.0
     alone: float = 0.0
 
+    @property
+    def spent(self) -> float:
+        """`own` and `shared` together."""
+        return self.own + self.shared
+
+    def __add__(self, other: Charge) -> Charge:
+        return Charge(
+            self.own + other.own,
+            self.shared + other.shared,
+            self.probes + other.probes,
+            self.alone + other.alone,
+        )
+
     def as_dict(self) -> dict[str, float]:
-        """As plain data."""
+        """The object that `--json` prints for it."""
         return {
             "own_device_s": self.own,
             "shared_device_s": self.shared,
@@ -39,51 +58,50 @@ class Charge:
 
 
 Payer = tuple[str, int]  # a study's name and a trial's number
-Ways = dict[str, list[dict[str, Any]]]  # the manifests that led to a checkpoint, by its key
+WorkKey = tuple[bool, str]  # whether the work is a probe, and its key
+Manifests = dict[str, list[dict[str, Any]]]  # those on the way to a checkpoint, by the checkpoint's key
 
 
 def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
-    """What each trial of these studies is charged, work that several need in equal shares."""
-    users: dict[tuple[bool, str], set[Payer]] = defaultdict(set)  # by whether it is a probe, and its key
-    seconds: dict[tuple[bool, str], float] = {}
-    found: dict[Payer, Charge] = {}
-    ways: Ways = {}
+    """The cost of each trial of these studies. Work that several trials need is charged to them in equal shares."""
+    users: dict[WorkKey, set[Payer]] = defaultdict(set)
+    seconds: dict[WorkKey, float] = {}
+    charged: dict[Payer, Charge] = {}
+    teachers: Manifests = {}
     for study in studies:
         for trial in study.trials:
             payer = (study.space.id, trial.number)
-            found[payer] = Charge()
+            charged[payer] = Charge()
             if trial.repeats is None and trial.state != "UNAVAILABLE":
-                for is_probe, key, facts in _behind(study, trial, ways):
+                for is_probe, key, facts in _work(study, trial, teachers):
                     users[is_probe, key].add(payer)
                     seconds[is_probe, key] = float(facts.get("seconds", 0.0)) * int(facts.get("workers", 1))
     for (is_probe, key), payers in users.items():
-        share = seconds[is_probe, key] / len(payers)
+        whole = seconds[is_probe, key]
+        share = whole / len(payers)
+        own, shared = (share, 0.0) if len(payers) == 1 else (0.0, share)
         for payer in payers:
-            if len(payers) == 1:
-                found[payer].own += share
-            else:
-                found[payer].shared += share
-            found[payer].probes += share * is_probe
-            found[payer].alone += seconds[is_probe, key]
-    return found
+            charged[payer] += Charge(own, shared, share * is_probe, whole)
+    return charged
 
 
-def _behind(study: StudyState, trial: TrialState, ways: Ways) -> Iterator[tuple[bool, str, dict[str, Any]]]:
-    """All that was computed for a trial, whoever asked for it first. `ways` are those of teachers, read once."""
+def _work(study: StudyState, trial: TrialState, teachers: Manifests) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+    """All work behind a trial, whichever trial asked for it first. `teachers` keeps manifests of teachers, so that each
+    is read once."""
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
     step = max([trial.step, *ahead])
-    behind = study.store.way(run, step) if step else []
+    manifests = study.store.way(run, step) if step else []
     for teacher in runs.teachers(run) if step else []:
         key = history.key(teacher.run, teacher.step)
-        if key not in ways:
-            ways[key] = study.store.way(teacher.run, teacher.step)
-        behind += ways[key]
-    yield from ((False, manifest["key"], manifest) for manifest in behind)
+        if key not in teachers:
+            teachers[key] = study.store.way(teacher.run, teacher.step)
+        manifests += teachers[key]
+    yield from ((False, manifest["key"], manifest) for manifest in manifests)
     keys = [probe_key(run, rung, probe) for rung in trial.probes]
     for recheck in trial.rechecks.values():
         both = (trial, study.trials[recheck.rival])
         keys += [probe_key(study.run(one), recheck.step, study.probe(one, recheck)) for one in both]
     for key in keys:
-        if noted := study.store.noted("probes", key):
-            yield True, key, noted
+        if record := study.store.noted("probes", key):
+            yield True, key, record

@@ -1,10 +1,10 @@
-"""A study's state as plain data: what `--json` prints and what tables and plots are made of."""
+"""The state of a study as plain values. `--json` prints them; tables, pictures and pages are made of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raysweep.space import runs
@@ -12,70 +12,210 @@ from raysweep.space.domains import Point, label
 from raysweep.store import history
 from raysweep.study.costs import Charge, Payer, charges
 from raysweep.study.pareto import Direction, front
+from raysweep.study.rungs import Decision
 from raysweep.study.state import StudyState
-from raysweep.study.trial import TrialState
+from raysweep.study.trial import State, TrialState
 from raysweep.uris import public
 
-Row = dict[str, Any]
-LEVEL = 0.95
+LEVEL = 0.95  # of confidence: a trial is clearly worse than another if a one-sided test at this level says so
+STATE_WORDS: dict[State, str] = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAILED": "failed",
+    "UNAVAILABLE": "unavailable",
+    "RUNNING": "unfinished",
+}
 
 
-def trial_row(study: StudyState, trial: TrialState) -> Row:
-    """One trial: where it is, what became of it and why, its keys, what was published for it."""
-    published = study.space.rows[trial.row].published(study.space.published_samples) if trial.row is not None else {}
-    row: Row = {
-        "trial": trial.number,
-        "row": None if trial.row is None else trial.row + 1,
-        "params": trial.point,
-        "state": trial.state,
-        "reason": trial.reason,
-        "steps": trial.step,
-        "metrics": trial.probes.get(trial.step, {}),
-        "probes": [{"step": step, **metrics} for step, metrics in sorted(trial.probes.items())],
-        "decisions": [asdict(decision) for _, decision in sorted(trial.decisions.items())],
-        "repeats": trial.repeats,
-        "published": published,
-        "history_key": None,
-        "teacher_key": None,
-        "teacher_steps": 0,
-    }
+@dataclass(frozen=True)
+class TrialSummary:
+    """One trial: its configuration, how far it came, what was decided about it and why, and what it cost.
+
+    Attributes:
+        number: its place in the order of proposal, from 0.
+        params: the values of the searched parameters, by path.
+        reason: why it ended, in one line; empty while it runs.
+        step: the optimizer step of its last probe, 0 before the first one.
+        value: the deciding metric at `step`, lower is better; None before the first probe.
+        probes: all metrics, by step in ascending order.
+        decisions: what the scheduler decided at each rung, in the order of the steps.
+        repeats: the earlier trial with the same configuration, whose results it takes; None if it is the first.
+        row: the row of the space that asked for it, from 1; None if a sampler proposed it.
+        reference: the paper's values for that row, by metric.
+        history_key: the key of its checkpoint at `step`; None if it cannot be run.
+        teacher_key: the key of the checkpoint that teaches it; None if none does.
+        teacher_steps: the optimizer steps behind that checkpoint, those of the teacher's teachers included.
+        cost: device-seconds.
+    """
+
+    number: int
+    params: Point
+    state: State
+    reason: str
+    step: int
+    value: float | None
+    probes: dict[int, dict[str, float]]
+    decisions: list[Decision] = field(default_factory=list)
+    repeats: int | None = None
+    row: int | None = None
+    reference: dict[str, float] = field(default_factory=dict)
+    history_key: str | None = None
+    teacher_key: str | None = None
+    teacher_steps: int = 0
+    cost: Charge = field(default_factory=Charge)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics at `step`; empty before the first probe."""
+        return self.probes.get(self.step, {})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints for it."""
+        return {
+            "trial": self.number,
+            "row": self.row,
+            "params": self.params,
+            "state": self.state,
+            "reason": self.reason,
+            "steps": self.step,
+            "metrics": self.metrics,
+            "probes": [{"step": step, **metrics} for step, metrics in self.probes.items()],
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "repeats": self.repeats,
+            "published": self.reference,
+            "history_key": self.history_key,
+            "teacher_key": self.teacher_key,
+            "teacher_steps": self.teacher_steps,
+            "cost": self.cost.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Front:
+    """The deciding metric against a second quantity.
+
+    Attributes:
+        members: the trials that no other trial beats in both, by number.
+        values: the second quantity of every measured trial, by the trial's number.
+    """
+
+    members: list[int]
+    values: dict[int, float]
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """Optimizer steps.
+
+    Attributes:
+        without_sharing: how many there would be if every trial started from 0 and trained its own teachers.
+        computed: how many the driver that has just ended has computed; None if no driver ran.
+    """
+
+    without_sharing: int
+    computed: int | None = None
+
+    @property
+    def reused(self) -> int:
+        """Those that did not have to be computed."""
+        return self.without_sharing - (self.computed or 0)
+
+    def as_dict(self) -> dict[str, int]:
+        """The object that `--json` prints for it."""
+        if self.computed is None:
+            return {"without_sharing": self.without_sharing}
+        return {"without_sharing": self.without_sharing, "computed": self.computed, "reused": self.reused}
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """All that a journal and a store say about a study.
+
+    Attributes:
+        study: its name.
+        metric: the deciding one; lower is better.
+        best: the complete trial with the lowest metric.
+        not_clearly_worse: the other complete trials whose probes do not show, at `LEVEL`, that they are worse.
+        pareto: the metric against "steps" (the trial's and its teachers', fewer is better), and against the inception
+            score (higher is better) if it was measured.
+        cost: device-seconds of all trials together.
+        storage: the URI of the store, without secrets.
+    """
+
+    study: str
+    metric: str
+    trials: list[TrialSummary]
+    best: TrialSummary | None
+    not_clearly_worse: list[int]
+    pareto: dict[str, Front]
+    steps: StepCount
+    cost: Charge
+    storage: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints for it."""
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "trials": [trial.as_dict() for trial in self.trials],
+            "best": self.best.as_dict() if self.best else None,
+            "not_clearly_worse": self.not_clearly_worse,
+            "pareto": {name: front.members for name, front in self.pareto.items()},
+            "steps": self.steps.as_dict(),
+            "cost": self.cost.as_dict(),
+            "storage": self.storage,
+        }
+
+
+def summarize(study: StudyState, charged: Mapping[Payer, Charge] | None = None) -> StudySummary:
+    """The summary of a study.
+
+    Args:
+        charged: the cost of its trials, if it was computed together with other studies that share work with it.
+    """
+    charged = charges([study]) if charged is None else charged
+    trials = [summarize_trial(study, trial, charged[study.space.id, trial.number]) for trial in study.trials]
+    return StudySummary(
+        study=study.space.id,
+        metric=study.metric,
+        trials=trials,
+        best=trials[study.best.number] if study.best else None,
+        not_clearly_worse=_not_clearly_worse(study),
+        pareto=fronts(study, trials),
+        steps=StepCount(sum(trial.step + trial.teacher_steps for trial in trials if trial.step)),
+        cost=sum((trial.cost for trial in trials), Charge()),
+        storage=public(study.store.uri),
+    )
+
+
+def summarize_trial(study: StudyState, trial: TrialState, cost: Charge | None = None) -> TrialSummary:
+    """The summary of one trial."""
+    reference = study.space.rows[trial.row].published(study.space.published_samples) if trial.row is not None else {}
+    keys: dict[str, Any] = {}
     if trial.state != "UNAVAILABLE":
         run = study.run(trial)
-        row["history_key"] = history.key(run, trial.step)
-        if found := runs.teachers(run):
-            row["teacher_key"] = history.key(found[0].run, found[0].step)
-            row["teacher_steps"] = runs.teacher_steps(run)
-    return row
+        keys["history_key"] = history.key(run, trial.step)
+        if teachers := runs.teachers(run):
+            keys["teacher_key"] = history.key(teachers[0].run, teachers[0].step)
+            keys["teacher_steps"] = runs.teacher_steps(run)
+    return TrialSummary(
+        number=trial.number,
+        params=trial.point,
+        state=trial.state,
+        reason=trial.reason,
+        step=trial.step,
+        value=trial.last(study.metric),
+        probes=dict(sorted(trial.probes.items())),
+        decisions=[decision for _, decision in sorted(trial.decisions.items())],
+        repeats=trial.repeats,
+        row=None if trial.row is None else trial.row + 1,
+        reference=reference,
+        cost=cost or Charge(),
+        **keys,
+    )
 
 
-def without_sharing(rows: list[Row]) -> int:
-    """The steps of trial-based execution: each trial's own up to where it ended, and its teachers' from 0 with them."""
-    return sum(row["steps"] + (row["teacher_steps"] if row["steps"] else 0) for row in rows)
-
-
-def summary(study: StudyState, charged: Mapping[Payer, Charge] | None = None) -> dict[str, Any]:
-    """All of a study that its journal and the store know. `charged` is what its trials cost, where other studies have
-    part in it."""
-    charged = charges([study]) if charged is None else charged
-    rows = [
-        trial_row(study, trial) | {"cost": charged[study.space.id, trial.number].as_dict()} for trial in study.trials
-    ]
-    best = study.best
-    return {
-        "study": study.space.id,
-        "metric": study.metric,
-        "trials": rows,
-        "best": rows[best.number] if best else None,
-        "not_clearly_worse": not_clearly_worse(study),
-        "pareto": {name: members for name, (members, _) in tradeoffs(study, rows).items()},
-        "steps": {"without_sharing": without_sharing(rows)},
-        "cost": {name: sum(row["cost"][name] for row in rows) for name in Charge().as_dict()},
-        "storage": public(study.store.uri),
-    }
-
-
-def not_clearly_worse(study: StudyState) -> list[int]:
-    """The complete trials beside the best whose last probes do not say, at `LEVEL`, that they are worse."""
+def _not_clearly_worse(study: StudyState) -> list[int]:
     best = study.best
     if best is None:
         return []
@@ -83,67 +223,78 @@ def not_clearly_worse(study: StudyState) -> list[int]:
     return [t.number for t in others if not study.difference(t, best, best.step, None).is_worse(LEVEL)]
 
 
-def tradeoffs(study: StudyState, rows: list[Row]) -> dict[str, tuple[list[int], dict[int, float]]]:
-    """What the deciding metric is set against, by name: the trials that no other beats in both, and where each measured
-    trial is. `steps` are those of the trial and of its teachers; beside them IS, where it is measured."""
-    measured = [row for row in rows if row["repeats"] is None and study.metric in row["metrics"]]
-    places = {"steps": [float(row["steps"] + row["teacher_steps"]) for row in measured]}
+def fronts(study: StudyState, trials: Iterable[TrialSummary]) -> dict[str, Front]:
+    """The fronts of `StudySummary.pareto`, by the name of the second quantity."""
+    measured = [(trial, trial.value) for trial in trials if trial.repeats is None and trial.value is not None]
+    quantities: dict[str, tuple[Direction, list[float]]] = {
+        "steps": ("falls", [float(trial.step + trial.teacher_steps) for trial, _ in measured])
+    }
     if "is" in study.space.probe.metrics:
-        name = study.space.probe.name("is")
-        places[name] = [row["metrics"].get(name, math.nan) for row in measured]
-    found = {}
-    for name, values in places.items():
-        other: Direction = "falls" if name == "steps" else "rises"
-        points = [(row["metrics"][study.metric], value) for row, value in zip(measured, values, strict=True)]
-        members = [measured[place]["trial"] for place in front(points, ["falls", other])]
-        found[name] = members, {row["trial"]: value for row, value in zip(measured, values, strict=True)}
-    return found
+        score = study.space.probe.name("is")
+        quantities[score] = "rises", [trial.metrics.get(score, math.nan) for trial, _ in measured]
+    numbers = [trial.number for trial, _ in measured]
+    result = {}
+    for name, (better, values) in quantities.items():
+        points = list(zip((value for _, value in measured), values, strict=True))
+        members = [numbers[place] for place in front(points, ["falls", better])]
+        result[name] = Front(members, dict(zip(numbers, values, strict=True)))
+    return result
 
 
-def comparable(rows: Sequence[Row]) -> tuple[int | None, list[tuple[Row, dict[str, Any]]]]:
-    """Rows with the probes by which they can be set beside each other: those at their ends, where all are complete
-    (step None), else those at the last step that every row with a probe has come to."""
-    probed = [row for row in rows if row["probes"]]
-    if not probed or all(row["state"] == "COMPLETE" for row in probed):
-        return None, [(row, row["probes"][-1]) for row in probed]
-    common = set.intersection(*({probe["step"] for probe in row["probes"]} for row in probed))
+def comparable_probes(
+    trials: Sequence[TrialSummary],
+) -> tuple[int | None, list[tuple[TrialSummary, dict[str, float]]]]:
+    """The metrics by which trials can be compared. If all that were probed are complete, these are the metrics at their
+    ends, and the step returned is None. Otherwise they are those at the last step at which all of them were probed."""
+    probed = [trial for trial in trials if trial.probes]
+    if not probed or all(trial.state == "COMPLETE" for trial in probed):
+        return None, [(trial, trial.metrics) for trial in probed]
+    common = set.intersection(*(set(trial.probes) for trial in probed))
     if not common:
         return None, []
     step = max(common)
-    return step, [(row, next(probe for probe in row["probes"] if probe["step"] == step)) for row in probed]
+    return step, [(trial, trial.probes[step]) for trial in probed]
 
 
-def searched(study: StudyState) -> list[str]:
+def searched_paths(study: StudyState) -> list[str]:
     """The paths of the searched parameters, in the order of the file."""
     return list(dict.fromkeys(path for trial in study.trials for path in trial.point))
 
 
-def published(study: StudyState) -> list[str]:
-    """The metrics that were published for rows of this study, FID first."""
+def reference_metrics(study: StudyState) -> list[str]:
+    """The metrics for which rows of the space give the paper's values, FID first."""
     samples = study.space.published_samples
     return list(dict.fromkeys(name for row in study.space.rows for name in row.published(samples)))
 
 
-def name(path: str) -> str:
-    """A parameter's path for people."""
+# --- words
+
+
+def short_path(path: str) -> str:
+    """A parameter's path without `method.`, which nearly all have in common."""
     return path.removeprefix("method.")
 
 
-def changed(study: StudyState, point: Point) -> str:
-    """How a point differs from the space's defaults, in a few words."""
-    differs = differing(point, study.space.defaults)
-    return ", ".join(f"{path} {value}" for path, value in differs.items()) or "the defaults"
-
-
-def differing(point: Point, defaults: Point) -> dict[str, str]:
-    """The same by parameter."""
-    return {name(path): text(value) for path, value in point.items() if defaults.get(path) != value}
-
-
-def text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A parameter's value for people: `[8, 6]` is `8 → 6`."""
     if isinstance(value, list) and len(value) == 2:
         return f"{value[0]} → {value[1]}"
     if isinstance(value, Mapping) and "kind" in value:
         return str(value["kind"])
     return f"{value:g}" if isinstance(value, float) else str(label(value))
+
+
+def params_text(params: Point) -> str:
+    """All parameters on one line."""
+    return ", ".join(f"{short_path(path)} {value_text(value)}" for path, value in params.items())
+
+
+def differing_params(point: Point, defaults: Point) -> dict[str, str]:
+    """The parameters in which a point differs from the defaults, by short path, with their values as text."""
+    return {short_path(path): value_text(value) for path, value in point.items() if defaults.get(path) != value}
+
+
+def difference_from_defaults(study: StudyState, point: Point) -> str:
+    """How a point differs from the space's defaults, on one line."""
+    differing = differing_params(point, study.space.defaults)
+    return ", ".join(f"{path} {value}" for path, value in differing.items()) or "the defaults"

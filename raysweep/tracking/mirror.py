@@ -20,8 +20,8 @@ from raysweep.space.space import PLACES, dump
 from raysweep.store import curves, history
 from raysweep.store.curves import Point
 from raysweep.store.history import probe_key
-from raysweep.study import summary
 from raysweep.study.state import StudyState
+from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
@@ -147,7 +147,7 @@ class Mirror:
 
     def _shown(self, trial: TrialState) -> str:
         """A trial's name in lists and legends: its number, and how it differs from the defaults."""
-        told = f"trial {trial.number}: {summary.changed(self.study, trial.point)}"
+        told = f"trial {trial.number}: {difference_from_defaults(self.study, trial.point)}"
         return told if len(told) <= _NAME else f"{told[: _NAME - 1]}…"
 
     def _measured(self, run_id: str, trial: TrialState, run: config.Run) -> None:

@@ -21,8 +21,8 @@ from raysweep.commands import sync_mlflow
 from raysweep.report import report
 from raysweep.space import space
 from raysweep.store.store import Store
-from raysweep.study import summary
 from raysweep.study.state import StudyState
+from raysweep.study.summary import summarize
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PLAYWRIGHT = importlib.util.find_spec("playwright")
@@ -157,7 +157,7 @@ def test_the_sample_grid_of_each_rung_is_shown(server, study, page, runs):
 
 
 def test_the_report_opens_without_a_network(study, page):
-    files = report.write(study, summary.summary(study))
+    files = report.write(study, summarize(study))
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(files[0].resolve().as_uri())

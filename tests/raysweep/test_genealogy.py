@@ -10,14 +10,14 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import ImageFont
 
 from raysweep.report import lineage, lineage_svg, report
-from raysweep.report.lineage import Lineage, Student, numbers
+from raysweep.report.lineage import Lineage, Student, number_ranges
 from raysweep.space import runs, space
 from raysweep.space.domains import random_point
 from raysweep.store import history
 from raysweep.store.history import probe_key
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 
 SVG = "{http://www.w3.org/2000/svg}"
 TEXT = """\
@@ -60,13 +60,13 @@ def studied(write_space, tmp_path, values=(50.0, 60.0, 45.0, 70.0, 80.0, 90.0, 1
 
 
 def of(study: StudyState) -> Lineage:
-    return lineage.trace(study, summary(study))
+    return lineage.trace(study, summarize(study))
 
 
 def taught_by_step(found: Lineage) -> dict:
     """Title and step of each checkpoint -> the trials that it taught, in their order."""
     return {
-        (teacher.title, checkpoint.step): [student.trial for student in checkpoint.students]
+        (teacher.title, checkpoint.step): [student.trial.number for student in checkpoint.students]
         for teacher in found.teachers
         for checkpoint in teacher.checkpoints
     }
@@ -82,13 +82,13 @@ def test_each_trial_hangs_on_the_checkpoint_that_taught_it(write_space, tmp_path
         ("SiT-T/2, vae_align", 2): [4],
         ("SiT-T/2, none", 4): [5],
     }
-    assert [student.trial for student in found.alone] == [6] and found.best == 2
-    keys = {student.trial: checkpoint.key for checkpoint in found.checkpoints for student in checkpoint.students}
+    assert [student.trial.number for student in found.alone] == [6] and found.best == 2
+    keys = {student.trial.number: checkpoint.key for checkpoint in found.checkpoints for student in checkpoint.students}
     for number, key in keys.items():
         (teacher,) = runs.teachers(study.run(study.trials[number]))
         assert history.key(teacher.run, teacher.step) == key
-    assert found.students[1].key == history.key(study.run(study.trials[2]), 8)
-    assert {student.trial: student.differs for student in found.students} == {
+    assert found.students[1].trial.history_key == history.key(study.run(study.trials[2]), 8)
+    assert {student.trial.number: student.differs for student in found.students} == {
         0: {},
         1: {"guidance_scale": "15", "iterations": "300000"},
         2: {"layers": "8 → 4"},
@@ -117,7 +117,6 @@ def test_the_table_has_a_row_for_each_checkpoint(write_space, tmp_path):
     assert lines[3] == ["SiT-T/2, vae_align", "4", key, "", "3", "2", "45.00 ± 45.00", "8", "0–2"]
     assert lines[4][4:] == ["1", "4", "", "0", "4"]
     assert lines[-1] == ["none", "", "", "", "1", "6", "100.00 ± 100.00", "8", "6"]
-    assert [row["trials"] for row in lineage.rows(found)] == [[3], [0, 1, 2], [4], [5], [6]]
 
 
 NESTED = """\
@@ -177,14 +176,14 @@ def test_repeats_and_rows_that_cannot_be_run_are_no_students(write_space, tmp_pa
     assert study.trials[7].repeats == 0
     study.refuse(study.space.trial({"method.teacher.method": "repa"})[1], 7, "no such encoder")
     found = of(study)
-    assert [student.trial for student in found.students] == [3, 2, 0, 1, 4, 5, 6] and found.unavailable == 1
+    assert [student.trial.number for student in found.students] == [3, 2, 0, 1, 4, 5, 6] and found.unavailable == 1
     assert "1 row could not be run here" in lineage_svg.drawing(found)
 
 
 def test_numbers_are_written_as_ranges_and_counted_when_many():
-    assert numbers([]) == ""
-    assert numbers([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
-    assert numbers(list(range(0, 60, 2))) == f"{', '.join(map(str, range(0, 24, 2)))} and 18 more"
+    assert number_ranges([]) == ""
+    assert number_ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
+    assert number_ranges(list(range(0, 60, 2))) == f"{', '.join(map(str, range(0, 24, 2)))} and 18 more"
 
 
 # --- the picture
@@ -220,9 +219,11 @@ def more(found: Lineage, count: int) -> Lineage:
     (first, *_) = found.students
     differs = {"guidance_scale": "59.1234", "layers": "10 → 6", "weight": "0.123456", "stop": "200000"}
     metrics = {found.metric: 12345.678, f"{found.metric}_se": 123.4}
-    others: list[Student] = [
-        dataclasses.replace(first, trial=10_000 + number, differs=differs, metrics=metrics) for number in range(count)
+    trials = [
+        dataclasses.replace(first.trial, number=10_000 + number, probes={first.trial.step: metrics})
+        for number in range(count)
     ]
+    others = [Student(trial, differs) for trial in trials]
     found.checkpoints[0].students = others
     return dataclasses.replace(found, best=10_000)
 
@@ -243,7 +244,7 @@ def test_of_many_checkpoints_those_of_most_students_are_drawn_and_that_of_the_be
     found = of(studied(write_space, tmp_path))
     teacher, best = found.teachers[0], found.checkpoints[1]
     for number in range(100):
-        students = [dataclasses.replace(student, trial=1000 + number) for student in best.students]
+        students = [Student(dataclasses.replace(student.trial, number=1000 + number), {}) for student in best.students]
         teacher.checkpoints.append(dataclasses.replace(best, step=300 + number, students=students * 2))
     picture = lineage_svg.drawing(found)
     check(picture)
@@ -260,7 +261,9 @@ def test_states_are_told_by_shape_and_by_word_and_keys_in_full(write_space, tmp_
     assert {"best: trial 2", "5 complete", "1 failed", "1 unfinished"} <= set(told)
     assert {"iterations 300K, ω 15", "8 → 4", "without a teacher", "failed"} <= set(told)
     titles = [title.text or "" for title in ElementTree.fromstring(picture).iter(f"{SVG}title")]
-    for key in [checkpoint.key for checkpoint in found.checkpoints] + [student.key for student in found.students]:
+    for key in [checkpoint.key for checkpoint in found.checkpoints] + [
+        student.trial.history_key for student in found.students
+    ]:
         assert any(key in title for title in titles)
     assert any("loss is <nan> &" in title for title in titles)
 
@@ -285,6 +288,6 @@ def test_a_study_with_nothing_yet_and_one_without_teachers_are_drawn(write_space
 
 def test_the_report_has_both(write_space, tmp_path):
     study = studied(write_space, tmp_path)
-    written = {path.name: path for path in report.write(study, summary(study))}
+    written = {path.name: path for path in report.write(study, summarize(study))}
     assert written["lineage.svg"].read_text(encoding="utf-8") == lineage_svg.drawing(of(study))
     assert written["lineage.md"].read_text(encoding="utf-8") == lineage.markdown(of(study))

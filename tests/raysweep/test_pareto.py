@@ -11,7 +11,7 @@ from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study.pareto import front
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 
 NAN = float("nan")
 NUMBERS = st.integers(-3, 3).map(float) | st.sampled_from([math.inf, -math.inf, NAN]) | st.floats()  # ties are common
@@ -87,20 +87,21 @@ def study_with(write_space, tmp_path, *overrides: str) -> StudyState:
 
 def test_a_study_s_fronts_are_told_and_drawn(write_space, tmp_path):
     study = study_with(write_space, tmp_path)
-    result = summary(study)
-    assert result["pareto"] == {"steps": [0, 1, 3], study.space.probe.name("is"): [0, 1, 2, 3]}
-    assert json.loads(json.dumps(result))["pareto"] == result["pareto"]
-    written = {path.name: path for path in report.write(study, result)}
+    summary = summarize(study)
+    members = {"steps": [0, 1, 3], study.space.probe.name("is"): [0, 1, 2, 3]}
+    assert {name: front.members for name, front in summary.pareto.items()} == members
+    assert json.loads(json.dumps(summary.as_dict()))["pareto"] == members
+    written = {path.name: path for path in report.write(study, summary)}
     assert written["pareto.png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_is_there_is_one_front(write_space, tmp_path):
     study = study_with(write_space, tmp_path, "probe.metrics=[fid]")
-    assert list(summary(study)["pareto"]) == ["steps"]
-    assert "pareto.png" in {path.name for path in report.write(study, summary(study))}
+    assert list(summarize(study).pareto) == ["steps"]
+    assert "pareto.png" in {path.name for path in report.write(study, summarize(study))}
 
 
 def test_a_study_without_a_probe_has_an_empty_front(write_space, tmp_path):
     study = StudyState(space.load(write_space(TEXT), "smoke"), Store(str(tmp_path / "store")))
-    assert summary(study)["pareto"]["steps"] == []
-    report.write(study, summary(study))
+    assert summarize(study).pareto["steps"].members == []
+    report.write(study, summarize(study))

@@ -1,7 +1,9 @@
 """What people read of a study: pictures, tables, the page, the lineage, the notebooks. Real training, no Ray."""
 
 import csv
+import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -18,14 +20,14 @@ from raysweep.commands import report as report_command
 from raysweep.planning.learning_curves import Synthetic
 from raysweep.planning.simulation import simulate, trust_names
 from raysweep.report import lineage, lineage_svg, plots, report, tables
-from raysweep.report.agreement import agreement
+from raysweep.report.agreement import rank_agreement
 from raysweep.report.importance import importances, interactive
-from raysweep.report.plots.axes import panels
+from raysweep.report.plots.parameter_panels import panels
 from raysweep.space import space
 from raysweep.space.configurations import configurations
 from raysweep.store.store import Store
-from raysweep.study import summary
 from raysweep.study.state import StudyState
+from raysweep.study.summary import StudySummary, summarize
 from trainables.datasets import catalog
 
 ROOT = Path(__file__).parents[2]
@@ -55,15 +57,15 @@ def store(tmp_path_factory, cache) -> Store:
 
 
 @pytest.fixture(params=STUDIES)
-def read(request, store) -> tuple[StudyState, dict]:
+def read(request, store) -> tuple[StudyState, StudySummary]:
     study = StudyState.reopen(store, request.param)
-    return study, summary.summary(study)
+    return study, summarize(study)
 
 
 @pytest.fixture
-def reproduced(store) -> tuple[StudyState, dict]:
+def reproduced(store) -> tuple[StudyState, StudySummary]:
     study = StudyState.reopen(store, "table5-reproduced")
-    return study, summary.summary(study)
+    return study, summarize(study)
 
 
 @pytest.fixture
@@ -72,11 +74,11 @@ def on_trust(monkeypatch):
     monkeypatch.setattr(catalog, "TRUSTED", {})
 
 
-def simulated(trials: int) -> tuple[StudyState, dict]:
+def simulated(trials: int) -> tuple[StudyState, StudySummary]:
     trust_names()
     wide = space.load(SPACES / "table5.yaml", "cluster", [f"search.trials={trials}"])
     study = simulate(wide, list(configurations(wide, []))[:trials], Synthetic(), lanes=50).study
-    return study, summary.summary(study)
+    return study, summarize(study)
 
 
 # --- pictures
@@ -84,8 +86,8 @@ def simulated(trials: int) -> tuple[StudyState, dict]:
 
 def test_every_picture_can_be_read(read):
     """Each axis says what it is, nothing lies outside, and the words on an axis do not touch."""
-    study, result = read
-    figures = plots.pictures(study, result)
+    study, summary = read
+    figures = plots.pictures(study, summary)
     assert set(figures) >= {"plot", "axes", "importance", "pareto", "samples"}
     for name, figure in figures.items():
         figure.canvas.draw()
@@ -105,42 +107,42 @@ def test_every_picture_can_be_read(read):
 
 
 def test_the_same_study_draws_the_same_bytes(reproduced):
-    study, result = reproduced
+    study, summary = reproduced
     for kind in ("svg", "png"):
         one, other = io.BytesIO(), io.BytesIO()
-        plots.save(plots.curves(study, result), one, kind)
-        plots.save(plots.curves(study, result), other, kind)
+        plots.save(plots.curves(study, summary), one, kind)
+        plots.save(plots.curves(study, summary), other, kind)
         assert one.getvalue() == other.getvalue()
 
 
 def test_a_panel_holds_what_differs_in_that_parameter_alone(reproduced):
-    study, result = reproduced
-    found = {panel.path: panel for panel in panels(study, result["trials"])}
-    values = {path: [value for value, _, _ in panel.shown] for path, panel in found.items()}
+    study, summary = reproduced
+    by_path = {panel.path: panel for panel in panels(study, summary.trials)}
+    values = {path: [value for value, _, _ in panel.shown] for path, panel in by_path.items()}
     assert values == {
         "method.guidance_scale": [1.0, 30.0, 60.0],
         "method.layers": [[8, 4], [8, 6]],
         "method.stop": [50000, 100000, "never"],
         "method.teacher.iterations": [50000, 200000],
     }
-    assert all(panel.step is None for panel in found.values())  # all complete: at their ends
-    for panel in found.values():
-        for value, row, probe in panel.shown:
-            assert row["params"][panel.path] == value and probe[study.metric] == row["metrics"][study.metric]
+    assert all(panel.step is None for panel in by_path.values())  # all complete: at their ends
+    for panel in by_path.values():
+        for value, trial, metrics in panel.shown:
+            assert trial.params[panel.path] == value and metrics[study.metric] == trial.value
 
 
 def test_an_exploration_is_compared_where_all_have_come_to(store):
     study = StudyState.reopen(store, "table5")
-    rows = summary.summary(study)["trials"]
-    first = min(row["probes"][0]["step"] for row in rows if row["probes"])
-    assert any(row["state"] == "PRUNED" for row in rows)
-    assert agreement(study, rows).step == first
-    assert {panel.step for panel in panels(study, rows)} == {first}
+    trials = summarize(study).trials
+    first = min(step for trial in trials for step in trial.probes)
+    assert any(trial.state == "PRUNED" for trial in trials)
+    assert rank_agreement(study, trials).step == first
+    assert {panel.step for panel in panels(study, trials)} == {first}
 
 
 def test_stops_are_set_beside_runs_of_the_same_length(store):
     study = StudyState.reopen(store, "figure8")
-    figure = plots.stops(study, summary.summary(study))
+    figure = plots.stops(study, summarize(study))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["method self_guided", "method repa"]
     for axes in figure.axes:
@@ -149,47 +151,89 @@ def test_stops_are_set_beside_runs_of_the_same_length(store):
 
 
 def test_agreement_is_that_of_the_ranks(reproduced):
-    study, result = reproduced
-    found = agreement(study, result["trials"])
-    rows = [row for row in result["trials"] if "fid_10k" in row["published"]]
-    theirs, ours = [r["published"]["fid_10k"] for r in rows], [r["metrics"][study.metric] for r in rows]
-    assert len(rows) == 5 and [row["trial"] for row, _, _ in found.pairs] == [row["trial"] for row in rows]
-    assert found.rho == pytest.approx(stats.spearmanr(theirs, ours).statistic)
-    assert found.tau == pytest.approx(stats.kendalltau(theirs, ours).statistic)
-    assert "n = 5" in str(found)
-    by_ours = sorted(rows, key=lambda row: row["metrics"][study.metric])
-    for row, published in zip(by_ours, sorted(theirs), strict=True):
-        row["published"]["fid_10k"] = published
-    assert agreement(study, result["trials"]).rho == pytest.approx(1) == agreement(study, result["trials"]).tau
+    study, summary = reproduced
+    agreement = rank_agreement(study, summary.trials)
+    trials = [trial for trial in summary.trials if "fid_10k" in trial.reference]
+    theirs, ours = [trial.reference["fid_10k"] for trial in trials], [trial.value for trial in trials]
+    assert len(trials) == 5 and [trial for trial, _, _ in agreement.pairs] == trials
+    assert agreement.rho == pytest.approx(stats.spearmanr(theirs, ours).statistic)
+    assert agreement.tau == pytest.approx(stats.kendalltau(theirs, ours).statistic)
+    assert "n = 5" in str(agreement)
+    by_ours = sorted(trials, key=lambda trial: trial.value)
+    same_order = [
+        dataclasses.replace(trial, reference={"fid_10k": value})
+        for trial, value in zip(by_ours, sorted(theirs), strict=True)
+    ]
+    assert rank_agreement(study, same_order).rho == pytest.approx(1) == rank_agreement(study, same_order).tau
 
 
 def test_importance_counts_pruned_trials_too_and_sums_to_one(store):
     study = StudyState.reopen(store, "table5")
-    result = summary.summary(study)
-    early, *_ = importances(study, result["trials"])
-    assert early.trials == sum(row["repeats"] is None and bool(row["probes"]) for row in result["trials"])
+    trials = summarize(study).trials
+    early, *_ = importances(study, trials)
+    assert early.trials == sum(trial.repeats is None and bool(trial.probes) for trial in trials)
     assert sum(early.shares.values()) == pytest.approx(1) and "method.layers" not in early.shares
     assert {"layers", "guidance_scale"} <= set(early.shares)
-    assert importances(study, result["trials"])[0] == early  # no chance in it
-    assert len(interactive(study, result["trials"], most=100)) == 2
+    assert importances(study, trials)[0] == early  # no chance in it
+    assert len(interactive(study, trials, most=100)) == 2
+
+
+# --- the summary
+
+TRIAL_KEYS = [
+    "trial",
+    "row",
+    "params",
+    "state",
+    "reason",
+    "steps",
+    "metrics",
+    "probes",
+    "decisions",
+    "repeats",
+    "published",
+    "history_key",
+    "teacher_key",
+    "teacher_steps",
+    "cost",
+]
+STUDY_KEYS = ["study", "metric", "trials", "best", "not_clearly_worse", "pareto", "steps", "cost", "storage"]
+COST_KEYS = ["own_device_s", "shared_device_s", "of_it_probes_device_s", "without_sharing_device_s"]
+DECISION_KEYS = ["step", "value", "cutoff", "peers", "keep", "go_on", "rival", "difference", "error", "samples"]
+
+
+def test_the_keys_of_the_json_stay(read):
+    """Programs of others read what `--json` prints."""
+    study, summary = read
+    printed = json.loads(json.dumps(summary.as_dict()))
+    assert list(printed) == STUDY_KEYS and list(printed["cost"]) == COST_KEYS
+    assert list(printed["pareto"]) == ["steps", study.space.probe.name("is")]
+    assert printed["steps"] == {"without_sharing": summary.steps.without_sharing}
+    assert list(dataclasses.replace(summary.steps, computed=1).as_dict()) == ["without_sharing", "computed", "reused"]
+    for trial, row in zip(summary.trials, printed["trials"], strict=True):
+        assert list(row) == TRIAL_KEYS and list(row["cost"]) == COST_KEYS
+        assert all(list(decision) == DECISION_KEYS for decision in row["decisions"])
+        assert row["probes"] == [{"step": step, **metrics} for step, metrics in trial.probes.items()]
+        assert row["metrics"].get(study.metric) == trial.value
+    assert printed["best"] == printed["trials"][summary.best.number]
 
 
 # --- tables and the page
 
 
 def test_tables_say_the_same_in_three_formats(read):
-    study, result = read
-    rows = tables.ordered(result["trials"], study.metric)
-    lines = tables.markdown(study, rows).splitlines()
-    assert len({line.count(" | ") for line in lines}) == 1 and len(lines) == len(rows) + 2
-    assert len(list(csv.reader(io.StringIO(tables.as_csv(study, rows))))) == len(rows) + 1
-    latex = tables.latex(study, rows, result["best"])
+    study, summary = read
+    trials = tables.ordered(summary.trials)
+    lines = tables.markdown(study, trials).splitlines()
+    assert len({line.count(" | ") for line in lines}) == 1 and len(lines) == len(trials) + 2
+    assert len(list(csv.reader(io.StringIO(tables.as_csv(study, trials))))) == len(trials) + 1
+    latex = tables.latex(study, trials, summary.best)
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len({line.count(" & ") for line in body}) == 1
-    assert len(body) == 1 + sum(row["repeats"] is None for row in rows) and latex.count(r"\textbf") > 0
+    assert len(body) == 1 + sum(trial.repeats is None for trial in trials) and latex.count(r"\textbf") > 0
     assert not re.search(r"(?<!\\)[_#%]", "\n".join(body))
-    frame = tables.frame(study, rows)
-    assert len(frame) == sum(len(row["probes"]) for row in rows) and study.metric in frame
+    frame = tables.frame(study, trials)
+    assert len(frame) == sum(len(trial.probes) for trial in trials) and study.metric in frame
 
 
 class Links(HTMLParser):
@@ -206,32 +250,31 @@ class Links(HTMLParser):
 
 
 def test_the_page_needs_nothing_but_itself(read, capsys):
-    study, result = read
+    study, summary = read
     assert report_command.main([study.space.id, "--storage", study.store.uri]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     folder = Path(study.store.uri, "studies", study.space.id)
-    assert "report.html" in told and "without sharing" in told
+    assert "report.html" in printed and "without sharing" in printed
     html = (folder / "report.html").read_text()
     page = Links()
     page.feed(html)
     assert page.found and all(link.startswith(("data:image/", "#")) for link in page.found)
     assert {link[1:] for link in page.found if link.startswith("#")} <= page.ids
-    for row in result["trials"]:
-        assert row["state"] != "PRUNED" or row["reason"] in html
+    for trial in summary.trials:
+        assert trial.state != "PRUNED" or trial.reason in html
     assert study.space.id in html and "plotly" in html
     names = {"table.md", "table.csv", "table.tex", "lineage.svg", "lineage.md", "plot.png", "plot.svg", "samples.png"}
     assert names <= {file.name for file in folder.iterdir()}
 
 
 def test_cost_without_sharing_is_what_each_alone_would_have_taken(reproduced):
-    study, result = reproduced
-    cost = result["cost"]
+    study, summary = reproduced
     by_hand = 0.0
-    for row in result["trials"]:
-        age = 1 if row["params"]["method.teacher.iterations"] == 50000 else 4
-        by_hand += 2 * (row["steps"] + age) + 2 * len(row["probes"])  # two devices, a second for each step and probe
-    assert cost["without_sharing_device_s"] == pytest.approx(by_hand)
-    assert cost["own_device_s"] + cost["shared_device_s"] < by_hand
+    for trial in summary.trials:
+        age = 1 if trial.params["method.teacher.iterations"] == 50000 else 4
+        by_hand += 2 * (trial.step + age) + 2 * len(trial.probes)  # two devices, a second for each step and probe
+    assert summary.cost.alone == pytest.approx(by_hand)
+    assert summary.cost.spent < by_hand
 
 
 @pytest.mark.parametrize("probes", [0, 1])
@@ -240,7 +283,7 @@ def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_pat
     study.propose(study.space.trial({})[1], 0)
     if probes:
         study.probed(0, 1, dict.fromkeys(study.space.probe.reported, 5.0))
-    files = report.write(study, summary.summary(study))
+    files = report.write(study, summarize(study))
     assert files[0].name == "report.html" and study.space.id in files[0].read_text()
 
 
@@ -248,15 +291,17 @@ def test_a_study_that_has_hardly_begun_has_a_report_all_the_same(probes, tmp_pat
 
 
 def test_each_student_hangs_on_the_checkpoint_that_taught_it(read):
-    study, result = read
-    family = lineage.trace(study, result)
-    taught = {student.trial: each.key for each in family.checkpoints for student in each.students}
-    taught |= {student.trial: None for student in family.alone}
-    expected = [row for row in result["trials"] if row["repeats"] is None]
-    assert taught == {row["trial"]: row["teacher_key"] for row in expected}
-    for students in [family.alone, *(each.students for each in family.checkpoints)]:
-        pairs = [(one, other) for one, other in pairwise(students) if one.state == other.state == "PRUNED"]
-        assert all(one.steps >= other.steps for one, other in pairs)
+    study, summary = read
+    family = lineage.trace(study, summary)
+    teacher_keys = {
+        student.trial.number: checkpoint.key for checkpoint in family.checkpoints for student in checkpoint.students
+    }
+    teacher_keys |= {student.trial.number: None for student in family.alone}
+    distinct = [trial for trial in summary.trials if trial.repeats is None]
+    assert teacher_keys == {trial.number: trial.teacher_key for trial in distinct}
+    for students in [family.alone, *(checkpoint.students for checkpoint in family.checkpoints)]:
+        pruned = [student.trial.step for student in students if student.trial.state == "PRUNED"]
+        assert all(one >= other for one, other in pairwise(pruned))
     lines = lineage.markdown(family).splitlines()
     assert len(lines) == 2 + len(family.checkpoints) + bool(family.alone)
 
@@ -273,8 +318,8 @@ def texts(drawing: str) -> list[tuple[float, float, str, str]]:
 
 @pytest.mark.parametrize("trials", [3, 400])
 def test_the_lineage_of_any_size_is_legible(trials, on_trust):
-    study, result = simulated(trials)
-    drawing = lineage_svg.drawing(lineage.trace(study, result))
+    study, summary = simulated(trials)
+    drawing = lineage_svg.drawing(lineage.trace(study, summary))
     lines: dict[float, list[tuple[float, float]]] = {}
     for x, y, anchor, words in texts(drawing):
         wide = 6.4 * len(words)  # of 12 pixels
@@ -288,12 +333,12 @@ def test_the_lineage_of_any_size_is_legible(trials, on_trust):
 
 
 def test_a_large_study_keeps_its_pictures_legible(on_trust):
-    study, result = simulated(400)
-    figure = plots.curves(study, result)
+    study, summary = simulated(400)
+    figure = plots.curves(study, summary)
     assert len(figure.axes) == 1  # nothing was measured in time
     assert sum(len(line.get_segments()) for line in figure.axes[0].collections if hasattr(line, "get_segments")) >= 399
-    assert plots.samples(study, result) is None
-    assert importances(study, result["trials"])[0].trials == sum(row["repeats"] is None for row in result["trials"])
+    assert plots.samples(study, summary) is None
+    assert importances(study, summary.trials)[0].trials == sum(trial.repeats is None for trial in summary.trials)
 
 
 # --- notebooks

@@ -16,11 +16,12 @@ from raysweep.errors import UserError
 from raysweep.planning.simulation import MemoryStore
 from raysweep.space import domains, space
 from raysweep.space.sampler_rules import Sampler
-from raysweep.study import samplers, summary
+from raysweep.study import samplers
 from raysweep.study.ordering import EventOrder
 from raysweep.study.proposals import Proposals
 from raysweep.study.samplers import Recall
 from raysweep.study.state import StudyState
+from raysweep.study.summary import fronts, summarize_trial
 from raysweep.study.trial import TrialState
 from raysweep.tracking.optuna_dashboard import Dashboard
 
@@ -181,7 +182,7 @@ def test_two_objectives_are_weighed_and_their_front_is_optuna_s(study_of, tmp_pa
     Dashboard(whole, storage)
     told = optuna.load_study(study_name=whole.space.id, storage=storage)
     if second == "steps":  # of `is`, Optuna hears from complete trials alone
-        front, _ = summary.tradeoffs(whole, [summary.trial_row(whole, trial) for trial in whole.trials])["steps"]
+        front = fronts(whole, [summarize_trial(whole, trial) for trial in whole.trials])["steps"].members
         assert sorted({each.user_attrs["trial"] for each in told.best_trials}) == front
     assert {each.state for each in told.trials} == {OptunaState.COMPLETE, OptunaState.FAIL}
 

@@ -14,7 +14,7 @@ from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.retention import survey
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 
 SPACE = """\
 study: kept
@@ -97,7 +97,7 @@ def test_a_budget_takes_what_is_cheapest_to_make_again_and_never_what_is_needed(
 
 def test_what_is_freed_is_made_again_when_it_is_wanted_and_known_until_then(study, tmp_path, capsys):
     store, run = study.store, study.run(study.trials[0])
-    before = summary(study)
+    before = summarize(study)
     lane = lanes.Lane(store, study.milestones, cache=None)
     remains = tmp_path / "store" / "checkpoints" / "4" / ("f" * 64) / "nonce" / "state.safetensors"
     remains.parent.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_what_is_freed_is_made_again_when_it_is_wanted_and_known_until_then(stud
     assert not remains.exists()
     capsys.readouterr()
     assert store.find(run, 4) is None and store.find(run, 8)
-    assert summary(study) == before  # what it cost is still known
+    assert summarize(study) == before  # what it cost is still known
     assert main(["lineage", history.key(run, 4), "--storage", store.uri]) == 0
     assert "freed" in capsys.readouterr().out
     lane.run(lane.reach_all([(run, 4)]))
@@ -186,8 +186,7 @@ def test_every_second_is_charged_once(study):
     assert pruned.own == pytest.approx(2 * 2 + 6.0)
     teacher, shared_rung = 2 * 2 / 4 + 2 * 2 / 3, (2 * 2 + 6.0) / 2
     assert first.shared == pytest.approx(teacher + shared_rung) == pytest.approx(second.shared)
-    told = summary(study)
-    assert told["cost"]["own_device_s"] + told["cost"]["shared_device_s"] == pytest.approx(spent)
+    assert summarize(study).cost.spent == pytest.approx(spent)
 
 
 def test_work_that_two_studies_need_is_shared_between_them(study, write_space):

@@ -17,7 +17,7 @@ from raysweep.space import runs, space
 from raysweep.store import history
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
-from raysweep.study.summary import summary
+from raysweep.study.summary import summarize
 from raysweep.tracking import background
 from raysweep.tracking.background import Mirroring
 
@@ -54,7 +54,7 @@ def swept(tmp_path_factory, cache) -> tuple[StudyState, str]:
         patch.setattr(background, "LOOK_S", 0.05)  # so that it looks at every trial that is under way
         mirror = Mirroring(study, uri, print)
         lanes.sweep(study, cache)
-        assert mirror.finish(report.write(study, summary(study)), study.best)
+        assert mirror.finish(report.write(study, summarize(study)), study.best)
     return study, uri
 
 
@@ -187,7 +187,7 @@ def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swe
         server.wait_for(study.space.id, runs_there)
         server.kill()
         server.start()
-    assert mirror.finish(report.write(study, summary(study)), study.best)
+    assert mirror.finish(report.write(study, summarize(study)), study.best)
     assert any("does not answer" in line for line in said) and any("answers again" in line for line in said), said
     assert told(server.uri, study) == told(uri, study)
     server.kill()

@@ -1,26 +1,26 @@
-"""A study's pictures. Each is a function of the study and its `results.summary`, and returns a matplotlib figure, or
-None where there is nothing to show."""
+"""The pictures of a study. Each is a function of the study and its summary, and returns a matplotlib figure, or None if
+there is nothing to show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from raysweep.report.plots.axes import axes, stops
-from raysweep.report.plots.curves import curves, published
-from raysweep.report.plots.fronts import fronts
-from raysweep.report.plots.importances import importance
-from raysweep.report.plots.samples import samples
+from raysweep.report.plots.importance_bars import importance
+from raysweep.report.plots.parameter_panels import axes, stops
+from raysweep.report.plots.pareto_fronts import fronts
+from raysweep.report.plots.sample_grids import samples
 from raysweep.report.plots.style import save
+from raysweep.report.plots.trial_curves import against_reference, curves
 from raysweep.study.state import StudyState
+from raysweep.study.summary import StudySummary
 
-__all__ = ["axes", "curves", "fronts", "importance", "pictures", "published", "samples", "save", "stops"]
+__all__ = ["against_reference", "axes", "curves", "fronts", "importance", "pictures", "samples", "save", "stops"]
 
-PICTURES: dict[str, Callable[[StudyState, dict[str, Any]], Figure | None]] = {
+PICTURES: dict[str, Callable[[StudyState, StudySummary], Figure | None]] = {
     "plot": curves,
-    "published": published,
+    "published": against_reference,
     "axes": axes,
     "stops": stops,
     "importance": importance,
@@ -29,7 +29,7 @@ PICTURES: dict[str, Callable[[StudyState, dict[str, Any]], Figure | None]] = {
 }
 
 
-def pictures(study: StudyState, result: dict[str, Any]) -> dict[str, Figure]:
-    """All that there is to show, in reading order, by the names of their files."""
-    made = {name: picture(study, result) for name, picture in PICTURES.items()}
-    return {name: figure for name, figure in made.items() if figure is not None}
+def pictures(study: StudyState, summary: StudySummary) -> dict[str, Figure]:
+    """All pictures that have something to show, in reading order, by the names of their files."""
+    drawn = {name: draw(study, summary) for name, draw in PICTURES.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
