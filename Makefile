@@ -1,13 +1,13 @@
-# Two commands that need nothing done before them:  make laptop   and   make test
+# `make laptop` and `make test` work on a fresh machine; `make help` lists the rest.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-compile -c constraints.txt
-# One thread a process: several processes that each use all cores stand in each other's way.
+# One thread per process: several processes that each use all cores slow each other down.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_OFFLINE ?= 1
-# pip leaves compiling to the first import (a minute less), which must then be allowed to keep it: else each of Ray's
-# processes compiles everything again.
+# pip does not compile (this saves a minute), so the first import must be allowed to write .pyc files. Otherwise each of
+# Ray's processes compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
 # make chaos TESTS=tests/chaos/test_kills.py::test_name runs one test of a suite; cluster and browser take it too.
 TESTS ?=
@@ -16,37 +16,37 @@ debian = @dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -q && apt-get install
   || echo "not installed, needs root on Debian: apt-get install $(1)"
 
 .PHONY: laptop test bench chaos cluster browser docs clean help
-laptop: .venv/laptop  ## install, then the main job: Table 5 as a sweep, in minutes on two cores
+laptop: .venv/laptop  ## install, then run the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
-test: .venv/dev  ## install, then everything that CI checks
+test: .venv/dev  ## install, then run everything that CI checks
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: .venv/dev  ## a quarter of an hour: every ratio of benchmarks/, measured side by side on this machine
+bench: .venv/dev  ## twelve minutes: measure every ratio of benchmarks/ side by side on this machine
 	.venv/bin/python benchmarks/all.py
 
-chaos: .venv/dev  ## an hour: every kind of process is killed at every kind of moment
+chaos: .venv/dev  ## an hour: kill every kind of process at every kind of moment
 	.venv/bin/pytest -m chaos $(TESTS)
 
-cluster: .venv/dev  ## 25 minutes, as root: `ray up` on three hosts of this machine, their links cut, their head lost
+cluster: .venv/dev  ## 25 minutes, as root: run `ray up` on three hosts made on this machine, cut their links, lose their head
 	$(call debian,openssh-server rsync iproute2)
 	.venv/bin/pytest -m cluster $(TESTS)
 
-browser: .venv/dev  ## two minutes: MLflow's pages and the report in a real Chromium
+browser: .venv/dev  ## two minutes: open MLflow's pages and the report in a real Chromium
 	$(call debian,chromium)
 	$(PIP) -e '.[browser]'
 	.venv/bin/pytest -m browser $(TESTS)
 
-docs: .venv/dev  ## the documentation as a site in site/
+docs: .venv/dev  ## build the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "raysweep needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
+	  { echo "raysweep needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv in $(PYTHON): install it (Debian: python3-venv)"; exit 1; }
 
 .venv/laptop: .venv/bin/python pyproject.toml constraints.txt
@@ -59,8 +59,8 @@ docs: .venv/dev  ## the documentation as a site in site/
 	$(PIP) -e '.[dev,laptop]'
 	@touch $@ .venv/laptop
 
-clean:  ## remove the environment and caches; runs/ stays
+clean:  ## remove the environment and the caches, keep runs/
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-help:  ## this list
+help:  ## print this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'

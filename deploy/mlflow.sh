@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deploy/mlflow.sh: MLflow on the head's loopback for as long as Ray is up there. Artifacts go into the store. Runs are
-# kept in SQLite; for PostgreSQL set MLFLOW_BACKEND_STORE_URI=postgresql://… in deploy/node.sh, with psycopg2-binary.
+# deploy/mlflow.sh: serves MLflow on the head's loopback interface while Ray is up there. Artifacts go into the store. Runs
+# go into SQLite; for PostgreSQL set MLFLOW_BACKEND_STORE_URI=postgresql://… in deploy/node.sh, with psycopg2-binary.
 set -euo pipefail
 . ~/.raysweep_env
 mkdir -p ~/mlflow
@@ -9,7 +9,7 @@ if [ "${1:-}" != serve ]; then
   exit
 fi
 exec 9>~/mlflow/lock
-flock --nonblock 9 || exit 0 # it runs
+flock --nonblock 9 || exit 0 # it is running already
 cd ~/mlflow
 server=
 while pgrep -x gcs_server >/dev/null; do

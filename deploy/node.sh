@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deploy/node.sh STORAGE [EXTRA]: make a node ready, once: the pinned environment, and what a shell on it has to know.
+# deploy/node.sh STORAGE [EXTRA]: prepares a node: the pinned Python environment, and the variables that shells need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -e .venv/laptop ] && ! { command -v make && python3 -c 'import ensurepip'; } >/dev/null 2>&1; then
@@ -8,7 +8,7 @@ fi
 make --silent .venv/laptop
 if [ "${2:-}" ]; then .venv/bin/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[$2]"; fi
 fast=
-if [ -d /opt/dlami/nvme ]; then # AWS's images mount the local disks there
+if [ -d /opt/dlami/nvme ]; then # AWS's images mount local disks there
   mkdir -p /opt/dlami/nvme/tmp
   fast=/opt/dlami/nvme/tmp
 fi

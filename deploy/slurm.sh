@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Slurm: `sbatch deploy/slurm.sh`, from the repository's root. A cluster for one sweep; submitted again it carries on.
-# The home folder is shared by the nodes, as is usual: with it this repository, its environment (`make .venv/laptop`),
-# and Ray's token.
-# Set every SET_…; `raysweep doctor --cluster deploy/slurm.sh` says what is missing.
+# Slurm: run `sbatch deploy/slurm.sh` in the repository's root. It makes a cluster for one sweep; submitted again, it carries
+# on. The nodes must share the home folder, which holds this repository, its environment (`make .venv/laptop`) and Ray's
+# token.
+# Replace every SET_…; `raysweep doctor --cluster deploy/slurm.sh` lists what is missing.
 #SBATCH --partition=SET_PARTITION
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +12,7 @@
 #SBATCH --signal=B:TERM@300
 #SBATCH --job-name=raysweep
 set -euo pipefail
-export RAYSWEEP_STORAGE=SET_STORAGE # a folder that the nodes share, of the parallel file system
+export RAYSWEEP_STORAGE=SET_STORAGE # a folder of the parallel file system that all nodes share
 SPACE=search_spaces/table5.yaml
 
 cd "$SLURM_SUBMIT_DIR"
@@ -27,7 +27,7 @@ ray_on "${nodes[0]}" --head --node-ip-address="$address" --port="$port" --dashbo
 until ray health-check --address "$address:$port" >/dev/null 2>&1; do sleep 2; done
 for node in "${nodes[@]:1}"; do ray_on "$node" --address="$address:$port" & done
 
-# Slurm's signal comes five minutes before the end: what is being trained is published.
+# Slurm's signal comes five minutes before the end. The driver then writes checkpoints of what is being trained.
 RAY_ADDRESS=$address:$port python -m raysweep.run "$SPACE" &
 driver=$!
 trap 'kill -TERM $driver' TERM
