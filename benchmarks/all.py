@@ -1,4 +1,4 @@
-"""Every ratio on this machine, side by side, in one table: `make worker_cache`, under 15 minutes on two cores.
+"""Every ratio on this machine, side by side, in one table: `make bench`, under 15 minutes on two cores.
 
     python benchmarks/all.py [--only NAME …]
 
