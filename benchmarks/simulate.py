@@ -68,9 +68,11 @@ def curves(
     if options.curves:
         recorded = Recorded.of(StudyState.reopen(Store(options.storage), options.curves))
         return recorded, [each for each in chosen if recorded.known(each)]
-    published = [each.published for each in chosen if each.published is not None]
+    references = [configuration.reference for configuration in chosen if configuration.reference is not None]
     shuffled = random.Random(seed).sample(chosen, len(chosen))
-    return Synthetic(seed, noise=noise, spread=options.spread, **({"finals": published} if published else {})), shuffled
+    return Synthetic(
+        seed, noise=noise, spread=options.spread, **({"finals": references} if references else {})
+    ), shuffled
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Synthetic:
         """The noise-free metric of a configuration at its end."""
         chance = random.Random(f"{self.seed} {chosen.run.model_dump_json()}")
         drawn = random.Random(chance.random()).choice(self.finals) * math.exp(chance.gauss(0, 0.03))
-        return drawn if chosen.published is None else chosen.published
+        return drawn if chosen.reference is None else chosen.reference
 
     def __call__(self, chosen: Configuration, step: int, larger: int = 1) -> float:
         """The metric of a configuration at a step, with a probe's noise."""

@@ -123,7 +123,7 @@ class Plan:
         """The expected costs with pruning; None where no space prunes."""
         if all(space.search.mode != "explore" for space in self.spaces):
             return None
-        known = [chosen.published for chosen in self.configurations if chosen.published is not None]
+        known = [chosen.reference for chosen in self.configurations if chosen.reference is not None]
         if len(known) == len(self.configurations):
             draws, how = 1, "the reference FID at every rung"
         else:
@@ -183,7 +183,7 @@ class Plan:
             own = [chosen for chosen in self.configurations if chosen.space is space]
             rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
             drawn = [chance.choice(known) if known else chance.random() for _ in own]
-            values = [value if c.published is None else c.published for c, value in zip(own, drawn, strict=True)]
+            values = [value if c.reference is None else c.reference for c, value in zip(own, drawn, strict=True)]
             alive = list(enumerate(own))
             depth = 0
             while alive:

@@ -1,4 +1,4 @@
-"""The configurations of a search space, before any is proposed: what a plan and a simulation are made of."""
+"""The configurations that a search space would propose, for plans and simulations."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from trainables.config import ProbeSpec, Run, Trial
 
 @dataclass
 class Configuration:
-    """One point of a space, its trial, its run, where it is probed, and what was published for it."""
+    """One point of a space, with everything that follows from it."""
 
     space: Space
     point: Point
     trial: Trial
     run: Run
-    rungs: list[int]
-    published: float | None
+    rungs: list[int]  # optimizer steps at which it is probed; the last is its end
+    reference: float | None  # the FID that a paper reports for it
     probe: ProbeSpec
 
 
 def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
-    """The rows, then, for an exploration, random points in place of what TPE will propose."""
+    """The enqueued rows, then, for an exploration, random points in place of those that the sampler would propose.
+
+    Args:
+        notes: sentences about rows that are left out, and about random points, are appended to this list.
+    """
     seen: set[PointKey] = set()
     outside = 0
     unavailable: Counter[str] = Counter()
@@ -41,10 +45,10 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
             if reason := runs.unavailable(trial):
                 unavailable[reason] += 1
             yield _configuration(space, point, trial, row.fid)
-    wanted = space.search.trials if space.search.mode == "explore" else 0
+    trials = space.search.trials if space.search.mode == "explore" else 0
     rows, chance, misses = len(seen), random.Random(space.search.seed), 0
     most = domains.size(space.tree)
-    while len(seen) < min(wanted, most) and misses < 10_000:
+    while len(seen) < min(trials, most) and misses < 10_000:
         point = domains.random_point(space.tree, chance)
         misses = 0 if _new(point, seen) else misses + 1
         if not misses:
@@ -56,9 +60,9 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
 
 
-def _configuration(space: Space, point: Point, trial: Trial, published: float | None) -> Configuration:
+def _configuration(space: Space, point: Point, trial: Trial, reference: float | None) -> Configuration:
     return Configuration(
-        space, point, trial, runs.student(space, trial), space.rungs(trial), published, space.probe_of(trial)
+        space, point, trial, runs.student(space, trial), space.rungs(trial), reference, space.probe_of(trial)
     )
 
 

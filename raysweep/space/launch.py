@@ -1,4 +1,4 @@
-"""The `launch` part of a search space: where trials run, and on how much of a cluster. It never changes a trial."""
+"""The `launch` part of a search space: where trials run and how much of a cluster they use, never what they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Launch(Spec):
-    """Where trials run. A lane is a group of workers that trains one stretch after another by DDP."""
+    """Where trials run. A lane is a worker group that trains one segment after another with DDP."""
 
     workers: Count | tuple[Count, Count] = 2
     """Workers of a lane. `[fewest, most]` lets it shrink and grow with the cluster."""
@@ -49,16 +49,16 @@ class Launch(Spec):
 
     @property
     def fewest(self) -> int:
-        """The workers without which a lane does not start."""
+        """The least workers with which a lane starts."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most(self) -> int:
-        """The workers that a lane has where the cluster has room."""
+        """The workers of a lane when the cluster has room."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _check_workers(self) -> Launch:
         if self.fewest > self.most:
-            raise WrongKey("workers", f"the fewest come first: [{self.most}, {self.fewest}]")
+            raise WrongKey("workers", f"the fewest come first; write [{self.most}, {self.fewest}]")
         return self

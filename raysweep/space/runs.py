@@ -1,5 +1,4 @@
-"""A trial becomes the runs that it needs: its student's, phase by phase, and its teacher's inside the phase it
-teaches."""
+"""From a trial to its run, phase by phase. A phase that has a teacher contains the teacher's run."""
 
 from __future__ import annotations
 
@@ -14,17 +13,17 @@ from raysweep.space.space import Space
 from trainables.config import Method, NoTerm, Phase, Recipe, Run, TeacherRef, Term, Trial
 from trainables.datasets import catalog, checks
 
-_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # once: building it costs ten times what using it does
-Scale = Callable[[int], int]  # steps as the file writes them -> optimizer steps
+_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # built once: that takes ten times as long as using it
+Scale = Callable[[int], int]  # steps in the file -> optimizer steps
 
 
 def student(space: Space, trial: Trial) -> Run:
-    """The run that `trial` trains, in optimizer steps."""
+    """The run that `trial` trains, with steps in optimizer steps."""
     return _run(trial, trial.method, trial.iterations, space.steps)
 
 
 def unavailable(trial: Trial) -> str | None:
-    """Why `trial` cannot be run here, or None where it can."""
+    """Why this machine cannot train `trial`, or None where it can."""
     method = trial.method
     while method.teacher_spec:
         method = method.teacher_spec.method
@@ -40,23 +39,23 @@ def unavailable(trial: Trial) -> str | None:
 
 
 def teachers(run: Run) -> list[TeacherRef]:
-    """All that `run` looks up to, its teachers' teachers included."""
-    found = []
+    """All teachers of `run`, including the teachers of teachers."""
+    references = []
     for phase in run.phases:
         if phase.teacher:
-            found += [phase.teacher, *teachers(phase.teacher.run)]
-    return found
+            references += [phase.teacher, *teachers(phase.teacher.run)]
+    return references
 
 
 def teacher_steps(run: Run) -> int:
-    """Steps that its teachers, and theirs, are trained from 0."""
+    """Optimizer steps of all its teachers, each counted from step 0."""
     return sum(teacher.step for teacher in teachers(run))
 
 
 def milestones(space: Space) -> list[int]:
-    """Optimizer steps at which every run of the space publishes: rungs, ends, early-stop points and teachers' ages.
+    """Optimizer steps at which every run of the space commits a checkpoint: rungs, ends, early stops, teachers' ages.
 
-    One list for all runs, so that two that share their first steps also share the stretches these are cut into.
+    All runs use the same list. Two runs that share their first steps are then cut into the same segments there.
     """
     steps: set[int] = set()
 
@@ -93,7 +92,7 @@ def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
     teacher = None
     if spec := method.teacher_spec:
         age = spec.iterations
-        # As long as the student's, so that it is a baseline's run too; longer where an older teacher is asked for.
+        # As long as the student's run, so that it is also the run of a baseline; longer for an older teacher.
         run = _run(trial, spec.method, max(age, trial.iterations), scale)
         teacher = TeacherRef(run=run, step=scale(age), weights=spec.weights, precision=spec.precision)
     return Phase(
@@ -106,6 +105,6 @@ def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
 
 
 def _term(method: Method) -> Term:
-    """What of a method acts in its first phase: all but when it ends and who teaches it."""
-    written: Term = _TERM.validate_python(method.model_dump(exclude={"stop", "teacher"}))
-    return written
+    """The term of a method: all its fields but its end and its teacher."""
+    term: Term = _TERM.validate_python(method.model_dump(exclude={"stop", "teacher"}))
+    return term

@@ -1,8 +1,7 @@
-"""Who goes on from a rung, as pure rules over what trials had there.
+"""Schedulers: which trials continue from a rung, as pure rules over the metrics of the trials there.
 
-Nothing here knows of Ray, of training or of a store, so that a journal can replay it and a simulator can drive it. All
-but `promotion` stop a trial at a rung; that one lets it wait there, and goes on with the most promising of those who
-wait.
+The rules know nothing of Ray, training or storage, so a journal can replay them and a simulator can use them. All
+schedulers but `promotion` stop trials at a rung. `promotion` lets trials wait there and continues the best of them.
 """
 
 from __future__ import annotations
@@ -19,23 +18,24 @@ Eta = Annotated[int, Field(ge=2)]
 
 
 class _Rule(Spec):
-    """What all schedulers have."""
+    """The interface of all schedulers."""
 
     @abstractmethod
     def keep(self, peers: int) -> int:
-        """How many of those at a rung go on, itself included who has just come."""
+        """How many of `peers` trials at a rung continue; the trial that has just arrived is one of the peers."""
 
     def brackets(self, halvings: int) -> list[int]:
-        """How many rungs a trial passes without being judged, in the order of proposal, again and again."""
+        """How many of its first rungs each trial skips, in the order of proposal; repeated for further trials."""
         return [0]
 
 
 class _Stopping(_Rule):
-    """Schedulers that stop a trial as soon as it has come to a rung.
+    """Schedulers that decide as soon as a trial reaches a rung.
 
-    With `noise: paired` only where its probe says with confidence `level` that it is worse than the last who goes on:
-    by the noise of the two probes' difference, as both drew the same noise and labels. Where that cannot be said, both
-    are probed with `larger` times as many samples; what is not worse then either goes on.
+    With `noise: paired` a trial is stopped only if its probe shows, with confidence `level`, that it is worse than the
+    last trial that continues. The comparison uses the noise of the difference of the two probes, which drew the same
+    noise and labels. If it is inconclusive, both are probed again with `larger` times as many samples. A trial that is
+    not shown to be worse then continues.
     """
 
     noise: Literal["ignore", "paired"] = "ignore"
@@ -47,7 +47,7 @@ class _Stopping(_Rule):
 
 
 class Asha(_Stopping):
-    """The best 1/eta of those who have come to a rung go on (arXiv 1810.05934, as Ray Tune has it: by stopping)."""
+    """The best 1/eta of the trials at a rung continue, the others stop (arXiv 1810.05934, as in Ray Tune)."""
 
     kind: Literal["asha"] = "asha"
     eta: Eta = 2
@@ -58,8 +58,8 @@ class Asha(_Stopping):
 
 
 class Hyperband(_Stopping):
-    """ASHA in several brackets, that pass none, one, two, ... of the first rungs unjudged and get as many steps each
-    (arXiv 1603.06560): for the case that early rungs mislead."""
+    """ASHA in several brackets, for early rungs that mislead: bracket k skips the first k rungs, and all brackets get
+    equally many steps (arXiv 1603.06560)."""
 
     kind: Literal["hyperband"] = "hyperband"
     eta: Eta = 2
@@ -69,7 +69,7 @@ class Hyperband(_Stopping):
         return max(1, peers // self.eta)
 
     def brackets(self, halvings: int) -> list[int]:
-        # As many trials in a bracket as its budget pays for; spread evenly over the order of proposal.
+        # A bracket has as many trials as its budget pays for; brackets are spread evenly over the order of proposal.
         sizes = [math.ceil((halvings + 1) / (left + 1) * self.eta**left) for left in range(halvings, -1, -1)]
         due, order = [0] * len(sizes), []
         for _ in range(sum(sizes)):
@@ -81,7 +81,7 @@ class Hyperband(_Stopping):
 
 
 class Median(_Stopping):
-    """Whoever is worse than the median of those who have come to a rung is stopped there (Golovin et al. 2017)."""
+    """A trial that is worse than the median of the trials at a rung stops there (Golovin et al. 2017)."""
 
     kind: Literal["median"] = "median"
     startup_trials: Annotated[int, Field(ge=1)] = 5
@@ -92,7 +92,7 @@ class Median(_Stopping):
 
 
 class Never(_Rule):
-    """Every trial goes to its end: a grid's own way."""
+    """Every trial is trained to its end, as in a grid search."""
 
     kind: Literal["never"] = "never"
 
@@ -101,8 +101,8 @@ class Never(_Rule):
 
 
 class Promotion(_Rule):
-    """Every trial waits at its rung; whoever is among the best 1/eta there goes on when there is room (ASHA as it was
-    published). Nobody is stopped too early, and nothing goes on only because it came first."""
+    """Every trial waits at its rung, and those among the best 1/eta there continue when there is room (ASHA in the form
+    of its paper, arXiv 1810.05934). No trial is stopped too early, and none continues only because it came first."""
 
     kind: Literal["promotion"] = "promotion"
     eta: Eta = 2
@@ -116,7 +116,7 @@ STOPPING = (Asha, Hyperband, Median)
 
 
 def _named(value: Any) -> Any:
-    """`scheduler: median` is short for `scheduler: {kind: median}`, and what names no kind is of ASHA."""
+    """Read `scheduler: median` as `scheduler: {kind: median}`, and a mapping without a kind as ASHA."""
     return (
         {"kind": value} if isinstance(value, str) else {"kind": "asha", **value} if isinstance(value, dict) else value
     )

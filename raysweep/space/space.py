@@ -1,4 +1,4 @@
-"""A search space: YAML in, checked, out come trials. Every corner of it is a legal trial, or the file is refused."""
+"""Search spaces: read from YAML, checked, and turned into trials. All corners of a space must be legal trials."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from raysweep.space.yaml_file import Document
 from trainables.config import Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 from trainables.datasets import checks, prepared
 
-PLACES = ("detector_weights", "reference")  # of a probe's files: their SHA-256 is what counts
-Wrong = Callable[[tuple[str, ...], str], UserError]
+PROBE_PATHS = (
+    "detector_weights",
+    "reference",
+)  # paths to files of a probe, which their SHA-256 identifies
+MakeError = Callable[[tuple[str, ...], str], UserError]
 
 
 class Search(Spec):
-    """How the space is searched. Steps are in the units of the file."""
+    """How the space is searched. Steps are counted as in the file, before `steps_divisor`."""
 
     mode: Literal["explore", "reproduce"] = "explore"
     """`explore` lets the sampler propose trials. `reproduce` trains every enqueued row to its end and nothing else."""
@@ -52,7 +55,7 @@ class Search(Spec):
 
 
 class Row(Spec):
-    """A configuration to propose first: how it differs from the defaults, and what was published for it."""
+    """A configuration to propose first: how it differs from the defaults, and a paper's values for it."""
 
     set: dict[str, Any] = {}
     """How the row differs from the defaults: `{dotted path: value}`. An option that is a mapping is named by its
@@ -69,16 +72,16 @@ class Row(Spec):
     recall: float | None = None
     """Recall of the reference."""
 
-    def published(self, samples: int) -> dict[str, float]:
-        """What was published, by metric; `samples` were drawn for it."""
+    def reference_values(self, samples: int) -> dict[str, float]:
+        """The reference values by metric; `samples` is how many samples they were computed from."""
         count = count_name(samples)
-        found = {f"fid_{count}": self.fid, f"is_{count}": self.is_, f"sfid_{count}": self.sfid}
-        found |= {f"precision_{count}": self.precision, f"recall_{count}": self.recall}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {f"fid_{count}": self.fid, f"is_{count}": self.is_, f"sfid_{count}": self.sfid}
+        values |= {f"precision_{count}": self.precision, f"recall_{count}": self.recall}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Sampling(Spec):
-    """What a family's probes do otherwise. Never what decides whether numbers compare: detector and count."""
+    """How probes of one family of backbones sample. Detector and number of samples are the same for all families."""
 
     sampler: Literal["euler", "heun", "euler_maruyama"] | None = None
     """ODE samplers are `euler` and `heun`; `euler_maruyama` integrates the SDE."""
@@ -93,7 +96,7 @@ class Sampling(Spec):
 
 
 class Probe(ProbeSpec):
-    """`ProbeSpec`, with what is different for a family of backbones: sampled as its authors sample."""
+    """A probe whose sampling may differ between families of backbones, so that each is sampled as its authors do."""
 
     families: dict[Family, Sampling] = {"LightningDiT": Sampling(sampler="euler", timestep_shift=0.3)}
     """What differs for a family of backbones."""
@@ -102,7 +105,7 @@ class Probe(ProbeSpec):
     def _families_fit(self) -> Probe:
         for family in self.families:
             try:
-                self.of(family)
+                self.for_family(family)
             except ValidationError as error:
                 first = error.errors()[0]
                 cause = first.get("ctx", {}).get("error")
@@ -110,14 +113,14 @@ class Probe(ProbeSpec):
                 raise WrongKey(f"families.{family}.{key}", str(cause or first["msg"])) from None
         return self
 
-    def of(self, family: Family) -> ProbeSpec:
-        """How a snapshot of that family is judged."""
+    def for_family(self, family: Family) -> ProbeSpec:
+        """The probe of a snapshot of that family."""
         own = self.families.get(family, Sampling()).model_dump(exclude_none=True)
         return ProbeSpec.model_validate(self.model_dump(exclude={"families"}) | own)
 
 
 class SpaceFile(Spec):
-    """A search space as it is written, a profile applied."""
+    """A search space as it is written in a file, with a profile applied."""
 
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
     """A short name."""
@@ -136,8 +139,20 @@ class SpaceFile(Spec):
 
 
 class Space:
-    """A checked search space at one profile. `tree` is the trial with its domains; `rows` the enqueued ones; `error`
-    makes a UserError of a key and a message, with the place of the key where that is known."""
+    """A checked search space at one profile.
+
+    Attributes:
+        study: the name of its study.
+        profile: the profile that was applied.
+        tree: the trial, with a `Domain` at each leaf that is searched.
+        search: how it is searched.
+        probe: how snapshots are evaluated.
+        launch: where trials run.
+        rows: the configurations to propose first.
+        steps_divisor: steps in the file are divided by this.
+        published_samples: the number of samples behind the reference values of `rows`.
+        error: makes a UserError from the path of a key and a message. It names file and line where they are known.
+    """
 
     def __init__(self, file: SpaceFile, profile: str):
         self.profile, self._written = profile, file.trial
@@ -145,12 +160,12 @@ class Space:
         self.study, self.search, self.probe = file.study, file.search, file.probe
         self.launch, self.rows, self.steps_divisor = file.launch, file.enqueue, file.steps_divisor
         self.published_samples = file.published_samples
-        self.error: Wrong = lambda path, message: UserError(f"{'.'.join(path)}: {message}")
+        self.error: MakeError = lambda path, message: UserError(f"{'.'.join(path)}: {message}")
 
     @classmethod
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
-        """The space that `resolved` describes, under the name that it had when that was written, perhaps by an earlier
-        version that knew fewer keys."""
+        """The space that a stored `resolved` describes. It keeps its `id`, even if an earlier version with fewer keys
+        stored it."""
         space = cls(
             SpaceFile.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"]
         )
@@ -158,7 +173,7 @@ class Space:
         return space
 
     def trial(self, point: Mapping[str, Any]) -> tuple[Trial, Point]:
-        """The trial at `point`, its data set's folder made absolute, and the full point.
+        """The trial at `point`, with the path of its data set made absolute, and the complete point.
 
         Raises:
             WrongDomain: a value lies outside its domain.
@@ -169,24 +184,24 @@ class Space:
         return trial.model_copy(update={"data": prepared.absolute(trial.data)}), full
 
     def points(self, most: int = 20_000) -> Iterator[Point]:
-        """Points that between them show whether the space is sound: a reproduction's rows, an exploration's corners."""
+        """Points that together show whether the space is legal: the rows to reproduce, or the corners to explore."""
         if self.search.mode == "explore":
             yield from domains.corners(self.tree, most)
             return
         for row in self.rows:
-            with contextlib.suppress(WrongDomain):  # a row outside an overridden space is told of where it is proposed
+            with contextlib.suppress(WrongDomain):  # a row outside an overridden space is reported when it is proposed
                 yield domains.resolve(self.tree, row.set)[1]
 
     def probe_of(self, trial: Trial) -> ProbeSpec:
-        """How that trial's snapshots are judged."""
-        return self.probe.of(trial.size.family)
+        """The probe of a trial's snapshots."""
+        return self.probe.for_family(trial.size.family)
 
     def steps(self, written: int) -> int:
-        """Optimizer steps for a number of steps as the file writes it: at least one."""
+        """Optimizer steps for a number of steps in the file; at least one."""
         return max(1, round(written / self.steps_divisor))
 
     def rungs(self, trial: Trial) -> list[int]:
-        """Optimizer steps at which a trial is probed: the rungs, then its end."""
+        """Optimizer steps at which a trial is probed: its rungs and its end."""
         end = self.steps(trial.iterations)
         whole = trial.iterations
         written = (whole // 8, whole // 4, whole // 2) if self.search.rungs is None else self.search.rungs
@@ -199,7 +214,7 @@ class Space:
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        """The space with profile and overrides applied, as plain data."""
+        """The space with profile and overrides applied, as plain data. This is what a study's journal stores."""
         return {
             "study": self.study,
             "profile": self.profile,
@@ -214,9 +229,9 @@ class Space:
 
     @property
     def id(self) -> str:
-        """The study's name in the store: a changed space is another study. More trials or machines leave it the
-        same."""
-        probe = {name: value for name, value in self.resolved["probe"].items() if name not in PLACES}
+        """The name of the study in the store: name, profile, and a digest of everything but the number of trials, the
+        machines, and the paths of files. A space that differs otherwise is another study."""
+        probe = {name: value for name, value in self.resolved["probe"].items() if name not in PROBE_PATHS}
         search = {**self.resolved["search"], "trials": None}
         same = {**self.resolved, "launch": None, "search": search, "probe": probe}
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
@@ -229,12 +244,14 @@ def load(
     """Read and check a search space.
 
     Args:
+        path: the YAML file.
+        profile: the size: `cluster`, `laptop` or `smoke`.
         overrides: values by dotted key, or texts `key=value` as given to `--set`. They win over the profile, which wins
-            over the file's plain values in `trial` and `probe`. A domain in the file stays a domain, and its `launch`
-            stands.
+            over the file's plain values in `trial` and `probe`. The file's domains and its `launch` win over the
+            profile.
 
     Raises:
-        UserError: the file or an override is wrong; the message names file, line and key and says what would be right.
+        UserError: the file or an override is wrong. The message names file, line and key, and says what would be right.
     """
     document = yaml_file.read(Path(path))
     if profile not in PROFILES:
@@ -246,7 +263,7 @@ def load(
 
 
 def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> list[Space]:
-    """Several search spaces for one sweep: they share their workers.
+    """Read several search spaces for one sweep, whose trials share workers.
 
     Raises:
         UserError: one is wrong, two are the same, or their `launch` differs.
@@ -255,13 +272,13 @@ def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> li
     for number, space in enumerate(spaces):
         for other in range(number):
             if space.id == spaces[other].id:
-                raise UserError(f"{paths[number]}: the same space as {paths[other]}; give it once")
+                raise UserError(f"{paths[number]}: the same space as {paths[other]}; leave one out")
             mine, theirs = space.launch.model_dump(), spaces[other].launch.model_dump()
             for key in sorted(set(mine) - {"concurrent_trials"}):
                 if mine[key] != theirs[key]:
                     raise UserError(
                         f"{paths[number]}: launch.{key} is {mine[key]} and {theirs[key]} in {paths[other]}; "
-                        f"they share their workers, so give one: --set launch.{key}=VALUE"
+                        f"they share workers, so set it for both: --set launch.{key}=VALUE"
                     )
     return spaces
 
@@ -288,7 +305,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
 
 
 def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: list[tuple[str, ...]]) -> Space:
-    def wrong(path: tuple[str, ...], message: str) -> UserError:
+    def error_at(path: tuple[str, ...], message: str) -> UserError:
         for key in overridden:
             if path[: len(key)] == key or key[: len(path)] == path:
                 return UserError(f"--set {'.'.join(key)}: {message}")
@@ -297,7 +314,7 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
     try:
         for key in ("steps_divisor", "published_samples"):
             if key in document.tree:
-                raise WrongValue((key,), f"a profile decides this; leave it out or use --set {key}=N")
+                raise WrongValue((key,), f"the profile sets this; leave it out, or use --set {key}=N")
         try:
             file = SpaceFile.model_validate(raw)
             file = file.model_copy(update={"probe": checks.pinned(file.probe)})
@@ -312,16 +329,16 @@ def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: 
         except WrongDomain as error:
             raise WrongValue(("trial", *error.path.split(".")), str(error)) from None
     except WrongValue as error:
-        raise wrong(error.path, str(error)) from None
+        raise error_at(error.path, str(error)) from None
     if space.search.mode == "reproduce" and not space.rows:
-        raise wrong(("search", "mode"), "reproduce takes the rows of `enqueue`, and there are none; use explore")
+        raise error_at(("search", "mode"), "reproduce trains the rows of `enqueue`, and there are none; use explore")
     for position, row in enumerate(space.rows):
         try:
             space.trial(row.set)
         except WrongDomain as error:
             if not any(key[:1] == ("trial",) for key in overridden):
-                raise wrong(("enqueue", str(position), "set", error.path), str(error)) from None
-    space.error = wrong
+                raise error_at(("enqueue", str(position), "set", error.path), str(error)) from None
+    space.error = error_at
     return space
 
 
@@ -331,8 +348,8 @@ def _check_trials(space: Space) -> None:
         try:
             trial = Trial.model_validate(concrete)
         except ValidationError as error:
-            wrong = explain(error, concrete, Trial)
-            raise WrongValue(("trial", *wrong.path), str(wrong)) from None
+            mistake = explain(error, concrete, Trial)
+            raise WrongValue(("trial", *mistake.path), str(mistake)) from None
         _check_workers(trial, space.launch)
         if space.launch.micro_batch and trial.method.needs_whole_batch:
             raise WrongValue(
@@ -345,14 +362,15 @@ def _check_trials(space: Space) -> None:
 def _check_workers(trial: Trial, launch: Launch) -> None:
     if launch.most > trial.batch_size:
         raise WrongValue(
-            ("trial", "batch_size"), f"a batch of {trial.batch_size} is too small for {launch.most} workers of a lane"
+            ("trial", "batch_size"),
+            f"a batch of {trial.batch_size} is too small for the {launch.most} workers of a lane",
         )
     uneven = next((n for n in range(launch.fewest, launch.most + 1) if trial.batch_size % n), None)
     if uneven and trial.method.needs_whole_batch:
         raise WrongValue(
             ("trial", "batch_size"),
-            f"{trial.method.kind} compares the images of a whole batch, and {trial.batch_size} cannot be shared evenly "
-            f"by {uneven} workers; make launch.workers a divisor of it",
+            f"{trial.method.kind} compares the images of a whole batch, and {trial.batch_size} cannot be split evenly "
+            f"between {uneven} workers; make launch.workers a divisor",
         )
 
 

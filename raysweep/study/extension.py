@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep.formats import leaves
-from raysweep.space.space import PLACES, Space
+from raysweep.space.space import PROBE_PATHS, Space
 from raysweep.store.store import Store
 from raysweep.study.journal import opening, studies
 
-NO_MATTER = {"search.trials", *(f"probe.{place}" for place in PLACES)}
+NO_MATTER = {"search.trials", *(f"probe.{field}" for field in PROBE_PATHS)}
 SHOWN = 60  # characters of a value
 
 

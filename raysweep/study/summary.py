@@ -190,7 +190,8 @@ def summarize(study: StudyState, charged: Mapping[Payer, Charge] | None = None) 
 
 def summarize_trial(study: StudyState, trial: TrialState, cost: Charge | None = None) -> TrialSummary:
     """The summary of one trial."""
-    reference = study.space.rows[trial.row].published(study.space.published_samples) if trial.row is not None else {}
+    samples = study.space.published_samples
+    reference = {} if trial.row is None else study.space.rows[trial.row].reference_values(samples)
     keys: dict[str, Any] = {}
     if trial.state != "UNAVAILABLE":
         run = study.run(trial)
@@ -264,7 +265,7 @@ def searched_paths(study: StudyState) -> list[str]:
 def reference_metrics(study: StudyState) -> list[str]:
     """The metrics for which rows of the space give the paper's values, FID first."""
     samples = study.space.published_samples
-    return list(dict.fromkeys(name for row in study.space.rows for name in row.published(samples)))
+    return list(dict.fromkeys(name for row in study.space.rows for name in row.reference_values(samples)))
 
 
 # --- words

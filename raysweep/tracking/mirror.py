@@ -16,7 +16,7 @@ from PIL import Image
 from raysweep.errors import UserError
 from raysweep.formats import flatten
 from raysweep.space import runs
-from raysweep.space.space import PLACES, dump
+from raysweep.space.space import PROBE_PATHS, dump
 from raysweep.store import curves, history
 from raysweep.store.curves import Point
 from raysweep.store.history import probe_key
@@ -107,7 +107,7 @@ class Mirror:
         parent = self._runs.make("sweep", study.space.id, study.opened_at, {"raysweep.kind": "sweep"})
         if _DESCRIBED not in self._runs.tags(parent):
             self._client.log_text(parent, dump(study.space), "space.yaml")
-            probe = {name: value for name, value in resolved["probe"].items() if name not in PLACES}
+            probe = {name: value for name, value in resolved["probe"].items() if name not in PROBE_PATHS}
             params = {"profile": study.space.profile, "steps_divisor": study.space.steps_divisor}
             params |= flatten({"search": resolved["search"], "probe": probe, "launch": resolved["launch"]})
             tags = {"raysweep.storage": public(study.store.uri), _DESCRIBED: "yes"}

@@ -75,7 +75,7 @@ def test_the_rows_of_table1_are_the_paper_s():
         assert (trial.time, trial.velocity_cosine, trial.data) == ("log_normal", 1.0, "imagenet256_vavae")
         assert loaded.probe_of(trial).sampler == "euler" and loaded.probe_of(trial).timestep_shift == 0.3
     assert loaded.probe_of(trials[0]).sampler == "euler_maruyama"
-    assert loaded.rows[0].published(loaded.published_samples) == {"fid_50k": 31.45}
+    assert loaded.rows[0].reference_values(loaded.published_samples) == {"fid_50k": 31.45}
 
 
 def test_guidance_is_the_family_s_unless_written(write_space):
