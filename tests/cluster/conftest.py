@@ -1,4 +1,4 @@
-"""A cluster of three hosts that `ray up` brings up with the on-premises file, for all tests of this folder."""
+"""A cluster of three hosts for all tests of this folder: `ray up` with the file for on-premises machines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ NODES = 3
 
 
 class Cluster(Lab):
-    """A lab with Ray on it."""
+    """A lab with Ray on it.
+
+    Attributes:
+        file: the cluster file that `ray` is given.
+        store: a folder that all hosts share, where each test has its storage.
+    """
 
     file: Path
     store: Path
 
     def write_file(self) -> None:
-        """deploy/onprem.yaml, with addresses, user and key."""
+        """Write deploy/onprem.yaml with this lab's addresses, user and key."""
         text = (ROOT / "deploy" / "onprem.yaml").read_text(encoding="utf-8")
         others = ", ".join(self.address(host) for host in range(1, self.count))
         values = {"HEAD_IP": self.address(0), "WORKER_IP": others, "USER": "root", "KEY": str(self.key)}
@@ -33,22 +38,22 @@ class Cluster(Lab):
         self.file.write_text(text, encoding="utf-8")
 
     def up(self) -> None:
-        """`ray up`, and all nodes there."""
+        """Run `ray up` and wait for all nodes."""
         self.laptop("ray", "up", "-y", str(self.file))
         self.await_nodes(NODES)
 
-    def await_nodes(self, count: int, patience_s: float = 150) -> None:
+    def await_nodes(self, count: int, timeout_s: float = 300) -> None:
         """Wait until that many nodes are alive."""
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while (alive := self.alive()) != count:
-            assert time.monotonic() < until, f"{alive} nodes of {count} after {patience_s} s"
+            assert time.monotonic() < until, f"{alive} nodes of {count} after {timeout_s} s"
             time.sleep(2)
 
     def alive(self) -> int:
-        """How many nodes Ray counts as alive; 0 where there is no Ray."""
+        """How many nodes Ray counts as alive; 0 where Ray does not run."""
         code = "import ray; ray.init(logging_level=50); print('alive', sum(n['Alive'] for n in ray.nodes()))"
-        told = self.on(0, f'bash -ic "python -W ignore -c \\"{code}\\""', check=False)
-        return next((int(line.split()[1]) for line in told.splitlines() if line.startswith("alive ")), 0)
+        output = self.on(0, f'bash -ic "python -W ignore -c \\"{code}\\""', check=False)
+        return next((int(line.split()[1]) for line in output.splitlines() if line.startswith("alive ")), 0)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Several hosts on one machine: network namespaces with a PID, mount, UTS and IPC namespace each, and sshd.
+"""Several hosts on one machine: each is a set of network, PID, mount, UTS and IPC namespaces with an sshd.
 
-A host sees this machine's files but has a home folder, /tmp/ray and /dev/shm of its own, and its own processes: what
-`ray stop` ends on it are its own. Needs root, iproute2, openssh-server and rsync.
+A host sees this machine's files, but its home folder, /tmp/ray and /dev/shm are its own. Its processes are its own too:
+`ray stop`, which ends every Ray process that it can see, ends those of one host. Needs root, iproute2, openssh-server
+and rsync.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 
 NET = "10.78.0"
 BRIDGE = "rslab"
+SSH_S = 60.0  # for a host's sshd to answer
 TOOLS = ("ip", "unshare", "mount", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
 
 def missing() -> str | None:
-    """Why there can be no lab here, or None."""
+    """Why there can be no lab on this machine; None if there can."""
     if os.geteuid():
         return "needs root"
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -31,25 +33,26 @@ def missing() -> str | None:
 
 
 class Lab:
-    """Hosts 0, 1, … at `address(n)`, of which the first is to be the head. A context: nothing is left of it.
+    """Hosts 0, 1, … at `address(n)`; the first is to be the head. As a context manager it removes all of them.
 
     Args:
-        folder: where their state goes.
-        source: the project; its environment is the one that this runs in.
+        folder: where the hosts' state goes.
+        source: the project's folder. Its environment is the one that this runs in.
+        count: how many hosts.
     """
 
     def __init__(self, folder: Path, source: Path, count: int = 3):
         self.folder, self.source, self.count = folder, source, count
         self.key = folder / "key"
-        self.home = folder / "laptop"  # the home folder of who types `ray up`
-        self._inits: dict[int, int] = {}  # pid of what holds a host's namespaces
+        self.home = folder / "laptop"  # the home folder of the user who types `ray up`
+        self._inits: dict[int, int] = {}  # host -> pid of the process that holds its namespaces
 
     def __enter__(self) -> Lab:
         self._clear()
         (self.home / ".ray").mkdir(parents=True)
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         Path("/run/sshd").mkdir(exist_ok=True)
-        Path("/tmp/ray").mkdir(exist_ok=True)  # where each host has its own
+        Path("/tmp/ray").mkdir(exist_ok=True)  # each host mounts its own here
         try:
             _run("ip", "link", "add", BRIDGE, "type", "bridge")
             _run("ip", "addr", "add", f"{NET}.254/24", "dev", BRIDGE)
@@ -66,11 +69,11 @@ class Lab:
         self._clear()
 
     def address(self, host: int) -> str:
-        """Of a host, from all others and from this machine."""
+        """A host's IP address, for the other hosts and for this machine."""
         return f"{NET}.{10 + host}"
 
     def boot(self, host: int) -> None:
-        """Switch a host on: its disk is as it was when it was switched off, or empty."""
+        """Switch a host on. Its disk is as it was when it was switched off; at first it is empty."""
         own = self.folder / f"host{host}"
         for part in ("upper", "work", "ray"):
             (own / part).mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ class Lab:
         self._await_ssh(host)
 
     def power_off(self, host: int) -> None:
-        """Kill all that runs on a host at once, as a power cut does."""
+        """Kill all processes of a host at once, as a power cut does."""
         os.kill(self._inits.pop(host), signal.SIGKILL)
         for pid in _run("ip", "netns", "pids", self._name(host)).split():
             _kill(int(pid))
@@ -124,32 +127,32 @@ class Lab:
         _run("ip", "-n", self._name(host), "link", "set", "eth0", "down")
 
     def mend(self, host: int) -> None:
-        """Put the link up again. The default route went with it; Ray finds its own address by it."""
+        """Put the host's link up again, with the default route, which went with it: Ray finds its own address by it."""
         _run("ip", "-n", self._name(host), "link", "set", "eth0", "up")
         _run("ip", "-n", self._name(host), "route", "replace", "default", "via", f"{NET}.254")
 
-    def on(self, host: int, command: str, timeout: float = 60, check: bool = True) -> str:
-        """Run a command on a host by ssh; its output."""
+    def on(self, host: int, command: str, timeout: float = 180, check: bool = True) -> str:
+        """Run a command on a host by ssh; returns its output."""
         return _run(*self._ssh(host), command, timeout=timeout, check=check)
 
     def started_on(self, host: int, command: str, log: Path) -> subprocess.Popen[bytes]:
-        """Run a command on a host by ssh while this goes on."""
+        """Start a command on a host by ssh, without waiting for it; its output goes to `log`."""
         with log.open("wb") as out:
             return subprocess.Popen([*self._ssh(host), command], stdout=out, stderr=subprocess.STDOUT)
 
-    def laptop(self, *command: str, timeout: float = 300, check: bool = True) -> str:
-        """Run a command as the user on this machine would, in the project; its output."""
+    def laptop(self, *command: str, timeout: float = 600, check: bool = True) -> str:
+        """Run a command on this machine, in the project's folder, as the user would; returns its output."""
         env = os.environ | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
         return _run(*command, env=env, cwd=self.source, timeout=timeout, check=check)
 
     def processes(self, host: int) -> list[str]:
-        """What runs on a host, but for sshd and this question."""
-        listed = self.on(host, "ps -eo pid=,args=").splitlines()
-        return [line.strip() for line in listed if not any(own in line for own in ("sshd", "ps -eo", "bash -c"))]
+        """`pid command` of the processes on a host, without sshd and this call's own."""
+        lines = self.on(host, "ps -eo pid=,args=").splitlines()
+        return [line.strip() for line in lines if not any(own in line for own in ("sshd", "ps -eo", "bash -c"))]
 
     def install(self, host: int) -> None:
-        """Put this environment where deploy/node.sh looks for one."""
+        """Link this environment to where deploy/node.sh looks for one, so that it installs nothing."""
         venv = Path.home() / "raysweep" / ".venv"
         links = [f"ln -sfn {Path(sys.prefix) / part} {venv / part}" for part in ("bin", "lib", "pyvenv.cfg")]
         fresh = f"touch -d '+1 year' {venv / 'laptop'} {venv / 'dev'}"
@@ -171,7 +174,8 @@ class Lab:
         _run("ip", "-n", name, "route", "add", "default", "via", f"{NET}.254")
 
     def _await_ssh(self, host: int) -> None:
-        for _ in range(50):
+        until = time.monotonic() + SSH_S
+        while time.monotonic() < until:
             if subprocess.run([*self._ssh(host), "true"], capture_output=True).returncode == 0:
                 return
             time.sleep(0.2)
@@ -189,7 +193,9 @@ class Lab:
             for pid in _run("ip", "netns", "pids", name, check=False).split():
                 if pid.isdigit():
                     _kill(int(pid))
-            subprocess.run(["ip", "link", "del", f"{BRIDGE}v{host}"], capture_output=True)  # it outlives its namespace
+            subprocess.run(
+                ["ip", "link", "del", f"{BRIDGE}v{host}"], capture_output=True
+            )  # it may outlive its namespace for a while
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
