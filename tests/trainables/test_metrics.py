@@ -57,6 +57,16 @@ def test_precision_and_recall_equal_torch_fidelity_s(seed, count, others):
     assert precision_recall(real, fake) == pytest.approx((precision, recall), rel=1e-6)
 
 
+def test_numpy_arrays_give_the_numbers_of_tensors():
+    chance = np.random.default_rng(0)
+    real, fake = chance.normal(size=(2, 40, 6)).astype(np.float32)
+    probs = chance.dirichlet(np.ones(5), size=40)
+    moments = [array for part in (real, fake) for array in (part.mean(axis=0), np.cov(part.T))]
+    assert frechet_distance(*moments) == frechet_distance(*map(torch.from_numpy, moments))
+    assert precision_recall(real, fake) == precision_recall(torch.from_numpy(real), torch.from_numpy(fake))
+    assert inception_score(probs) == inception_score(torch.from_numpy(probs))
+
+
 @pytest.mark.parametrize("count, splits", golden_metrics.LOGITS)
 def test_inception_score_equals_torch_fidelity_s(count, splits):
     ours = inception_score(golden_metrics.for_score(count).softmax(dim=1), splits)
