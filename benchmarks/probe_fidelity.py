@@ -36,7 +36,7 @@ from raysweep.study.costs import charges
 from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec
-from trainables.evaluation.probing import Probed
+from trainables.evaluation.probing import ProbeResult
 from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
 
@@ -51,7 +51,7 @@ class Measured:
     """One kind of probe over all checkpoints."""
 
     spec: ProbeSpec
-    found: list[Probed]
+    found: list[ProbeResult]
     seconds: float
 
     @property

@@ -42,7 +42,7 @@ EVERY_S = 600  # launch.checkpoint_every_s
 def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
     """As a lane does."""
     publisher = Publisher(store, [run], 0, lambda run, step: {"between": step < run.steps})
-    context = Context(device, should_publish=lambda step: step % every == 0, publish=publisher.begin)
+    context = Context(device, should_checkpoint=lambda step: step % every == 0, on_checkpoint=publisher.begin)
     publisher.finish([train(run, run.steps, data=data, context=context)])
     publisher.close()
 

@@ -58,7 +58,7 @@ def crop(pictures: Sequence[tuple[str, int, Any]], size: int) -> CroppedChunk:
     return CroppedChunk(whole, np.array(labels, np.int32), tuple(sources), tuple(unreadable))
 
 
-class Encoder:
+class RowEncoder:
     """Turns cropped images into rows of a shard.
 
     Args:

@@ -72,8 +72,8 @@ def load(
         OSError: it cannot be read.
     """
     if path.is_dir() or path.name == SNAPSHOT:
-        folder, manifest = _published(path if path.is_dir() else path.parent, weights)
-        return load_published(folder, manifest, weights=weights, num_heads=num_heads, device=device)
+        folder, manifest = _our_folder(path if path.is_dir() else path.parent, weights)
+        return load_folder(folder, manifest, weights=weights, num_heads=num_heads, device=device)
     content = _read(path)
     state, taken = _weights_in(content, weights, path)
     try:
@@ -87,7 +87,7 @@ def load(
     return _snapshot(backbone, device, source=source, weights=taken, step=_step(content, path))
 
 
-def load_published(
+def load_folder(
     folder: Path,
     manifest: Mapping[str, Any],
     *,
@@ -123,7 +123,7 @@ def best_device() -> torch.device:
 # --- our own folders ---------------------------------------------------------------------------------------------
 
 
-def _published(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
+def _our_folder(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
     """The folder with the tensors and its manifest ({} where there is none), given either of a checkpoint's folders.
 
     Raises:
@@ -216,9 +216,9 @@ def _weights_in(content: Any, weights: Weights, path: Path) -> tuple[Tensors, st
 
 def _step(content: Any, path: Path) -> int | None:
     """The step that the file tells, or else its name: 0400000.pt."""
-    told = content.get("steps") if isinstance(content, Mapping) else None
-    if isinstance(told, int):
-        return told
+    step = content.get("steps") if isinstance(content, Mapping) else None
+    if isinstance(step, int):
+        return step
     return int(path.stem) if path.stem.isdecimal() else None
 
 
@@ -253,5 +253,5 @@ def _name(backbone: Any) -> str:
 def _one_line(error: BaseException) -> str:
     """The last line, where torch says what is wrong with a state dict, shortened; and which option helps."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = textwrap.shorten(lines[-1], 200, placeholder=" …")
-    return f"{told}; give it by --heads" if "num_heads" in told else told
+    message = textwrap.shorten(lines[-1], 200, placeholder=" …")
+    return f"{message}; give it by --heads" if "num_heads" in message else message

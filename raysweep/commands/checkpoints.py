@@ -38,7 +38,7 @@ def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Sna
         folder = store.open(key)
         with store.fs.open_input_stream(store.path("checkpoints", step, key, "manifest.json")) as stream:
             manifest = json.loads(stream.read())["manifest"]
-        return snapshot.load_published(folder, manifest, **chosen)
+        return snapshot.load_folder(folder, manifest, **chosen)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
     except (CheckpointDamaged, CheckpointMissing) as error:

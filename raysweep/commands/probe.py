@@ -23,7 +23,7 @@ from raysweep.store.snapshots import choose_data, describe
 from raysweep.store.store import Store
 from trainables.config import ProbeSpec, error_name
 from trainables.datasets import checks
-from trainables.evaluation.probing import Probed, save_grid
+from trainables.evaluation.probing import ProbeResult, save_grid
 
 DEFAULTS = ProbeSpec()
 
@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         _show(facts, Console())
 
 
-def _run(probe: CheckpointProbe, spec: ProbeSpec, console: Console) -> Probed:
+def _run(probe: CheckpointProbe, spec: ProbeSpec, console: Console) -> ProbeResult:
     """Run the probe with a progress bar of its samples."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:

@@ -14,7 +14,7 @@ from trainables.config import ProbeSpec
 from trainables.datasets import autoencoders
 from trainables.datasets.autoencoders import Autoencoder
 from trainables.datasets.catalog import DataSet
-from trainables.evaluation.probing import Probed, probe
+from trainables.evaluation.probing import ProbeResult, probe
 from trainables.snapshot import Snapshot
 from trainables.training.loop import Context
 from trainables.training.worker_cache import WorkerCache
@@ -40,7 +40,7 @@ class CheckpointProbe:
         if not os.access(store.cache, os.W_OK):
             raise UserError(f"--storage {store.uri}: cannot write to its cache, {store.cache}; give another")
 
-    def run(self, spec: ProbeSpec, progress: Callable[[int | None], None]) -> Probed:
+    def run(self, spec: ProbeSpec, progress: Callable[[int | None], None]) -> ProbeResult:
         """Probe the snapshot.
 
         Args:

@@ -9,7 +9,7 @@ from raysweep.space.launch import Launch
 from raysweep.store import history
 from raysweep.store.history import probe_key
 from raysweep.store.leases import Lease
-from trainables.config import OF_THE_BATCH, ProbeSpec, Run
+from trainables.config import BATCH_FIELDS, ProbeSpec, Run
 
 Kind = Literal["train", "probe", "replay"]
 
@@ -78,7 +78,7 @@ class Task:
         if teacher is None:
             return None
         taught = history.key(teacher.run, teacher.step), teacher.weights, teacher.precision
-        batch = tuple(getattr(run, name) for name in sorted(OF_THE_BATCH))
+        batch = tuple(getattr(run, name) for name in sorted(BATCH_FIELDS))
         return self.begin, self.end, run.backbone, run.precision, batch, taught
 
     def mark_solo(self) -> None:

@@ -217,7 +217,7 @@ class _Worker:
         every_s = self.config.launch.checkpoint_every_s
         due, agreed = time.monotonic() + every_s, GO_ON
 
-        def should_publish(step: int) -> bool:
+        def should_checkpoint(step: int) -> bool:
             nonlocal due, agreed
             mine = GO_ON
             if self.leads and self._stopping:
@@ -232,7 +232,10 @@ class _Worker:
                 publisher.begin(outcomes)
 
         return replace(
-            self.context, should_publish=should_publish, should_stop=lambda step: agreed == STOP, publish=publish
+            self.context,
+            should_checkpoint=should_checkpoint,
+            should_stop=lambda step: agreed == STOP,
+            on_checkpoint=publish,
         )
 
     def _folder(self, wanted: TeacherRef) -> Path:

@@ -25,7 +25,7 @@ from raysweep.store.files import Files
 from trainables.config import ProbeSpec
 from trainables.datasets.autoencoders import Normalisation, load_autoencoder
 from trainables.evaluation import detectors
-from trainables.preparing import CroppedChunk, Encoder, ShardRows, as_float16, crop
+from trainables.preparing import CroppedChunk, RowEncoder, ShardRows, as_float16, crop
 from trainables.snapshot import best_device
 
 CHUNK = 64  # images that are read, encoded and sent together
@@ -113,7 +113,7 @@ class _Encode:
         networks = {spec.detector_name: detectors.create(spec).to(device) for spec in options.probes}
         with Files(place).at_hand("autoencoder") as folder:
             autoencoder = load_autoencoder(folder).to(device)
-        self._encoder = Encoder(autoencoder, networks, mirrored=options.mirrored, keep_images=options.keep_images)
+        self._encoder = RowEncoder(autoencoder, networks, mirrored=options.mirrored, keep_images=options.keep_images)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"rows": _pickled(lambda: self._encode(row))}

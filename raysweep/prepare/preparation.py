@@ -26,7 +26,7 @@ from raysweep.store.files import Files
 from trainables.datasets.autoencoders import Autoencoder, normalisation, normalised_by, save_autoencoder
 from trainables.datasets.latent_files import content_sha256, write_shard
 from trainables.datasets.prepared import MANIFEST, Prepared
-from trainables.evaluation.reference import Gatherings
+from trainables.evaluation.reference import ReferenceBuilders
 from trainables.preparing import DetectorFeatures, ShardRows
 
 PROGRESS = "progress.json"
@@ -93,12 +93,12 @@ class Preparation:
         if saved is None or not saved["shards"]:  # a preparation without a shard may be replaced by any other
             zeros = [0.0] * channels
             self.progress = Progress(job=config, counts=[0] * classes, sums=zeros, squares=list(zeros))
-            self.features = Gatherings(len(source.items))
+            self.features = ReferenceBuilders(len(source.items))
             place.seal(PROGRESS, self.progress.model_dump(mode="json"))
         else:
             self.progress = Progress.model_validate(saved)
             refuse_other(self.progress.job, config, place.uri)
-            self.features = Gatherings.load(place.read(self._statistics()), len(source.items))
+            self.features = ReferenceBuilders.load(place.read(self._statistics()), len(source.items))
 
     @staticmethod
     def in_progress(place: Files) -> bool:

@@ -76,7 +76,7 @@ def test_a_folder_becomes_the_latents_that_diffusers_makes(images, tmp_path, cap
     data = load_latents("pets", tmp_path / "cache", mirrored=True, images=True)
     everyone = torch.arange(80)
     assert data.labels(everyone).tolist() == [0] * 70 + [1] * 9 + [2]
-    assert torch.equal(data.pictures(everyone), batch)
+    assert torch.equal(data.images(everyone), batch)
     for column, looked_at in (("latent", batch), ("mirrored", batch.flip(-1))):
         direct = [autoencoder.encode(part.float() / 127.5 - 1).latent_dist for part in looked_at.split(64)]
         moments = torch.stack([torch.cat([p.mean for p in direct]), torch.cat([p.std for p in direct])], dim=1)

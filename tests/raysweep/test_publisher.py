@@ -30,7 +30,7 @@ def go(store: Store, cache: Path, publish_at: tuple[int, ...]) -> list[int]:
         publisher.begin(outcomes)
         there.append(outcomes[0].checkpoint.step)
 
-    context = Context(should_publish=lambda step: step in publish_at, publish=publish)
+    context = Context(should_checkpoint=lambda step: step in publish_at, on_checkpoint=publish)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
     publisher.finish([outcome])
     publisher.close()
@@ -71,7 +71,7 @@ class Full(Store):
 def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
     store = Full(str(tmp_path / "store"))
     publisher = Publisher(store, [RUN], 0, facts)
-    context = Context(should_publish=lambda step: step == 2, publish=publisher.begin)
+    context = Context(should_checkpoint=lambda step: step == 2, on_checkpoint=publisher.begin)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):

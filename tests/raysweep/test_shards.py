@@ -14,7 +14,7 @@ from raysweep.store.probe_shards import Shards
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, ProbeSpec, Run
 from trainables.datasets.latent_set import load_latents
-from trainables.evaluation.probing import Probed, chunk
+from trainables.evaluation.probing import ProbeResult, chunk
 from trainables.training.loop import Context, train
 from trainables.training.worker_cache import WorkerCache
 
@@ -30,7 +30,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(snapshot: Path, cache: Path) -> Probed:
+def undisturbed(snapshot: Path, cache: Path) -> ProbeResult:
     return WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot)
 
 
@@ -66,7 +66,7 @@ def _rank(rank: int, world_size: int, cache: Path, snapshot: Path, root: Path) -
     dist.destroy_process_group()
 
 
-def same(one: Probed, other: Probed) -> bool:
+def same(one: ProbeResult, other: ProbeResult) -> bool:
     return one.metrics == other.metrics and all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in ("influence", "grid")
     )
@@ -100,7 +100,7 @@ def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
     mp.spawn(_rank, (2, cache, snapshot, interrupted), nprocs=2)
     ended = [torch.load(interrupted / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert [drawn for _, drawn in ended] == [[4], [3]]
-    assert all(same(Probed(**found), undisturbed) for found, _ in ended)
+    assert all(same(ProbeResult(**found), undisturbed) for found, _ in ended)
 
 
 def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(interrupted, undisturbed, snapshot, cache):

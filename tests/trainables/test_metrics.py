@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from trainables import torchvision_guard  # noqa: F401  torch-fidelity and clean-fid import torchvision
 from trainables.config import ProbeSpec
 from trainables.evaluation import frechet_distance, inception_score, precision_recall
-from trainables.evaluation.detectors import Seen
+from trainables.evaluation.detectors import DetectorOutput
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.inception import CLASSES, FEATURES, SPATIAL, prepare
@@ -242,8 +242,8 @@ def test_the_floor_is_what_as_many_real_images_have(kept):
     floor = reference.floor(200)
     assert floor.value == pytest.approx(np.mean(fresh), abs=4 * floor.se + 4 * np.std(fresh) / 50**0.5)
     assert reference.floor(2000).value < 0.2 * floor.value and reference.floor(200) == floor
-    seen = Seen(features(200, 16, 99), torch.full((200, 4), 0.25))
-    judged = reference.judge(seen, ("fid", "fid_infinity", "fid_floor"))
+    seen = DetectorOutput(features(200, 16, 99), torch.full((200, 4), 0.25))
+    judged = reference.estimates_of(seen, ("fid", "fid_infinity", "fid_floor"))
     assert judged["fid_floor"] == floor and judged["fid_infinity"].value < judged["fid"].value
 
 

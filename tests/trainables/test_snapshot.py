@@ -157,10 +157,10 @@ def test_our_files_without_a_manifest(folder):
 
 def test_a_history_tells_what_the_tensors_do_not(folder):
     history = {"backbone": "SiT-T/2", "step": 3, "data": catalog.identity("emoji9"), "path": "cosine"}
-    loaded = snapshot.load_published(folder, {"history": history})
+    loaded = snapshot.load_folder(folder, {"history": history})
     assert same_network(loaded.backbone, EMA)
     assert (loaded.step, loaded.data, loaded.path) == (3, "emoji9", "cosine")
-    elsewhere = snapshot.load_published(folder, {"history": history | {"data": "0" * 64}})
+    elsewhere = snapshot.load_folder(folder, {"history": history | {"data": "0" * 64}})
     assert elsewhere.data is None
 
 

@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_where(data):
 
 
 def test_it_is_noticed_long_before_the_end(data, monkeypatch):
-    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
     seen: list[int] = []
     wild = run(plain(30), optimizer={"lr": 1e30, "grad_clip": None})
     with pytest.raises(NonFiniteLoss) as caught:
@@ -260,7 +260,7 @@ def test_a_cohort_goes_on_from_checkpoints(data, teacher, tmp_path):
 
 
 def test_one_that_is_not_finite_leaves_the_others_alone(data, teacher, monkeypatch):
-    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
     options = {"data": data, "context": Context(), "teacher": lambda _: teacher}
     wild = run(guided(), optimizer={"lr": 1e30, "grad_clip": None})
     first, error, last = train_together([run(guided()), wild, run(plain())], STEPS, starts=[None] * 3, **options)
@@ -289,7 +289,7 @@ def test_what_is_published_on_the_way_can_be_gone_on_from(first, data, teacher):
     def publish(outcomes: list[Outcome]) -> None:
         kept.extend((outcome.checkpoint.copied(), outcome.curve) for outcome in outcomes)
 
-    context = Context(should_publish=lambda step: step in (first, 5), publish=publish)
+    context = Context(should_checkpoint=lambda step: step in (first, 5), on_checkpoint=publish)
     whole, end = train(phases, STEPS, context=Context(), **options), train(phases, STEPS, context=context, **options)
     assert same(end.checkpoint.backbone, whole.checkpoint.backbone)
     # A phase's last step publishes at its end, with the rest of what is asked for, or not at all.

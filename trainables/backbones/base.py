@@ -193,13 +193,13 @@ class Backbone(nn.Module):
             ValueError: a block that there is not, or none.
         """
         self._check_blocks(blocks)
-        found: dict[int, Tensor] = {}
+        hidden: dict[int, Tensor] = {}
         x, c = self._embed(x_t, t, y)  # (kB, T, D), (kB, D)
         for number, block in enumerate(islice(self.blocks, max(blocks)), start=1):
             x = self._through(block, x, c)  # (kB, T, D)
             if number in blocks:
-                found[number] = x
-        return found
+                hidden[number] = x
+        return hidden
 
     def compile_blocks(self) -> None:
         """From now on compute each block by code that torch.compile makes of it: equal to rounding, and faster from the
@@ -225,11 +225,11 @@ class Backbone(nn.Module):
         return block(x, c, *self._block_inputs())  # (B, T, D)
 
     def _embed(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        looks = len(y) // len(x_t)
+        copies = len(y) // len(x_t)
         tokens = self.x_embedder(x_t) + self.pos_embed  # (B, T, D)
         time = self.t_embedder(t)  # (B, D)
-        if looks > 1:
-            tokens, time = tokens.repeat(looks, 1, 1), time.repeat(looks, 1)
+        if copies > 1:
+            tokens, time = tokens.repeat(copies, 1, 1), time.repeat(copies, 1)
         return tokens, time + self.y_embedder(y)
 
     def _unpatchify(self, x: Tensor) -> Tensor:

@@ -61,10 +61,10 @@ def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any)
     if unknown := sorted(set(config) - arguments - _NO_BEARING):
         raise ValueError(f"{reference.model.__name__} has no argument {', '.join(unknown)}")
     state = _unwrapped(state_dict)
-    told = _shape(state, config.get("num_heads")) | (_switches(state) if reference.model is LightningDiT else {})
+    shape = _shape(state, config.get("num_heads")) | (_switches(state) if reference.model is LightningDiT else {})
     given = {key: value for key, value in config.items() if key in arguments}
     with torch.device("meta"):
-        empty = reference.model(**told | given, reversed_clock=reference.reversed_clock)
+        empty = reference.model(**shape | given, reversed_clock=reference.reversed_clock)
     model = empty.to_empty(device="cpu")
     model.load_state_dict(
         {
@@ -152,9 +152,9 @@ def _switches(state: Mapping[str, Tensor]) -> dict[str, bool]:
 
 
 def _num_heads(state: Mapping[str, Tensor], depth: int, width: int) -> int:
-    for told in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
-        if told in state:
-            return width // state[told].shape[-1]
+    for name in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
+        if name in state:
+            return width // state[name].shape[-1]
     for size in BACKBONES.values():
         if (size.depth, size.width) == (depth, width):
             return size.heads

@@ -26,19 +26,19 @@ from trainables.config.methods import (
     VaeAlign,
     VaeAlignTerm,
 )
-from trainables.config.probes import GRID_COLUMNS, Judged, ProbeSpec, count_name, error_name
-from trainables.config.runs import OF_THE_BATCH, EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
+from trainables.config.probes import GRID_COLUMNS, Metric, ProbeSpec, count_name, error_name
+from trainables.config.runs import BATCH_FIELDS, EncoderSpec, OptimizerSpec, Phase, Recipe, Run, TeacherRef, Trial
 
 __all__ = [
     "GRID_COLUMNS",
     "BACKBONES",
-    "OF_THE_BATCH",
+    "BATCH_FIELDS",
     "BackboneSize",
     "Dispersive",
     "DispersiveTerm",
     "EncoderSpec",
     "Family",
-    "Judged",
+    "Metric",
     "LayerSync",
     "LayerSyncTerm",
     "Method",

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from trainables.config.base import Spec, WrongKey
 
 Time = Annotated[float, Field(ge=0, le=1)]
-Judged = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
+Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
 INCEPTION_SHA256 = "6726825d"  # how that of the FID Inception's weights begins
 # Samples at least: IS is a mean over ten parts, neighbours are the third ones, and quarters must be samples too.
-LEAST: dict[Judged, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
+MIN_SAMPLES: dict[Metric, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # how a SHA-256 begins
 
 
@@ -38,7 +38,7 @@ class ProbeSpec(Spec):
     """
     reference_sha256: Digest | None = None
     """SHA-256 of the reference file, or how it begins. Default: computed when the space is loaded."""
-    metrics: tuple[Judged, ...] = ("fid", "is")
+    metrics: tuple[Metric, ...] = ("fid", "is")
     """Metrics to compute. The first one decides, and lower must be better."""
     samples: Annotated[int, Field(gt=1)] = 10_000
     """Number of samples drawn for a probe."""
@@ -69,7 +69,7 @@ class ProbeSpec(Spec):
                 raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
         if self.reference_sha256 and not self.reference:
             raise WrongKey("reference_sha256", "this is of a file: give it as reference, or leave this out")
-        for metric, least in LEAST.items():
+        for metric, least in MIN_SAMPLES.items():
             if metric in self.metrics and self.samples < least:
                 raise WrongKey("samples", f"{metric} needs {least} or more")
         if len(set(self.metrics)) < len(self.metrics):
@@ -80,7 +80,7 @@ class ProbeSpec(Spec):
             raise WrongKey("guidance_interval", f"{list(self.guidance_interval)} is reversed; write [low, high]")
         return self
 
-    def name(self, judged: Judged) -> str:
+    def name(self, judged: Metric) -> str:
         """A metric's name with what decides whether numbers compare: `fid_10k` for the Inception that FID means, its
         images resized as it does itself, `fid_clean_10k` as clean-fid does, `fd_effnet_1k` for another detector."""
         if self.detector == "inception":

@@ -38,7 +38,7 @@ class OptimizerSpec(Spec):
 
 
 # Of a recipe: what decides, with the step, which images a run sees, at which times, under which noise and labels.
-OF_THE_BATCH = frozenset({"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"})
+BATCH_FIELDS = frozenset({"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"})
 
 
 class Recipe(Spec):

@@ -88,8 +88,8 @@ def open_autoencoder(given: str) -> Autoencoder:
             str(place) if place.exists() else given, subfolder=inside, low_cpu_mem_usage=False
         )
     except Exception as error:  # of diffusers, the hub's client, or whatever lies under that
-        told = f"no autoencoder there, and none of that name on the hub ({one_line(error)})"
-        raise ValueError(f"{given}: {told}") from None
+        reason = f"no autoencoder there, and none of that name on the hub ({one_line(error)})"
+        raise ValueError(f"{given}: {reason}") from None
     return autoencoder.float().requires_grad_(False).eval()
 
 

@@ -89,16 +89,16 @@ def find(name: str) -> DataSet:
         others = f"sets in {prepared.ROOT}, which is not set; a set's folder, with a slash"
         raise LookupError(f"no data set '{name}'; known: {', '.join(DATASETS)}; {others}")
     try:
-        found = prepared.read(place)
+        manifest = prepared.read(place)
     except prepared.Absent as error:
         raise LookupError(f"no data set '{name}'; known: {', '.join(known())}; {error.args[0]}") from None
     return DataSet(
         name=name,
-        num_classes=found.content["num_classes"],
-        latent_shape=found.latent_shape,
-        num_images=sum(found.images),
-        images=found.about["source"],
-        class_names=tuple(found.about["class_names"]),
+        num_classes=manifest.content["num_classes"],
+        latent_shape=manifest.latent_shape,
+        num_images=sum(manifest.images),
+        images=manifest.about["source"],
+        class_names=tuple(manifest.about["class_names"]),
     )
 
 
@@ -113,17 +113,19 @@ def prepared_set(name: str) -> prepared.Prepared:
     if place is None:
         prepare = f"raysweep prepare … --out FOLDER/{name}, and set {prepared.ROOT}=FOLDER"
         raise LookupError(f"data set '{name}' is not on this machine, as emoji9 is: {prepare}")
-    found = prepared.read(place)
-    if expected and (found.content["num_classes"], found.latent_shape) != (expected.num_classes, expected.latent_shape):
-        has, wants = (
-            f"{classes} classes of latents {'x'.join(map(str, shape))}"
-            for classes, shape in (
-                (found.content["num_classes"], found.latent_shape),
-                (expected.num_classes, expected.latent_shape),
-            )
+    manifest = prepared.read(place)
+    if expected is None:
+        return manifest
+    has, wants = (
+        f"{classes} classes of latents {'x'.join(map(str, shape))}"
+        for classes, shape in (
+            (manifest.content["num_classes"], manifest.latent_shape),
+            (expected.num_classes, expected.latent_shape),
         )
+    )
+    if has != wants:
         raise LookupError(f"{place} has {has}, but '{name}' is {wants}; give it another name")
-    return found
+    return manifest
 
 
 def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
@@ -135,10 +137,10 @@ def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
     if name in TRUSTED or find(name).embedded:
         identity(name)
         return
-    found = prepared_set(name)
-    if mirrored and not found.content["mirrored"]:
+    manifest = prepared_set(name)
+    if mirrored and not manifest.content["mirrored"]:
         raise LookupError(f"horizontal_flip needs mirrored latents, and '{name}' has none: prepare it with --mirrored")
-    if images and not found.pictures:
+    if images and not manifest.pictures:
         raise LookupError(f"repa looks at images, and '{name}' has none: prepare it with --keep-images")
 
 
@@ -177,11 +179,12 @@ def reference_file(name: str, detector: str) -> str:
     Raises:
         LookupError: as `prepared_set`, or it has none for that detector.
     """
-    found, file = prepared_set(name), f"reference-{detector}.safetensors"
-    if file not in found.files:
-        has = [each.removeprefix("reference-").removesuffix(".safetensors") for each in found.files if "/" not in each]
-        told = f"data set '{name}' has no statistics of its images for {detector} (for {', '.join(has) or 'none'})"
-        raise LookupError(f"{told}: name others by probe.reference, or prepare it where that detector is")
+    manifest, file = prepared_set(name), f"reference-{detector}.safetensors"
+    if file not in manifest.files:
+        names = [path for path in manifest.files if "/" not in path]
+        has = ", ".join(path.removeprefix("reference-").removesuffix(".safetensors") for path in names) or "none"
+        lack = f"data set '{name}' has no statistics of its images for {detector} (for {has})"
+        raise LookupError(f"{lack}: name others by probe.reference, or prepare it where that detector is")
     return file
 
 
@@ -228,8 +231,8 @@ def parts(name: str) -> dict[str, str]:
         content = prepared_set(name).content
         return {"content": identity(name), "autoencoder": content["autoencoder"]}
     image_file, autoencoder = files(name)
-    found = [image_file, *(autoencoder / file for file in AUTOENCODER_FILES)]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    paths = [image_file, *(autoencoder / file for file in AUTOENCODER_FILES)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @lru_cache

@@ -39,7 +39,7 @@ class LatentSet:
     num_classes: int
     normalisation: Normalisation
     mirrored: bool = False  # whether there are latents of the mirror images
-    pictured: bool = False  # whether there are the images themselves
+    has_images: bool = False  # whether there are the images themselves
 
     def sample(self, indices: Tensor, noise: Tensor, mirror: Tensor | None = None) -> Tensor:
         """Normalised latents (B, C, H, W) float32 of the images `indices` (B,), at `noise` (B, C, H, W) within the
@@ -63,9 +63,9 @@ class LatentSet:
         """(B,) int64, in the host's memory."""
         return self.columns.take("label", indices).long().cpu()
 
-    def pictures(self, indices: Tensor, mirror: Tensor | None = None) -> Tensor | None:
+    def images(self, indices: Tensor, mirror: Tensor | None = None) -> Tensor | None:
         """The images (B, 3, h, w) uint8 themselves, mirrored alike; None where this set carries none."""
-        if not self.pictured:
+        if not self.has_images:
             return None
         chosen = self.columns.take("image", indices)
         if mirror is None:
@@ -124,12 +124,12 @@ def load_latents(
     Raises:
         LookupError: no such data set; or a prepared one lacks what is asked for, or is torn or altered.
     """
-    found = (
+    latents = (
         _embedded(name, cache_dir, mirrored, images, group)
         if catalog.find(name).embedded
         else _prepared(name, cache_dir, mirrored, images)
     )
-    return found if device is None else _held(found, device)
+    return latents if device is None else _held(latents, device)
 
 
 def folder(name: str, cache_dir: Path) -> Path:
@@ -142,30 +142,30 @@ def folder(name: str, cache_dir: Path) -> Path:
 
 
 def _prepared(name: str, cache_dir: Path, mirrored: bool, images: bool) -> LatentSet:
-    found = catalog.prepared_set(name)
+    manifest = catalog.prepared_set(name)
     catalog.require(name, mirrored=mirrored, images=images)
     place = folder(name, cache_dir)
-    content = found.content
+    content = manifest.content
     shift, scale = (torch.tensor(content[which]).reshape(-1, 1, 1) for which in ("shift", "scale"))
     return LatentSet(
-        columns=Mapped([place / shard for shard in found.shards], found.images),
-        num_images=sum(found.images),
-        latent_shape=found.latent_shape,
+        columns=Mapped([place / shard for shard in manifest.shards], manifest.images),
+        num_images=sum(manifest.images),
+        latent_shape=manifest.latent_shape,
         num_classes=content["num_classes"],
         normalisation=Normalisation(shift, scale),
         mirrored=mirrored,
-        pictured=images,
+        has_images=images,
     )
 
 
-def _held(found: LatentSet, device: torch.device) -> LatentSet:
-    everything = torch.arange(found.num_images)
-    columns = {"latent": True, "label": True, "mirrored": found.mirrored, "image": found.pictured}
+def _held(latents: LatentSet, device: torch.device) -> LatentSet:
+    everything = torch.arange(latents.num_images)
+    columns = {"latent": True, "label": True, "mirrored": latents.mirrored, "image": latents.has_images}
     tensors = {}
     for column in (name for name, there in columns.items() if there):
-        parts = [found.columns.take(column, part).to(device) for part in everything.split(4096)]
+        parts = [latents.columns.take(column, part).to(device) for part in everything.split(4096)]
         tensors[column] = torch.cat(parts)
-    return LatentSet(**{**vars(found), "columns": Held(tensors)})
+    return LatentSet(**{**vars(latents), "columns": Held(tensors)})
 
 
 def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool, group: ProcessGroup) -> LatentSet:
@@ -183,7 +183,7 @@ def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool, group: P
         num_classes=known.num_classes,
         normalisation=Normalisation(tensors["shift"], tensors["scale"]),
         mirrored=mirrored,
-        pictured=images,
+        has_images=images,
     )
 
 

@@ -75,8 +75,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _config(state: dict[str, Tensor]) -> dict[str, Any]:
     """Of an AutoencoderKL with these tensors."""
-    levels = 1 + max(int(found[1]) for name in state if (found := re.match(r"encoder\.down\.(\d+)\.", name)))
-    blocks = 1 + max(int(found[1]) for name in state if (found := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
+    levels = 1 + max(int(match[1]) for name in state if (match := re.match(r"encoder\.down\.(\d+)\.", name)))
+    blocks = 1 + max(int(match[1]) for name in state if (match := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
     attentive = [any(name.startswith(f"encoder.down.{level}.attn.") for name in state) for level in range(levels)]
     return {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
@@ -100,10 +100,10 @@ def _renamed(name: str, levels: int) -> str:
     for old, new in _NO_LEVELS.items():
         if rest.startswith(f"{old}."):
             return f"{part}.{new}.{_inner(rest.removeprefix(f'{old}.'), new)}"
-    found = re.fullmatch(r"(down|up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)", rest)
-    if found is None:
+    match = re.fullmatch(r"(down|up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)", rest)
+    if match is None:
         raise KeyError(name)
-    way, level, kind, rest = found[1], int(found[2]), found[3], found[4]
+    way, level, kind, rest = match[1], int(match[2]), match[3], match[4]
     level = level if way == "down" else levels - 1 - level
     if kind in ("downsample", "upsample"):
         return f"{part}.{way}_blocks.{level}.{kind}rs.0.{rest}"

@@ -114,8 +114,8 @@ def names() -> list[str]:
         filesystem, path = _filesystem(root)
         below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         places = {entry.path: entry.base_name for entry in below if entry.type == fs.FileType.Directory}
-        found = filesystem.get_file_info([f"{place}/{MANIFEST}" for place in places])
-        return sorted(places[info.path.rpartition("/")[0]] for info in found if info.type == fs.FileType.File)
+        manifests = filesystem.get_file_info([f"{place}/{MANIFEST}" for place in places])
+        return sorted(places[info.path.rpartition("/")[0]] for info in manifests if info.type == fs.FileType.File)
     return []
 
 
@@ -195,12 +195,12 @@ def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
     due = []
     for name, wanted in prepared.files.items():
         try:
-            found = (folder / name).stat()
+            status = (folder / name).stat()
         except OSError:
             raise LookupError(f"{folder / name} is missing; prepare the set again") from None
-        _check_size(str(folder / name), found.st_size, wanted["bytes"])
-        if known.get(name) != [found.st_size, found.st_mtime_ns]:
-            due.append((name, [found.st_size, found.st_mtime_ns]))
+        _check_size(str(folder / name), status.st_size, wanted["bytes"])
+        if known.get(name) != [status.st_size, status.st_mtime_ns]:
+            due.append((name, [status.st_size, status.st_mtime_ns]))
     with ThreadPoolExecutor(_THREADS) as threads:
         contents = threads.map(lambda item: _sha256(folder / item[0]), due)
         for (name, stamp), sha256 in zip(due, contents, strict=True):
@@ -213,11 +213,11 @@ def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
         _write(noted, json.dumps(known).encode())
 
 
-def _check_size(place: str, found: int | None, wanted: int) -> None:
-    if found is None:
+def _check_size(place: str, size: int | None, wanted: int) -> None:
+    if size is None:
         raise LookupError(f"{place} is missing; prepare the set again")
-    if found != wanted:
-        raise LookupError(f"{place} is truncated: {found:,} bytes of {wanted:,}; prepare the set again")
+    if size != wanted:
+        raise LookupError(f"{place} is truncated: {size:,} bytes of {wanted:,}; prepare the set again")
 
 
 def _checked(prepared: Prepared) -> Path:

@@ -22,16 +22,18 @@ from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepar
 BATCH = 32  # images at once: activations of more leave a CPU's caches
 
 
-class Seen(NamedTuple):
+class DetectorOutput(NamedTuple):
     """What a detector makes of images."""
 
     features: Tensor  # (N, feature_dim) float32
     probs: Tensor  # (N, K) of classes
     spatial: Tensor | None = None  # (N, S) float32, where a detector has such: sFID
 
-    def cpu(self) -> Seen:
+    def cpu(self) -> DetectorOutput:
         """The same in the host's memory."""
-        return Seen(self.features.cpu(), self.probs.cpu(), None if self.spatial is None else self.spatial.cpu())
+        return DetectorOutput(
+            self.features.cpu(), self.probs.cpu(), None if self.spatial is None else self.spatial.cpu()
+        )
 
 
 class Detector(nn.Module, ABC):
@@ -42,7 +44,7 @@ class Detector(nn.Module, ABC):
     identity: str  # SHA-256 (hex) of the weights, and of how images are resized where that is a choice
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> DetectorOutput:
         """What it makes of the images."""
 
 
@@ -62,9 +64,9 @@ class EfficientNetLite0(Detector):
         self.identity = effnet.identity()
         self.eval()
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> DetectorOutput:
         features = torch.cat([self._features(batch) for batch in images.split(BATCH)])
-        return Seen(features, self.network._fc(features).softmax(dim=1))
+        return DetectorOutput(features, self.network._fc(features).softmax(dim=1))
 
     def _features(self, images: Tensor) -> Tensor:
         pixels = effnet.pixels(images.to(self.network._fc.weight), self.image_size)
@@ -93,11 +95,11 @@ class FidInception(Detector):
             raise ValueError(f"{file} does not hold the weights of the FID Inception") from None
         self.requires_grad_(False).eval()
 
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> DetectorOutput:
         device = self.network.fc.weight.device
         parts = [self.network(prepare(batch.to(device), self.resize)) for batch in images.split(BATCH)]
         pool, spatial, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Seen(pool, logits.double().softmax(dim=1), spatial)
+        return DetectorOutput(pool, logits.double().softmax(dim=1), spatial)
 
 
 def create(spec: ProbeSpec) -> Detector:

@@ -23,7 +23,7 @@ Kernel = int | tuple[int, int]
 Chain = tuple["str | tuple[str, ...]", ...]  # convolutions one after another; in a tuple: side by side
 
 
-class Seen(NamedTuple):
+class InceptionOutput(NamedTuple):
     """What the network makes of a batch of images."""
 
     pool: Tensor  # (N, 2048): FID, KID, precision and recall
@@ -54,7 +54,7 @@ class Inception(nn.Module):
         self.Mixed_7c = _block_8(2048, _maximum)
         self.fc = nn.Linear(FEATURES, CLASSES)
 
-    def forward(self, x: Tensor) -> Seen:
+    def forward(self, x: Tensor) -> InceptionOutput:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
@@ -62,7 +62,7 @@ class Inception(nn.Module):
         spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :7]  # (N, 7, 17, 17)
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         pool = self.Mixed_7c(self.Mixed_7b(x)).mean(dim=(2, 3))
-        return Seen(pool, spatial.permute(0, 2, 3, 1).flatten(1), F.linear(pool, self.fc.weight))
+        return InceptionOutput(pool, spatial.permute(0, 2, 3, 1).flatten(1), F.linear(pool, self.fc.weight))
 
 
 class _Conv(nn.Module):

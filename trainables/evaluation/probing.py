@@ -22,7 +22,7 @@ from trainables import sampling
 from trainables.config import GRID_COLUMNS, ProbeSpec, error_name
 from trainables.datasets.autoencoders import decode
 from trainables.draws import generator
-from trainables.evaluation.detectors import Detector, Seen
+from trainables.evaluation.detectors import Detector, DetectorOutput
 from trainables.evaluation.estimate import Estimate
 from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
@@ -32,7 +32,7 @@ GRID_ROWS = 4  # of the picture: samples of a class below each other
 
 
 @dataclass
-class Probed:
+class ProbeResult:
     """What a probe finds.
 
     Args:
@@ -124,7 +124,7 @@ def probe(
     world_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
     shards: Shards | None = None,
-) -> Probed:
+) -> ProbeResult:
     """Metrics of a frozen backbone, NaN where a sample was not finite. With several ranks each calls this and each gets
     the same answer.
 
@@ -152,15 +152,15 @@ def probe(
     whole = {name: torch.cat([shard[name] for shard in every]) for name in every[0]}
     metrics, influence = dict.fromkeys(spec.reported, math.nan), None
     if whole["finite"].all():
-        seen = Seen(whole["features"], whole["probs"], whole.get("spatial"))
-        found = reference.judge(seen, spec.metrics)
-        for judged, estimate in found.items():
-            name = spec.name(judged)
+        output = DetectorOutput(whole["features"], whole["probs"], whole.get("spatial"))
+        estimates = reference.estimates_of(output, spec.metrics)
+        for metric, estimate in estimates.items():
+            name = spec.name(metric)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
-        decides = found[spec.metrics[0]]
+        decides = estimates[spec.metrics[0]]
         assert isinstance(decides, Estimate), "fid and kid have influences, and nothing else decides"
         influence = decides.influence.float().cpu()
-    return Probed(metrics, influence, whole["pictures"], min(num_classes, GRID_COLUMNS))
+    return ProbeResult(metrics, influence, whole["pictures"], min(num_classes, GRID_COLUMNS))
 
 
 def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
@@ -175,12 +175,12 @@ def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
 def _shard(latents: Tensor, part: Chunk, num_classes: int, autoencoder: Any, detector: Detector) -> dict[str, Tensor]:
     """All that is kept of a chunk: what the detector makes of it, the pictures that are shown, whether it is finite."""
     images = decode(autoencoder, latents.nan_to_num())  # as pixels what is not finite would look like any other
-    seen = detector(images).cpu()
+    output = detector(images).cpu()
     number_of = part.first + torch.arange(len(images))
     shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)
-    shard = {"features": seen.features, "probs": seen.probs, "pictures": images[shown.to(images.device)].cpu()}
+    shard = {"features": output.features, "probs": output.probs, "pictures": images[shown.to(images.device)].cpu()}
     shard["finite"] = latents.isfinite().all().cpu()[None]
-    return shard if seen.spatial is None else shard | {"spatial": seen.spatial}
+    return shard if output.spatial is None else shard | {"spatial": output.spatial}
 
 
 def _read(content: bytes | None) -> dict[str, Tensor] | None:

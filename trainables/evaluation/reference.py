@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from trainables.config import Judged
+from trainables.config import Metric
 from trainables.datasets import cached
-from trainables.evaluation.detectors import Detector, Seen
+from trainables.evaluation.detectors import Detector, DetectorOutput
 from trainables.evaluation.estimate import Estimate, Measured
 from trainables.evaluation.frechet import Target
 from trainables.evaluation.kernel import kernel_estimate
@@ -45,9 +45,9 @@ class Reference:
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256, group: ProcessGroup = ALONE) -> Reference:
         """Of real images (N, 3, H, W) uint8 through a detector, which the crew's ranks show it together."""
-        gathering = Gathering(detector.feature_dim, detector.spatial_dim, len(images))
-        for seen in group.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
-            gathering.update(seen.features, seen.spatial)
+        gathering = ReferenceBuilder(detector.feature_dim, detector.spatial_dim, len(images))
+        for output in group.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
+            gathering.update(output.features, output.spatial)
         return cls(gathering.reference)
 
     @classmethod
@@ -59,11 +59,11 @@ class Reference:
             ValueError: it holds something else, or is of another detector.
         """
         names = {"mu": "mean", "sigma": "covariance", "mu_s": "spatial_mean", "sigma_s": "spatial_covariance"}
-        with np.load(file, allow_pickle=False) as found:
+        with np.load(file, allow_pickle=False) as arrays:
             state = {
-                ours: torch.from_numpy(found[theirs]).double() for theirs, ours in names.items() if theirs in found
+                ours: torch.from_numpy(arrays[theirs]).double() for theirs, ours in names.items() if theirs in arrays
             }
-            images = torch.from_numpy(found["arr_0"]) if "arr_0" in found else None
+            images = torch.from_numpy(arrays["arr_0"]) if "arr_0" in arrays else None
         dim = detector.feature_dim
         shapes = [tuple(state[name].shape) for name in ("mean", "covariance") if name in state]
         if shapes != [(dim,), (dim, dim)]:
@@ -73,29 +73,29 @@ class Reference:
             state["features"] = torch.cat([detector(batch).features.cpu() for batch in chosen.split(256)])
         return cls(state)
 
-    def judge(self, seen: Seen, metrics: tuple[Judged, ...]) -> dict[Judged, Estimate | Measured]:
+    def estimates_of(self, output: DetectorOutput, metrics: tuple[Metric, ...]) -> dict[Metric, Estimate | Measured]:
         """Metrics of samples, the classes spread evenly over them.
 
         Raises:
             ValueError: the reference lacks what a metric compares with.
         """
-        found: dict[Judged, Estimate | Measured] = {}
+        estimates: dict[Metric, Estimate | Measured] = {}
         if "fid" in metrics:
-            found["fid"] = self._target.estimate(seen.features)
+            estimates["fid"] = self._target.estimate(output.features)
         if "fid_infinity" in metrics:
-            found["fid_infinity"] = self._target.limit(seen.features)
+            estimates["fid_infinity"] = self._target.limit(output.features)
         if "fid_floor" in metrics:
-            found["fid_floor"] = self.floor(len(seen.features))
+            estimates["fid_floor"] = self.floor(len(output.features))
         if "sfid" in metrics:
-            assert seen.spatial is not None, "a probe without the Inception asks for no sfid"
-            found["sfid"] = self._spatial_target().estimate(seen.spatial)
+            assert output.spatial is not None, "a probe without the Inception asks for no sfid"
+            estimates["sfid"] = self._spatial_target().estimate(output.spatial)
         if "is" in metrics:
-            found["is"] = inception_score_estimate(seen.probs)
+            estimates["is"] = inception_score_estimate(output.probs)
         if "kid" in metrics:
-            found["kid"] = kernel_estimate(seen.features, self._features())
+            estimates["kid"] = kernel_estimate(output.features, self._features())
         if "precision" in metrics or "recall" in metrics:
-            found["precision"], found["recall"] = precision_recall_estimates(self._features(), seen.features)
-        return {metric: found[metric] for metric in metrics}
+            estimates["precision"], estimates["recall"] = precision_recall_estimates(self._features(), output.features)
+        return {metric: estimates[metric] for metric in metrics}
 
     def floor(self, samples: int) -> Measured:
         """The Frechet distance of so many real images, drawn with replacement from those whose features are kept; where
@@ -126,7 +126,7 @@ class Reference:
         return self._spatial
 
 
-class Gathering:
+class ReferenceBuilder:
     """A reference in the making, of images that come in order.
 
     Args:
@@ -159,12 +159,14 @@ class Gathering:
         """All that is needed to go on."""
         parts = {"pooled": self._pooled, "spatial": self._spatial}
         state = {
-            f"{part}.{name}": tensor for part, found in parts.items() for name, tensor in found.state_dict().items()
+            f"{part}.{name}": tensor
+            for part, statistics in parts.items()
+            for name, tensor in statistics.state_dict().items()
         }
         return state | {"every": torch.tensor(self._every), "kept": torch.cat(self._kept)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> Gathering:
+    def from_state_dict(cls, state: dict[str, Tensor]) -> ReferenceBuilder:
         """What `state_dict` described."""
         gathering = cls(0, 0, 1)
         gathering._every = int(state["every"])
@@ -176,7 +178,7 @@ class Gathering:
         return gathering
 
 
-class Gatherings:
+class ReferenceBuilders:
     """References in the making, by detector.
 
     Args:
@@ -185,7 +187,7 @@ class Gatherings:
 
     def __init__(self, count: int):
         self._count = count
-        self._by_detector: dict[str, Gathering] = {}
+        self._by_detector: dict[str, ReferenceBuilder] = {}
 
     def update(self, seen: Sequence[Mapping[str, tuple[Array, Array | None]]]) -> None:
         """Take in what each detector saw in the next images, batch by batch: pooled features (N, D), spatial (N, S)."""
@@ -195,7 +197,7 @@ class Gatherings:
             spatial = np.concatenate(parts) if parts else None
             if name not in self._by_detector:
                 dim = 0 if spatial is None else spatial.shape[1]
-                self._by_detector[name] = Gathering(features.shape[1], dim, self._count)
+                self._by_detector[name] = ReferenceBuilder(features.shape[1], dim, self._count)
             around = None if spatial is None else torch.from_numpy(spatial)
             self._by_detector[name].update(torch.from_numpy(features), around)
 
@@ -213,14 +215,14 @@ class Gatherings:
         return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
 
     @classmethod
-    def load(cls, saved: bytes | None, count: int) -> Gatherings:
+    def load(cls, saved: bytes | None, count: int) -> ReferenceBuilders:
         """What `save` has saved, if anything."""
-        found = cls(count)
+        builders = cls(count)
         tensors = safetensors.torch.load(saved) if saved else {}
         for name in dict.fromkeys(key.split("/")[0] for key in tensors):
             state = {key.split("/")[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            found._by_detector[name] = Gathering.from_state_dict(state)
-        return found
+            builders._by_detector[name] = ReferenceBuilder.from_state_dict(state)
+        return builders
 
 
 def _spread(count: int) -> range:

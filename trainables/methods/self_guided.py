@@ -50,8 +50,8 @@ class Guide:
         self.teacher, self.precision = teacher, precision
         self._read: list[int] = []  # by each student
         self._batch: Batch | None = None
-        self._seen: dict[int, Branches] = {}
-        self._waiting = 0  # students that have not asked for it yet
+        self._states: dict[int, Branches] = {}
+        self._unread = 0  # students that have not asked for it yet
 
     def expect(self, block: int) -> None:
         """One more student will read that block of every batch."""
@@ -60,14 +60,14 @@ class Guide:
     def __call__(self, batch: Batch, block: int) -> Branches:
         """What the teacher makes of a batch."""
         if self._batch is not batch:
-            self._batch, self._seen, self._waiting = batch, self._look(batch), len(self._read)
-        found = self._seen[block]
-        self._waiting -= 1
-        if not self._waiting:  # nobody needs the memory any more
-            self._batch, self._seen = None, {}
-        return found
+            self._batch, self._states, self._unread = batch, self._compute(batch), len(self._read)
+        states = self._states[block]
+        self._unread -= 1
+        if not self._unread:  # nobody needs the memory any more
+            self._batch, self._states = None, {}
+        return states
 
-    def _look(self, batch: Batch) -> dict[int, Branches]:
+    def _compute(self, batch: Batch) -> dict[int, Branches]:
         device = batch.x_t.device.type
         context: AbstractContextManager[Any] = contextlib.nullcontext()  # the student's
         if self.precision is not None:
@@ -85,10 +85,10 @@ def branches(teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, blocks: C
     return {block: Branches(*both.chunk(2)) for block, both in states.items()}
 
 
-def extrapolate(looks: Branches, guidance_scale: float) -> Tensor:
+def extrapolate(pair: Branches, guidance_scale: float) -> Tensor:
     """f_g (B, T, D) float32 = f_u + omega (f_c - f_u)."""
     # lerp is exact at both ends: scale 0 gives f_u and scale 1 gives f_c to the last bit.
-    return torch.lerp(looks.unconditional.float(), looks.conditional.float(), guidance_scale)
+    return torch.lerp(pair.unconditional.float(), pair.conditional.float(), guidance_scale)
 
 
 def guided_feature(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from trainables import backbones
-from trainables.config import OF_THE_BATCH, Recipe, Run
+from trainables.config import BATCH_FIELDS, Recipe, Run
 from trainables.datasets.latent_set import LatentSet
 from trainables.draws import draw, draw_images
 from trainables.training.checkpoint import Checkpoint, Tensors
@@ -30,7 +30,7 @@ from trainables.training.student import (
 )
 from trainables.training.training_step import make_batch, split
 
-LOOK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
+CHECK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
 
 
 def load_backbone(
@@ -63,10 +63,10 @@ def train(
         NonFiniteLoss: the loss left the finite numbers; names the stretch and the terms.
         ValueError: `until` lies before `start` or beyond the run's end.
     """
-    (found,) = train_together([run], until, data=data, context=context, starts=[start], teacher=teacher)
-    if isinstance(found, NonFiniteLoss):
-        raise found
-    return found
+    (outcome,) = train_together([run], until, data=data, context=context, starts=[start], teacher=teacher)
+    if isinstance(outcome, NonFiniteLoss):
+        raise outcome
+    return outcome
 
 
 def train_together(
@@ -96,59 +96,59 @@ def train_together(
     for run in runs:
         if not first <= until <= run.steps:
             raise ValueError(f"cannot train from step {first} to {until} of a run of {run.steps} steps")
-        if any(getattr(run, name) != getattr(runs[0], name) for name in OF_THE_BATCH):
-            raise ValueError(f"runs that train together agree in {', '.join(sorted(OF_THE_BATCH))}")
+        if any(getattr(run, name) != getattr(runs[0], name) for name in BATCH_FIELDS):
+            raise ValueError(f"runs that train together agree in {', '.join(sorted(BATCH_FIELDS))}")
     students = [Student(run, start, data, context) for run, start in zip(runs, starts, strict=True)]
     guides = Guides(teacher)
     step, stopped = first, False
-    while step < until and not stopped and (sound := [student for student in students if student.error is None]):
-        last = min(until, *(student.run.phase_after(step).until for student in sound))
-        for student in sound:
+    while step < until and not stopped and (finite := [student for student in students if student.error is None]):
+        last = min(until, *(student.run.phase_after(step).until for student in finite))
+        for student in finite:
             student.enter(step, last, guides)
-        step, stopped = _advance(sound, step, last, data, context)
+        step, stopped = _advance(finite, step, last, data, context)
     return [student.error or student.outcome() for student in students]
 
 
 def _advance(students: list[Student], first: int, last: int, data: LatentSet, context: Context) -> tuple[int, bool]:
     """Train from step `first` to `last`, within one phase of each, or as far as may be. Returns the step that was
     reached and whether that is the end. Students whose numbers are not finite any more are left behind."""
-    run, going, step, began = students[0].run, list(students), first, time.perf_counter()
-    whose = {"batch_size": run.batch_size, "num_images": data.num_images}
-    whose |= {"rank": context.rank, "world_size": context.world_size}
+    run, training, step, began = students[0].run, list(students), first, time.perf_counter()
+    shares = {"batch_size": run.batch_size, "num_images": data.num_images}
+    shares |= {"rank": context.rank, "world_size": context.world_size}
     shape, normal_time = data.latent_shape, run.time == "log_normal"
     while True:
-        draws = draw(run.seed, step, **whose, latent_shape=shape, normal_time=normal_time)
+        draws = draw(run.seed, step, **shares, latent_shape=shape, normal_time=normal_time)
         batch = make_batch(run, draws, data, context.device)
-        data.expect(*draw_images(run.seed, step + 1, **whose))  # while this step computes
+        data.expect(*draw_images(run.seed, step + 1, **shares))  # while this step computes
         pieces = split(batch, piece_of(run, context))
         for piece in pieces:
-            for student in going:
+            for student in training:
                 student.learn(piece, step, last=piece is pieces[-1])
         step += 1
         context.progress(step)
-        if (step - first) % LOOK_EVERY == 0:
+        if (step - first) % CHECK_EVERY == 0:
             # The norm is that of the reduced gradients: all ranks see the same one and leave a student together.
-            going = [student for student in going if student.seems_sound(LOOK_EVERY)]
-        if step == last or not going:
+            training = [student for student in training if student.is_finite(CHECK_EVERY)]
+        if step == last or not training:
             break
-        publish, stop = context.should_publish(step), context.should_stop(step)
+        checkpoint, stop = context.should_checkpoint(step), context.should_stop(step)
         if stop:
             break
-        if publish:
-            began = _settle(going, began)
-            going = [student for student in going if student.error is None]
-            context.publish([student.outcome() for student in going])
-    _settle(students, began)
+        if checkpoint:
+            began = _fetch_metrics(training, began)
+            training = [student for student in training if student.error is None]
+            context.on_checkpoint([student.outcome() for student in training])
+    _fetch_metrics(students, began)
     return step, step < last
 
 
-def _settle(students: list[Student], began: float) -> float:
+def _fetch_metrics(students: list[Student], began: float) -> float:
     """Settle all, and share out among them the seconds since `began`; returns when that was."""
     for student in students:
-        student.settle()
+        student.fetch_metrics()
     now = time.perf_counter()
     for student in students:
-        student.took((now - began) / len(students))
+        student.add_seconds((now - began) / len(students))
     return now
 
 

@@ -27,7 +27,7 @@ from trainables.training import ema
 from trainables.training.checkpoint import Checkpoint, Tensors
 from trainables.training.training_step import TrainingStep
 
-POINTS_PER_STRETCH = 20  # of the curve that is kept
+POINTS_PER_SEGMENT = 20  # of the curve that is kept
 TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
 LoadTeacher = Callable[[TeacherRef], Teacher]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -44,7 +44,7 @@ class NonFiniteLoss(ArithmeticError):
 @dataclass
 class Context:
     """Where a training runs. `progress(step)` is called after every step, on every rank; so are, until the last one,
-    `should_publish(step)` and `should_stop(step)`, which say the same on all ranks: that `publish` is to be called with
+    `should_checkpoint(step)` and `should_stop(step)`, which say the same on all ranks: that `publish` is to be called with
     what there is while training goes on, and that training is to end there.
 
     `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
@@ -61,9 +61,9 @@ class Context:
     compile: bool = False
     hold_data: bool = False
     progress: Callable[[int], None] = lambda step: None
-    should_publish: Callable[[int], bool] = lambda step: False
+    should_checkpoint: Callable[[int], bool] = lambda step: False
     should_stop: Callable[[int], bool] = lambda step: False
-    publish: Callable[[list[Outcome]], None] = lambda outcomes: None
+    on_checkpoint: Callable[[list[Outcome]], None] = lambda outcomes: None
 
 
 @dataclass
@@ -215,12 +215,12 @@ class Student:
             (losses.total * part).backward()
         return torch.stack(losses).detach() * part
 
-    def seems_sound(self, steps: int) -> bool:
+    def is_finite(self, steps: int) -> bool:
         """Whether the last `steps` steps were finite: waits for the device."""
         done = self._step - self._first
         return bool(self._rows[max(0, done - steps) : done, 3].isfinite().all())
 
-    def settle(self) -> None:
+    def fetch_metrics(self) -> None:
         """Bring what was measured from the device, from all ranks, and see whether it is finite."""
         if self.error or self._step == self._first:
             return
@@ -233,7 +233,7 @@ class Student:
         self._curve += _curve(rows, self._first)
         self._rows, self._first = self._rows[len(rows) :], self._step
 
-    def took(self, seconds: float) -> None:
+    def add_seconds(self, seconds: float) -> None:
         self._seconds += seconds
 
     def outcome(self) -> Outcome:
@@ -311,7 +311,7 @@ def _not_finite(history: Tensor, first: int) -> NonFiniteLoss | None:
 def _curve(history: Tensor, first: int) -> list[dict[str, float]]:
     """Means over equal stretches of steps, each at the step that ends it."""
     points = []
-    for rows in torch.arange(len(history)).chunk(POINTS_PER_STRETCH):
+    for rows in torch.arange(len(history)).chunk(POINTS_PER_SEGMENT):
         means = history[rows].mean(dim=0).tolist()
         points.append({"step": first + int(rows[-1]) + 1, **dict(zip(TERMS, means, strict=True))})
     return points

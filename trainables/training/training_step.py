@@ -55,7 +55,7 @@ def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.devi
     """The batch that `draws` picks from `data`: latents from the posterior, x_t on the path, labels dropped."""
     mirror = draws.flipped < MIRRORED_BELOW if recipe.horizontal_flip else None
     latents = _onto(device, data.sample(draws.indices, draws.posterior, mirror))
-    images = data.pictures(draws.indices, mirror)
+    images = data.images(draws.indices, mirror)
     labels = data.labels(draws.indices)
     y = torch.where(draws.dropped < recipe.label_dropout, data.num_classes, labels)
     t = _onto(device, sample_time(draws.time, recipe.time))

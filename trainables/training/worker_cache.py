@@ -15,7 +15,7 @@ from trainables.config import ProbeSpec, Recipe, Run, TeacherRef
 from trainables.datasets import autoencoders, cached, catalog
 from trainables.datasets.latent_set import LatentSet, folder, load_images, load_latents
 from trainables.evaluation import detectors
-from trainables.evaluation.probing import Probed, Shards, probe
+from trainables.evaluation.probing import ProbeResult, Shards, probe
 from trainables.evaluation.reference import Reference
 from trainables.process_group import ProcessGroup
 from trainables.training.checkpoint import Checkpoint, load_weights
@@ -30,7 +30,7 @@ class WorkerCache:
 
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
-        self._crew = ProcessGroup(context.rank, context.world_size)
+        self._group = ProcessGroup(context.rank, context.world_size)
         self._data: dict[tuple[str, bool, bool], LatentSet] = {}
         self._autoencoders: dict[str, Any] = {}
         self._references: dict[tuple[str, str], Reference] = {}  # by data and detector
@@ -54,7 +54,7 @@ class WorkerCache:
             teacher=teacher,
         )
 
-    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, shards: Shards | None = None) -> Probed:
+    def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, shards: Shards | None = None) -> ProbeResult:
         """What a probe finds of the snapshot in `folder`; `shards` are what an earlier attempt has left."""
         data, context = self.data(recipe.data), self.context
         return probe(
@@ -79,7 +79,7 @@ class WorkerCache:
         if wanted not in self._data:
             device = self.context.device if self.context.hold_data else None
             self._data[wanted] = load_latents(
-                name, self.cache, mirrored=mirrored, images=images, device=device, group=self._crew
+                name, self.cache, mirrored=mirrored, images=images, device=device, group=self._group
             )
         return self._data[wanted]
 
@@ -111,7 +111,7 @@ class WorkerCache:
         if name not in self._references:
             file = self.cache / f"judged-{source[:16]}-{detector.identity[:16]}.safetensors"
             tensors = cached.read(file)
-            if not all(self._crew.gather(tensors is not None)) or tensors is None:
+            if not all(self._group.gather(tensors is not None)) or tensors is None:
                 tensors = self._reference(data, spec).state
                 cached.write(tensors, file)
             self._references[name] = Reference(tensors)
@@ -122,7 +122,7 @@ class WorkerCache:
         if spec.reference:
             return Reference.read(Path(spec.reference), detector)
         if catalog.find(data).embedded:
-            return Reference.of(load_images(data, "train")[0], detector, group=self._crew)
+            return Reference.of(load_images(data, "train")[0], detector, group=self._group)
         tensors = cached.read(folder(data, self.cache) / catalog.reference_file(data, spec.detector_name))
         if tensors is None:
             raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")
