@@ -135,9 +135,9 @@ def test_a_channel_has_its_own_statistics():
 def test_mirrored_images_have_the_latents_of_mirror_images(cache):
     data = load_latents("emoji9", cache, mirrored=True, images=True)
     indices, mirror = torch.tensor([5, 5]), torch.tensor([False, True])
-    pictures = data.pictures(indices, mirror)
+    pictures = data.images(indices, mirror)
     assert torch.equal(pictures[1], pictures[0].flip(-1)) and not torch.equal(pictures[0], pictures[1])
     drawn = data.sample(indices, torch.zeros(2, 8, 8, 8), mirror)
     mean, _ = encode(load_autoencoder(), pictures)
     torch.testing.assert_close(drawn, data.normalisation.apply(mean), rtol=1e-3, atol=1e-3)
-    assert load_latents("emoji9", cache).pictures(indices) is None
+    assert load_latents("emoji9", cache).images(indices) is None

@@ -106,7 +106,7 @@ def test_training_sees_the_posterior_normalised_and_mirrored(made, tmp_path, hel
             columns["image"][i][..., ::-1] if other else columns["image"][i]
             for i, other in zip(indices, which, strict=True)
         ]
-        assert np.array_equal(data.pictures(indices, mirror).numpy(), np.stack(pictures))
+        assert np.array_equal(data.images(indices, mirror).numpy(), np.stack(pictures))
     assert data.labels(indices).tolist() == columns["label"][indices].tolist()
     data.expect(indices, torch.tensor([0.1, 0.7, 0.2]))
 
