@@ -1,9 +1,9 @@
-"""Everything random about a step, from (seed, step) alone.
+"""Everything random about a training step, from (seed, step) alone.
 
-Drawn on the CPU for the global batch, of which each rank takes its slice: the same seed gives every trial the same
-images, times and noise, on any number of ranks, whatever was trained or resumed before. Each purpose has a generator of
-its own, so that a new purpose never shifts the others; noise has one for every `CHUNK` images of the batch, so that a
-rank draws its own share and hardly more, however large the batch is.
+Draws are made on the CPU for the global batch, and each rank takes its slice. The same seed gives every trial the same
+images, times and noise, on any number of ranks and wherever training resumed. Each purpose has its own generator, so
+that a new purpose does not shift the others. Noise has one generator per `CHUNK` images, so that a rank draws little
+more than its own share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def generator(*identity: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-CHUNK = 16  # images whose noise comes from one generator: a change of it is a change of numerics
+CHUNK = 16  # images whose noise comes from one generator; changing it changes the bits of every run
 
 
 class Draws(NamedTuple):
@@ -43,7 +43,7 @@ def _order(seed: int, epoch: int, num_images: int) -> Tensor:
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Tensor:
-    """(batch_size,) int64: images of step `step`, walking through one permutation of the set after another."""
+    """Images (batch_size,) int64 of step `step`. Steps walk through one permutation of the set per epoch."""
     first = step * batch_size
     positions = torch.arange(first, first + batch_size)
     epochs = positions // num_images
@@ -56,7 +56,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Ten
 
 
 def share_of(batch_size: int, rank: int, world_size: int) -> slice:
-    """Which images of a batch are a rank's: consecutive ones, as many as every other rank's, or one more or less.
+    """The consecutive images of a batch that belong to a rank. Shares of ranks differ by at most one image.
 
     Raises:
         ValueError: there are more ranks than images in a batch.
@@ -69,7 +69,7 @@ def share_of(batch_size: int, rank: int, world_size: int) -> slice:
 def draw_images(
     seed: int, step: int, *, batch_size: int, num_images: int, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """`indices` and `flipped` of `draw` alone: which images a step will look at."""
+    """`indices` and `flipped` of `draw`, without the noise: which images a step will read."""
     mine = share_of(batch_size, rank, world_size)
     flipped = torch.rand(batch_size, generator=generator(seed, "flip", step))
     return batch_indices(seed, step, batch_size, num_images)[mine], flipped[mine]
@@ -86,7 +86,7 @@ def draw(
     rank: int = 0,
     world_size: int = 1,
 ) -> Draws:
-    """The draws of the step that leads from `step` to `step + 1`, of them this rank's slice: `share_of`.
+    """This rank's slice (`share_of`) of the draws of the step that leads from `step` to `step + 1`.
 
     Raises:
         ValueError: there are more ranks than images in a batch.
@@ -114,7 +114,7 @@ def draw(
 
 
 def _noise(identity: tuple[int | str, ...], mine: slice, batch_size: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normals for the images `mine` of a batch, (B, *shape): of the chunks that hold them, and no others."""
+    """Standard normal noise (B, *shape) for the images `mine` of a batch; draws only the chunks that hold them."""
     first, end = mine.start // CHUNK, -(-mine.stop // CHUNK)
     parts = [
         torch.randn(min(CHUNK, batch_size - number * CHUNK), *shape, generator=generator(*identity, number))

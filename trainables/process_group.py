@@ -1,4 +1,4 @@
-"""The ranks that do one thing together: what all of them need, each makes a share of."""
+"""Ranks that divide work: each computes a share of what all of them need."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Made = TypeVar("Made")
 
 
 class ProcessGroup(NamedTuple):
-    """A rank among others. Every method is called by all of them, in the same order."""
+    """One rank of a group. All ranks call every method, in the same order."""
 
     rank: int = 0
     world_size: int = 1
 
     def gather(self, mine: Made) -> list[Made]:
-        """What each has, by rank."""
+        """The values of all ranks, in the order of ranks."""
         if self.world_size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.world_size
@@ -26,7 +26,7 @@ class ProcessGroup(NamedTuple):
         return everyone
 
     def share(self, pieces: Sequence[Piece], make: Callable[[Piece], Made]) -> list[Made]:
-        """`make` of each piece, in order, with the bits that one rank would have come to alone."""
+        """`make(piece)` for every piece, in order; each rank computes a share. The bits are those of a single rank."""
         made = self.gather([make(piece) for piece in pieces[self.rank :: self.world_size]])
         return [made[number % self.world_size][number // self.world_size] for number in range(len(pieces))]
 

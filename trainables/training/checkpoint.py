@@ -1,7 +1,7 @@
-"""What is kept of a run at a step, as flat tensors in safetensors files; no pickle.
+"""The state of a run at a step, as flat tensors in safetensors files; no pickle.
 
-A *checkpoint* holds all that is needed to continue: weights, EMA, method, optimizer. Its EMA weights are a file of
-their own, the *snapshot*: all that a teacher or a probe needs.
+A *checkpoint* holds everything needed to continue: weights, EMA weights, method, optimizer. The EMA weights are a
+separate file, the *snapshot*, which is all that a teacher or a probe needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Checkpoint:
-    """State after `step` optimizer steps. Names are the modules' own; `optimizer` adds the moment: `exp_avg.<name>`."""
+    """State after `step` optimizer steps.
+
+    Tensors have the names of the modules' state dicts. Names in `optimizer` begin with the moment: `exp_avg.<name>`.
+    """
 
     step: int
     backbone: Tensors
@@ -28,7 +31,7 @@ class Checkpoint:
     optimizer: Tensors = field(default_factory=dict)
 
     def copied(self) -> Checkpoint:
-        """The same in the host's memory, where training does not change it any more."""
+        """A copy in the host's memory, which training does not change."""
         parts = (self.backbone, self.ema, self.method, self.optimizer)
         copies = [{name: value.detach().to("cpu", copy=True) for name, value in part.items()} for part in parts]
         return Checkpoint(self.step, *copies)
@@ -37,14 +40,14 @@ class Checkpoint:
         """Write `snapshot.safetensors` and `state.safetensors` into an existing folder.
 
         Raises:
-            OSError: there is no room.
+            OSError: the files cannot be written.
         """
         parts = {"backbone": self.backbone, "method": self.method, "optimizer": self.optimizer}
         state = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         try:
             save_file(_portable(self.ema), folder / SNAPSHOT)
             save_file(_portable(state), folder / STATE)
-        except SafetensorError as error:  # which is no OSError, whatever has happened
+        except SafetensorError as error:  # safetensors wraps errors of the filesystem in its own
             raise OSError(f"{folder}: {error}") from error
 
     @classmethod

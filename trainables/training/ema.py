@@ -13,11 +13,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def shadow(model: Network) -> Network:
-    """A frozen copy in evaluation mode: the average before the first update."""
+    """A frozen copy of `model` in evaluation mode: the average before the first update."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def update(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
-    """average <- average + (1 - decay) (value - average), for all parameters at once, in one pass over them."""
+    """average <- average + (1 - decay) (value - average), for all parameters in one fused call."""
     torch._foreach_lerp_(list(averages), list(values), 1 - decay)

@@ -1,9 +1,9 @@
-"""The one training loop, for every method, teacher and student alike.
+"""The training loop for every method, of teachers and students.
 
-`train` takes a run from a checkpoint to a later step, `train_together` several that see the same batches. They know
-nothing of who asks: a `Context` tells them their rank and device and takes their progress. What they return follows
-from a run's description alone ("same history, same bits"): draws come from (seed, step), weights of a new network from
-(seed, name), nothing from global state.
+`train` continues one run from a checkpoint to a later step; `train_together` continues several runs that see the same
+batches. A `Context` gives rank and device and receives progress. The result follows from the description of the run
+alone ("same history, same bits"): draws come from (seed, step), weights of a new network from (seed, name), and nothing
+from global state.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from trainables.training.student import (
 )
 from trainables.training.training_step import make_batch, split
 
-CHECK_EVERY = 100  # steps between looks at whether the numbers are still finite: a look waits for the device
+CHECK_EVERY = 100  # steps between checks that losses are finite; a check waits for the device
 
 
 def load_backbone(
     recipe: Recipe, data: LatentSet, weights: Tensors, device: torch.device, compiled: bool = False
 ) -> backbones.Backbone:
-    """A frozen backbone in evaluation mode with these weights: a teacher, or a snapshot to probe."""
+    """A frozen backbone in evaluation mode with the given weights: a teacher, or a snapshot to probe."""
     backbone = build_backbone(recipe, data)
     backbone.load_state_dict(weights)
     backbone = backbone.to(device).requires_grad_(False).eval()
@@ -57,10 +57,10 @@ def train(
     """Train `run` from `start` (or from fresh weights) up to and including step `until`, across its phases.
 
     Args:
-        teacher: loads the frozen backbone that a phase looks up to; needed where a phase has one.
+        teacher: loads the frozen teacher of a phase; required where a phase has one.
 
     Raises:
-        NonFiniteLoss: the loss left the finite numbers; names the stretch and the terms.
+        NonFiniteLoss: a loss or gradient is not finite; the message names the step and the loss terms.
         ValueError: `until` lies before `start` or beyond the run's end.
     """
     (outcome,) = train_together([run], until, data=data, context=context, starts=[start], teacher=teacher)
@@ -78,17 +78,18 @@ def train_together(
     starts: Sequence[Checkpoint | None],
     teacher: LoadTeacher | None = None,
 ) -> list[Outcome | NonFiniteLoss]:
-    """Train several runs in lockstep, each to the bits that `train` would give it. A batch is drawn, read and moved
-    once for all of them, and a teacher looks at it once for all that it guides.
+    """Train several runs in lockstep. Each gets the bits that `train` would give it.
+
+    A batch is drawn, read and moved once for all runs. A teacher runs once per batch for all runs that it guides.
 
     Args:
-        starts: of each run, all at the same step.
+        starts: the checkpoint that each run starts from, all at the same step.
 
     Returns:
-        Of each run what `train` returns, or the error that it raises while the others go on.
+        For each run what `train` returns, or the error that `train` would raise. The other runs continue.
 
     Raises:
-        ValueError: as `train`; or the runs do not start at one step, or do not see the same batches.
+        ValueError: as `train`; or the runs start at different steps, or do not see the same batches.
     """
     first = starts[0].step if starts[0] else 0
     if any((start.step if start else 0) != first for start in starts):
@@ -110,8 +111,12 @@ def train_together(
 
 
 def _advance(students: list[Student], first: int, last: int, data: LatentSet, context: Context) -> tuple[int, bool]:
-    """Train from step `first` to `last`, within one phase of each, or as far as may be. Returns the step that was
-    reached and whether that is the end. Students whose numbers are not finite any more are left behind."""
+    """Train from step `first` to `last`, which lie in one phase of each student.
+
+    Returns:
+        The step that was reached, and whether training ended there early. Students with losses that are not finite
+        stop taking part.
+    """
     run, training, step, began = students[0].run, list(students), first, time.perf_counter()
     shares = {"batch_size": run.batch_size, "num_images": data.num_images}
     shares |= {"rank": context.rank, "world_size": context.world_size}
@@ -127,7 +132,7 @@ def _advance(students: list[Student], first: int, last: int, data: LatentSet, co
         step += 1
         context.progress(step)
         if (step - first) % CHECK_EVERY == 0:
-            # The norm is that of the reduced gradients: all ranks see the same one and leave a student together.
+            # The norm is that of the reduced gradients, so all ranks see the same value and drop a student together.
             training = [student for student in training if student.is_finite(CHECK_EVERY)]
         if step == last or not training:
             break
@@ -143,7 +148,7 @@ def _advance(students: list[Student], first: int, last: int, data: LatentSet, co
 
 
 def _fetch_metrics(students: list[Student], began: float) -> float:
-    """Settle all, and share out among them the seconds since `began`; returns when that was."""
+    """Fetch the metrics of all students and divide the seconds since `began` among them; returns the current time."""
     for student in students:
         student.fetch_metrics()
     now = time.perf_counter()

@@ -1,6 +1,6 @@
-"""One run on its way: where it trains, its steps in each phase, and what it yields.
+"""One run in training: its networks, its optimizer, the steps of each phase, and its outcome.
 
-A student is trained with others or alone: all that it does follows from its run, its step and the batch.
+A student may train alone or in lockstep with others. What it computes follows from its run, the step and the batch.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from trainables.training import ema
 from trainables.training.checkpoint import Checkpoint, Tensors
 from trainables.training.training_step import TrainingStep
 
-POINTS_PER_SEGMENT = 20  # of the curve that is kept
+POINTS_PER_SEGMENT = 20  # points of the training curve that are kept
 TERMS = ("loss", "loss_diffusion", "loss_method", "grad_norm")
 LoadTeacher = Callable[[TeacherRef], Teacher]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or a gradient became NaN or infinite at `step`; `terms` are those of that step, `before` of the last."""
+    """The loss or a gradient became NaN or infinite at `step`. `terms` are the loss terms of that step, `before` those of
+    the step before it."""
 
     def __init__(self, step: int, terms: dict[str, float], before: dict[str, float]):
         super().__init__(f"not finite at step {step}: {terms}; before it: {before}")
@@ -43,14 +44,19 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass
 class Context:
-    """Where a training runs. `progress(step)` is called after every step, on every rank; so are, until the last one,
-    `should_checkpoint(step)` and `should_stop(step)`, which say the same on all ranks: that `publish` is to be called with
-    what there is while training goes on, and that training is to end there.
+    """Where a training runs, and whom it reports to.
 
-    `micro_batch` images at most go through the network at once on a rank, gradients add up (None: the rank's whole
-    share); with `checkpoint_blocks` activations are computed again instead of kept. Both save memory: the first changes
-    rounding, the second nothing. `compile` has blocks compiled, which changes rounding. `hold_data` holds the data set
-    in the device's memory. The tensors that `publish` is given change with the next step: it copies what it keeps.
+    Args:
+        micro_batch: most images that go through the network at once on a rank; gradients add up. None: the rank's
+            whole share. Saves memory and changes rounding.
+        checkpoint_blocks: recompute activations in the backward pass instead of keeping them. Saves memory and changes
+            no bits.
+        compile: compile the blocks. Changes rounding.
+        hold_data: hold the data set in the device's memory.
+        progress: called on every rank after every step.
+        should_checkpoint, should_stop: called on every rank after every step but the last. They return the same on all
+            ranks: whether `on_checkpoint` is due while training continues, and whether training ends at this step.
+        on_checkpoint: given the outcomes so far. Their tensors change with the next step, so it copies what it keeps.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -68,13 +74,15 @@ class Context:
 
 @dataclass
 class Outcome:
-    """What training yields: the state at its last step, and what was measured since it began or was last published. The
-    last step is the one that was asked for, or an earlier one where `Context.should_stop` said so."""
+    """The state at the last step, and the metrics since training began or since the previous `on_checkpoint`.
+
+    The last step is the one that was asked for, or an earlier one where `Context.should_stop` ended training.
+    """
 
     run: Run
     checkpoint: Checkpoint
     curve: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0  # of one run: its share of what several took together
+    seconds: float = 0.0  # this run's share of the time that all runs in lockstep took
 
 
 def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
@@ -90,13 +98,18 @@ def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
 
 
 class Guides:
-    """The teachers of runs that train together, one guide for each."""
+    """One `Guide` for each teacher of the runs that train together."""
 
     def __init__(self, load: LoadTeacher | None):
         self._load = load
         self._known: dict[str, Guide] = {}
 
     def find(self, reference: TeacherRef | None) -> Guide:
+        """The guide of a teacher, which is loaded when it is first asked for.
+
+        Raises:
+            ValueError: there is no reference, or no way to load a teacher.
+        """
         if reference is None or self._load is None:
             raise ValueError("a self_guided phase needs a teacher")
         name = reference.model_dump_json()
@@ -112,9 +125,9 @@ def build_method(
     data: LatentSet,
     guides: Guides,
 ) -> Method:
-    """The method of a phase; what is trained of it is drawn from the run's seed."""
+    """The method of a phase. The weights that it trains are drawn from the run's seed."""
     term = phase.term.resolved(run.size)
-    # A term's own options are its method's; its weight is applied by the training step.
+    # The remaining fields of a term are arguments of its method. The weight is applied by the training step.
     options: dict[str, Any] = term.model_dump(exclude={"kind", "weight"})
     if term.has_weights:
         options |= {"width": backbone.width, "generator": generator(run.seed, "method", term.kind)}
@@ -136,7 +149,7 @@ def build_method(
 
 
 class Student:
-    """One run on its way, whatever its phase."""
+    """One run in training, across its phases."""
 
     error: NonFiniteLoss | None = None
 
@@ -160,10 +173,10 @@ class Student:
         self._seconds = 0.0
 
     def enter(self, step: int, last: int, guides: Guides) -> None:
-        """Get ready for the steps from `step` to `last`, which lie in one phase."""
+        """Prepare for the steps from `step` to `last`, which lie in one phase."""
         if self.phase is not (phase := self.run.phase_after(step)):
             self._begin(phase, step, guides)
-        # Losses stay on the device until they are asked for, so that hardly a step waits for a transfer.
+        # Losses stay on the device until `fetch_metrics`, so that steps do not wait for transfers.
         self._rows, self._first = torch.zeros(last - step, len(TERMS), device=self.context.device), step
 
     def _begin(self, phase: Phase, step: int, guides: Guides) -> None:
@@ -185,13 +198,13 @@ class Student:
         self.replica: Any = self.module
         if context.world_size > 1:
             self.replica = DistributedDataParallel(self.module, broadcast_buffers=False)
-        # Looked up once: walking through the modules takes longer than some of what is done with their parameters.
+        # Collected once: walking through the modules at every step is slow.
         self._parameters = list(self.backbone.parameters()), list(method.parameters())
         self._averages = list(self.average.parameters())
 
     def learn(self, piece: Batch, step: int, last: bool) -> None:
-        """Add the gradients of a piece of the batch that leads from `step` to `step + 1`; with the last piece, take the
-        optimizer's step."""
+        """Add the gradients of one piece of the batch of step `step`. With the last piece, take the optimizer step, which
+        leads to `step + 1`."""
         row = self._rows[step - self._first]
         row[:3] += self._gradients(piece, step, last)
         if last:
@@ -202,10 +215,10 @@ class Student:
             self._step = step + 1
 
     def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
-        """Add the gradients of a piece of the batch; returns its part of the losses (3,). Ranks meet at the last.
+        """Add the gradients of one piece of the batch; returns its part of the losses (3,). Ranks reduce at the last.
 
-        Every image counts alike, also where ranks have unequal shares: DDP takes the mean over ranks, of what is
-        weighted here by the images that a rank has more than the mean of them.
+        DDP takes the mean over ranks. A rank's loss is therefore weighted by its number of images relative to the mean
+        number per rank, so that every image counts alike even where ranks have unequal shares.
         """
         part = len(piece.t) * self.context.world_size / self.run.batch_size
         apart = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
@@ -216,12 +229,13 @@ class Student:
         return torch.stack(losses).detach() * part
 
     def is_finite(self, steps: int) -> bool:
-        """Whether the last `steps` steps were finite: waits for the device."""
+        """Whether the gradient norms of the last `steps` steps are finite. Waits for the device."""
         done = self._step - self._first
         return bool(self._rows[max(0, done - steps) : done, 3].isfinite().all())
 
     def fetch_metrics(self) -> None:
-        """Bring what was measured from the device, from all ranks, and see whether it is finite."""
+        """Copy the losses since the last call from the device, averaged over ranks, and set `error` where one is not
+        finite."""
         if self.error or self._step == self._first:
             return
         rows = self._rows[: self._step - self._first]
@@ -234,10 +248,11 @@ class Student:
         self._rows, self._first = self._rows[len(rows) :], self._step
 
     def add_seconds(self, seconds: float) -> None:
+        """Add to the training time of the next outcome."""
         self._seconds += seconds
 
     def outcome(self) -> Outcome:
-        """What there is, and what was measured since this was last asked for."""
+        """The current state, with the metrics and seconds since the previous call."""
         if self.phase is None:
             fresh = Checkpoint(0, self.backbone.state_dict(), self.average.state_dict())
             return Outcome(self.run, self._start or fresh)
@@ -260,13 +275,14 @@ def _share(run: Run, context: Context) -> slice:
 
 
 def piece_of(run: Run, context: Context) -> int:
-    """How many images go through the network at once."""
+    """How many images go through the network at once on a rank."""
     share = _share(run, context)
     return min(context.micro_batch or run.batch_size, share.stop - share.start)
 
 
 def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over all parameters, those that have `moments` with theirs: a new phase keeps the backbone's."""
+    """AdamW over all parameters. Parameters with entries in `moments` continue with them: a new phase keeps the
+    backbone's."""
     optimizer = torch.optim.AdamW(
         module.parameters(),
         lr=spec.lr,
@@ -286,8 +302,8 @@ def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device:
 def _clip_gradients(backbone: list[nn.Parameter], method: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
 
-    The backbone's squares are summed apart from the method's: a method of weight 0 then adds an exact zero, and the
-    backbone's update keeps its bits (torch's own clipping would sum in another order).
+    The squares of the backbone are summed separately from those of the method. A method of weight 0 then adds an exact
+    zero, and the update of the backbone keeps its bits (torch's own clipping sums in another order).
     """
     parts = [[p.grad for p in part if p.grad is not None] for part in (backbone, method)]
     norm = torch.stack([_square_sum(part, like=backbone[0]) for part in parts]).sum().sqrt()
@@ -309,7 +325,7 @@ def _not_finite(history: Tensor, first: int) -> NonFiniteLoss | None:
 
 
 def _curve(history: Tensor, first: int) -> list[dict[str, float]]:
-    """Means over equal stretches of steps, each at the step that ends it."""
+    """Mean losses over equal intervals of steps, each at the step that ends the interval."""
     points = []
     for rows in torch.arange(len(history)).chunk(POINTS_PER_SEGMENT):
         means = history[rows].mean(dim=0).tolist()

@@ -1,4 +1,4 @@
-"""Backbone and method as one module: what DDP wraps, so that every gradient, the projector's too, is reduced."""
+"""Backbone and method as one module for DDP, which then reduces the gradients of the projector too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables.methods import Batch, Method, View
 
 
 class Losses(NamedTuple):
-    """Scalars: the weighted sum that is minimised, and its two unweighted terms."""
+    """Scalars: the weighted sum, which is minimised, and its two unweighted terms, detached."""
 
     total: Tensor
     diffusion: Tensor
@@ -27,7 +27,8 @@ class TrainingStep(nn.Module):
     """The loss of one batch. The method's weight is applied here and nowhere else.
 
     Args:
-        velocity_cosine: weight of 1 - cosine(velocity, target), a mean over pixels (LightningDiT's second loss).
+        velocity_cosine: weight of LightningDiT's second loss, 1 - cos(velocity, target) over channels, as a mean over
+            pixels.
     """
 
     def __init__(self, backbone: nn.Module, method: Method, velocity_cosine: float = 0.0):
@@ -44,7 +45,7 @@ class TrainingStep(nn.Module):
 
 
 def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.0) -> Tensor:
-    """The mean squared error of (B, C, H, W) velocities, and LightningDiT's mean of 1 - cosine over channels."""
+    """Mean squared error of velocities (B, C, H, W), plus LightningDiT's weighted mean of 1 - cos over channels."""
     loss = (velocity - target).square().mean()
     if velocity_cosine:
         loss = loss + velocity_cosine * (1 - F.cosine_similarity(velocity, target, dim=1)).mean()
@@ -52,7 +53,7 @@ def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.
 
 
 def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.device) -> Batch:
-    """The batch that `draws` picks from `data`: latents from the posterior, x_t on the path, labels dropped."""
+    """The batch that `draws` selects from `data`: latents sampled from the posterior, x_t on the path, labels dropped."""
     mirror = draws.flipped < MIRRORED_BELOW if recipe.horizontal_flip else None
     latents = _onto(device, data.sample(draws.indices, draws.posterior, mirror))
     images = data.images(draws.indices, mirror)
@@ -76,11 +77,11 @@ def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.devi
 
 def _onto(device: torch.device, tensor: Tensor) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # else the copy waits for all that was launched before it
+        tensor = tensor.pin_memory()  # a copy from pageable memory waits for all kernels before it
     return tensor.to(device, non_blocking=True)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    """The batch in pieces of at most `size` images, in order."""
+    """Split a batch into pieces of at most `size` images, in order."""
     columns = {name: tensor.split(size) for name, tensor in vars(batch).items() if tensor is not None}
     return [Batch(**dict(zip(columns, pieces, strict=True))) for pieces in zip(*columns.values(), strict=True)]

@@ -1,6 +1,7 @@
-"""One piece of work on one worker: a stretch of training or a probe, from files to files.
+"""What a worker runs, and what it keeps loaded between tasks.
 
-A `WorkerCache` outlives the pieces: what one piece loads (data, detector, teachers) is there for the next.
+A task trains a segment of runs or probes a snapshot, both given as folders of files. What one task loads (data set,
+autoencoder, detector, teachers) is there for the next.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ Folder = Callable[[TeacherRef], Path]
 
 
 class WorkerCache:
-    """What a worker keeps between pieces of work. `cache` is a folder of this machine for what can be made again."""
+    """What a worker keeps between tasks.
+
+    Args:
+        cache: a folder of this machine for files that can be computed again.
+    """
 
     def __init__(self, context: Context, cache: Path):
         self.context, self.cache = context, cache
@@ -40,7 +45,15 @@ class WorkerCache:
     def train(
         self, runs: Sequence[Run], until: int, starts: Sequence[tuple[Path, int] | None], teacher_folder: Folder
     ) -> list[Outcome | NonFiniteLoss]:
-        """Train runs together to step `until`, each from a checkpoint's folder and step or from the beginning."""
+        """Train runs in lockstep to step `until`.
+
+        Args:
+            starts: the folder and step of the checkpoint that each run starts from; None: from fresh weights.
+            teacher_folder: the folder of a teacher's checkpoint.
+
+        Raises:
+            ValueError, LookupError: as `train_together` and `load_latents`.
+        """
 
         def teacher(reference: TeacherRef) -> Backbone:
             return self._teacher(teacher_folder(reference), reference)
@@ -55,7 +68,7 @@ class WorkerCache:
         )
 
     def probe(self, recipe: Recipe, spec: ProbeSpec, folder: Path, shards: Shards | None = None) -> ProbeResult:
-        """What a probe finds of the snapshot in `folder`; `shards` are what an earlier attempt has left."""
+        """Probe the snapshot in `folder`. `shards` are the finished chunks of an earlier attempt."""
         data, context = self.data(recipe.data), self.context
         return probe(
             load_backbone(recipe, data, load_weights(folder), context.device, context.compile),
@@ -74,7 +87,7 @@ class WorkerCache:
         )
 
     def data(self, name: str, *, mirrored: bool = False, images: bool = False) -> LatentSet:
-        """The training latents of a data set, encoded the first time that this machine needs them."""
+        """The training latents of a data set. The embedded set is encoded when this machine first needs it."""
         wanted = (name, mirrored, images)
         if wanted not in self._data:
             device = self.context.device if self.context.hold_data else None
@@ -103,8 +116,8 @@ class WorkerCache:
         return self._detectors[name]
 
     def reference(self, data: str, spec: ProbeSpec) -> Reference:
-        """What a probe of that data set compares with: the file it names, or the data set's training images, seen the
-        first time that this machine needs them."""
+        """The reference statistics of a probe: those of the file that `spec` names, or of the data set's training
+        images. The latter are computed when this machine first needs them."""
         detector = self.detector(spec)
         source = catalog.file_identity(Path(spec.reference)) if spec.reference else catalog.identity(data)
         name = (source, detector.identity)
@@ -125,7 +138,9 @@ class WorkerCache:
             return Reference.of(load_images(data, "train")[0], detector, group=self._group)
         tensors = cached.read(folder(data, self.cache) / catalog.reference_file(data, spec.detector_name))
         if tensors is None:
-            raise LookupError(f"the statistics of '{data}' for {spec.detector_name} are torn; prepare the set again")
+            raise LookupError(
+                f"the statistics of '{data}' for {spec.detector_name} are truncated or altered; prepare the set again"
+            )
         return Reference(tensors)
 
     def _teacher(self, folder: Path, reference: TeacherRef) -> Backbone:
