@@ -34,8 +34,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or a gradient became NaN or infinite at `step`. `terms` are the loss terms of that step, `before` those of
-    the step before it."""
+    """The loss or a gradient became NaN or infinite at `step`. `terms` are the loss terms of that step, `before` those
+    of the step before it."""
 
     def __init__(self, step: int, terms: dict[str, float], before: dict[str, float]):
         super().__init__(f"not finite at step {step}: {terms}; before it: {before}")
@@ -203,8 +203,8 @@ class Student:
         self._averages = list(self.average.parameters())
 
     def learn(self, piece: Batch, step: int, last: bool) -> None:
-        """Add the gradients of one piece of the batch of step `step`. With the last piece, take the optimizer step, which
-        leads to `step + 1`."""
+        """Add the gradients of one piece of the batch of step `step`. With the last piece, take the optimizer step,
+        which leads to `step + 1`."""
         row = self._rows[step - self._first]
         row[:3] += self._gradients(piece, step, last)
         if last:

@@ -53,7 +53,8 @@ def diffusion_loss(velocity: Tensor, target: Tensor, velocity_cosine: float = 0.
 
 
 def make_batch(recipe: Recipe, draws: Draws, data: LatentSet, device: torch.device) -> Batch:
-    """The batch that `draws` selects from `data`: latents sampled from the posterior, x_t on the path, labels dropped."""
+    """The batch that `draws` selects from `data`: latents sampled from the posterior, x_t on the path, labels
+    dropped."""
     mirror = draws.flipped < MIRRORED_BELOW if recipe.horizontal_flip else None
     latents = _onto(device, data.sample(draws.indices, draws.posterior, mirror))
     images = data.images(draws.indices, mirror)
