@@ -1,4 +1,4 @@
-"""With what a sweep is driven: versions and the git commit, for whoever asks later."""
+"""The software that drives a sweep: versions and the git commit, recorded so that results can be traced."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parents[1]
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, and the commit of raysweep's own sources where they are a git checkout; `changed` says
-    whether files differ from it."""
+    """Versions, platform, and the git commit of raysweep's sources where they are a checkout. `changed` says whether
+    tracked files differ from that commit."""
     commit = _git("rev-parse", "HEAD")
     return {
         "git_commit": commit,
@@ -33,10 +33,10 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (SOURCE / ".git").exists():  # installed, perhaps inside somebody else's checkout
+    if not (SOURCE / ".git").exists():  # an installed package; a checkout above it would be of another project
         return None
     try:
-        told = subprocess.run(["git", "-C", SOURCE, *arguments], capture_output=True, text=True, timeout=10)
+        git = subprocess.run(["git", "-C", SOURCE, *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return git.stdout.strip() if git.returncode == 0 else None

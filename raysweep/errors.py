@@ -1,9 +1,9 @@
-"""The two ways in which a command ends badly on purpose. Both are one line to the user, never a traceback."""
+"""The two expected failures of a command. Both are shown to the user as one line without a traceback."""
 
 
 class UserError(Exception):
-    """The user's mistake: what, where, and what would be right. Exit code 2, nothing written."""
+    """A mistake of the user. The message says what, where, and what would be right. Exit code 2; nothing is written."""
 
 
 class SweepError(Exception):
-    """The sweep cannot go on, through no mistake in its input. Exit code 1; what was finished is kept."""
+    """The sweep cannot continue although its input is right. Exit code 1; finished work is kept."""

@@ -1,4 +1,4 @@
-"""Addresses as other people may see them: in the terminal, in JSON, in records."""
+"""URIs: hiding their secrets before they are shown or stored, and checking whom they reach."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PARAMETER = re.compile(r"(?i)\b((?:secret|token|password|access|session)[a-z_-]
 
 
 def public(text: str) -> str:
-    """A text with the passwords, keys and tokens of the URIs in it replaced by ***."""
+    """A text in which passwords, keys and tokens of URIs are replaced by ***."""
     return _PARAMETER.sub(r"\1=***", _PASSWORD.sub(r"\1:***", text))
 
 
 def is_loopback(uri: str) -> bool:
-    """Whether a server's address can be reached from its own machine alone."""
+    """Whether a server at this address can be reached from its own machine only."""
     host = urlsplit(uri if "://" in uri else f"//{uri}").hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -27,7 +27,7 @@ def is_loopback(uri: str) -> bool:
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse a tracking URI that no MLflow of today can be behind, before anything is started.
+    """Refuse a tracking URI that MLflow 3 does not support, before anything is started.
 
     Raises:
         UserError: it is neither a database nor a server.

@@ -111,7 +111,7 @@ def _choice(values: list[Any], path: str) -> Domain:
     if not values:
         raise WrongDomain(path, "an empty choice; give at least one option")
     if len({json.dumps(value) for value in values}) < len(values):
-        raise WrongDomain(path, "an option stands twice; keep one")
+        raise WrongDomain(path, "an option is given twice; keep one")
     return Domain("choice", tuple(values), values[0], tuple(parse(value, path) for value in values))
 
 

@@ -1,4 +1,4 @@
-"""A pydantic error as one line that a user can act on: the key as it stands in the file, and what would be right."""
+"""A pydantic error as one line that a user can act on: the key as written in the file, and what would be right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainables.config import WrongKey
 
 
 class WrongValue(ValueError):
-    """A mistake at `path` of a tree."""
+    """A mistake in the value at `path` of a tree."""
 
     def __init__(self, path: tuple[str, ...], message: str):
         super().__init__(message)
@@ -21,7 +21,7 @@ class WrongValue(ValueError):
 
 
 def explain(error: ValidationError, tree: Any, model: type[BaseModel]) -> WrongValue:
-    """The first mistake of `error`, found when `tree` was read as `model`."""
+    """The first mistake in `error`, which pydantic raised when it read `tree` as `model`."""
     first = error.errors()[0]
     location, kind, given = first["loc"], first["type"], first.get("input")
     path = _keys(location, tree)
@@ -38,14 +38,14 @@ def explain(error: ValidationError, tree: Any, model: type[BaseModel]) -> WrongV
         path = (*path, "kind") if isinstance(written, dict) else path
         return WrongValue(path, f"'{first['ctx']['tag']}' is unknown; known: {known}")
     if kind == "union_tag_not_found":
-        return WrongValue(path, "say which by its name, or by a mapping with `kind`")
+        return WrongValue(path, "give its name, or a mapping with the key `kind`")
     message = first["msg"][0].lower() + first["msg"][1:]
     shown = repr(given)
     return WrongValue(path, f"{message}, not {shown if len(shown) < 60 else shown[:57] + '...'}")
 
 
 def _keys(location: tuple[int | str, ...], tree: Any) -> tuple[str, ...]:
-    """The location without the names of union members, which are no keys of the file."""
+    """The keys of the file in a location of pydantic's, which also contains the names of union members."""
     keys: list[str] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
@@ -69,7 +69,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _allowed(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that a spec knows at `location` (which names union members by their kind)."""
+    """The keys that are allowed at `location`, where union members are named by their kind."""
     candidates = [model]
     for part in location:
         fields = [c.model_fields[part] for c in candidates if isinstance(part, str) and part in c.model_fields]

@@ -1,4 +1,4 @@
-"""Profiles: one search space at the size of where it runs. A profile changes sizes, never meaning."""
+"""Profiles: one search space at the size of the machines that run it. A profile changes sizes, not what is compared."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _profile(name: str) -> dict[str, Any]:
 
 
 def merge(file: dict[str, Any], name: str) -> dict[str, Any]:
-    """The file as it is at profile `name`.
+    """The content of a search space with profile `name` applied.
 
-    A profile wins over the file's plain values in `trial` and `probe`; a domain stays a domain, though backbones take
-    their small counterparts in it; the file's `launch` stands.
+    The profile wins over the file's plain values in `trial` and `probe`. The file's domains stay, except that backbones
+    in them are replaced by their small counterparts. The file's `launch` wins over the profile's.
     """
     profile = _profile(name)
     merged = {**file, "steps_divisor": profile["steps_divisor"]}
@@ -48,18 +48,18 @@ def merge(file: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _resize(node: Any, resized: Mapping[str, str]) -> Any:
-    """`node` with every backbone's name replaced by what stands for it at a profile's size."""
+    """`node` with the names of backbones replaced by their counterparts at the profile's size."""
     if isinstance(node, dict):
         return {key: _resize(value, resized) for key, value in node.items()}
     if isinstance(node, list):
-        found = [_resize(value, resized) for value in node]
-        # Two sizes may become one; a choice has each option once.
-        return [v for position, v in enumerate(found) if not isinstance(v, str) or v not in found[:position]]
+        values = [_resize(value, resized) for value in node]
+        # Two backbones may have the same counterpart, and a choice may not have an option twice.
+        return [v for position, v in enumerate(values) if not isinstance(v, str) or v not in values[:position]]
     return resized.get(node, node) if isinstance(node, str) else node
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, except where `below` has a domain."""
+    """`below` with the values of `above`, except where `below` has a domain."""
     result = dict(below)
     for key, value in above.items():
         old = below.get(key)

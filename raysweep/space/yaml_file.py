@@ -1,4 +1,4 @@
-"""A YAML file as plain data that remembers on which line each key stands, so that errors can say so."""
+"""YAML files as plain data, with the line of each key for error messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import yaml
 from raysweep.errors import UserError
 from raysweep.formats import leaves
 
-Path_ = tuple[str, ...]
+Keys = tuple[str, ...]  # that lead to a value, from the top of the file
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and with YAML 1.2's floats: PyYAML alone reads `1e-4` as text."""
+    """A safe loader that reads floats as YAML 1.2 does. PyYAML by itself reads `1e-4` as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -29,39 +29,40 @@ _Loader.add_implicit_resolver(
 
 
 class Document:
-    """A parsed file: `tree` is its data, `line(path)` the line of the nearest key above `path`."""
+    """A parsed file: `tree` is its data, `name` its path."""
 
-    def __init__(self, tree: Any, lines: dict[Path_, int], name: str):
+    def __init__(self, tree: Any, lines: dict[Keys, int], name: str):
         self.tree, self._lines, self.name = tree, lines, name
 
-    def line(self, path: Path_) -> int:
+    def line(self, path: Keys) -> int:
+        """The line of the key at `path`, or of the nearest key above it."""
         while path and path not in self._lines:
             path = path[:-1]
         return self._lines.get(path, 1)
 
-    def error(self, path: Path_, message: str) -> UserError:
-        """The mistake at `path` as one line: file, line, key, message."""
+    def error(self, path: Keys, message: str) -> UserError:
+        """A UserError about the key at `path`: file, line, key and message in one line."""
         key = ".".join(path)
         return UserError(f"{self.name}:{self.line(path)}: {f'{key}: ' if key else ''}{message}")
 
 
 def parse(text: str) -> Any:
-    """One YAML value, as given to `--set`.
+    """Read one YAML value, as given to `--set`.
 
     Raises:
-        UserError: it is no YAML.
+        UserError: it is not valid YAML.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"'{text}' is no YAML value: {_problem(error)}") from None
+        raise UserError(f"'{text}' is not a YAML value: {_problem(error)}") from None
 
 
 def read(path: Path) -> Document:
     """Read a file whose top level is a mapping.
 
     Raises:
-        UserError: it is missing, unreadable, no YAML, or no mapping.
+        UserError: it is missing, unreadable, not valid YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -73,10 +74,10 @@ def read(path: Path) -> Document:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise UserError(f"{path}:{line}: the character #x{error.character:04x} has no place in a text") from None
+        raise UserError(f"{path}:{line}: the character #x{error.character:04x} is not allowed in a text file") from None
     try:
         node = loader.get_single_node()
-        lines: dict[Path_, int] = {}
+        lines: dict[Keys, int] = {}
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{path}:1: a search space is a mapping with the keys study, trial, search, enqueue")
         _index(node, (), lines, path)
@@ -95,14 +96,14 @@ def read(path: Path) -> Document:
     return document
 
 
-def _index(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: Path) -> None:
+def _index(node: yaml.Node, path: Keys, lines: dict[Keys, int], file: Path) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen:
-                raise UserError(f"{file}:{line}: {'.'.join((*path, name))}: this key stands twice; keep one")
+                raise UserError(f"{file}:{line}: {'.'.join((*path, name))}: this key is given twice; keep one")
             seen.add(name)
             lines[(*path, name)] = line
             _index(value, (*path, name), lines, file)

@@ -168,7 +168,7 @@ def test_a_preparation_that_was_ended_twice_goes_on_and_ends_in_the_same_bits(wh
 
 
 MISTAKES = {
-    "nothing there": (["no-such-place"], "no-such-place: there is nothing"),
+    "nothing there": (["no-such-place"], "no-such-place: there is nothing here"),
     "size": (["emoji9", "--size", "30"], "--size 30: the autoencoder needs a multiple of 4"),
     "autoencoder": (["emoji9", "--autoencoder", "{tmp}"], "no config.json"),
     "detector": (

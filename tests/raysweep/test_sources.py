@@ -202,11 +202,11 @@ def broken(place, how):
         return "none of the columns label"
     if how == "a torn parquet":
         place.write_bytes(b"PAR1 and no more")
-        return "no Parquet file, or a torn one"
+        return "not a Parquet file, or truncated"
     if how == "a torn tar":
         tar = imagenet_tar(place)
         tar.write_bytes(tar.read_bytes()[:5000])
-        return "no tar, a packed or a torn one"
+        return "not a tar, compressed, or truncated"
     if how == "an image without a label":
         place.mkdir()
         write_tar(place / "shard-0.tar", [("0.png", picture(0))])
@@ -215,19 +215,19 @@ def broken(place, how):
         idx(place)
         file = place / "train-images-idx3-ubyte.gz"
         file.write_bytes(file.read_bytes()[:-5])
-        return "no IDX file, or a torn one"
+        return "not an IDX file, or truncated"
     if how == "labels missing":
         dit(place)
         (place / "imagenet256_labels" / "3.npy").unlink()
-        return "3.npy: no label"
+        return "3.npy: its label is missing"
     if how == "no list of labels":
         repa(place)
         (place / "vae-sd" / "dataset.json").write_text('{"labels": null}')
         return "dataset.json: expected"
     if how == "an empty folder":
         place.mkdir()
-        return "nothing that is known; give a folder of classes"
-    return "there is nothing; give a folder of classes"
+        return "not a known kind of source; give a folder of classes"
+    return "there is nothing here; give a folder of classes"
 
 
 @pytest.mark.parametrize(

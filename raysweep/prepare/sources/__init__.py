@@ -1,7 +1,7 @@
-"""Where images, or latents of others, come from: one file a kind, each with `open_source`'s answer.
+"""Sources of images, or of latents that other software made. Each kind of source has a file of its own here.
 
-A source is a list of items, one an image, in an order that the place alone decides, and a reader that is sent to
-whoever reads some of them.
+A source is a list of items, one per image, in an order that depends on the place alone, and a reader. The reader is
+sent to the processes that read items.
 """
 
 from __future__ import annotations
@@ -15,29 +15,35 @@ from raysweep.prepare.sources.base import Item, Latents, Picture, Reader, Source
 __all__ = ["Item", "Latents", "Picture", "Reader", "Source", "open_source"]
 
 _NAMED = {"emoji9": parquet.emoji9, "fashion-mnist": idx.fashion_mnist}
-_KINDS = (latents, parquet, tars, idx, folders)  # a folder of folders last: nearly everything is one
-TAKEN = (
+_KINDS = (
+    latents,
+    parquet,
+    tars,
+    idx,
+    folders,
+)  # folders come last: other kinds contain folders too
+KNOWN = (
     "a folder of classes; ImageNet's tar, or a folder of its classes' tars; Parquet files; WebDataset's tars; "
     "IDX files; emoji9; fashion-mnist; or latents of REPA, EDM2, LightningDiT or DiT"
 )
 
 
 def open_source(given: str, split: str = "train") -> Source:
-    """What lies in a place, or has a name.
+    """The source in a place, or the one with that name.
 
     Args:
-        split: of those sets that have several.
+        split: which split, of sets that have several.
 
     Raises:
-        UserError: nothing is there, or nothing that is known; or it is not sound.
+        UserError: nothing is there, it is of no known kind, or something is wrong with it.
     """
     if given in _NAMED and not Path(given).exists():
         return _NAMED[given](split)
     place = Path(given).expanduser().absolute()
     if not place.exists():
-        raise UserError(f"{given}: there is nothing; give {TAKEN}")
+        raise UserError(f"{given}: there is nothing here; give {KNOWN}")
     for kind in _KINDS:
-        if found := kind.find(place, split):
-            found.check()
-            return found
-    raise UserError(f"{given}: nothing that is known; give {TAKEN}")
+        if source := kind.find(place, split):
+            source.check()
+            return source
+    raise UserError(f"{given}: not a known kind of source; give {KNOWN}")

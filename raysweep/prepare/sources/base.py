@@ -1,4 +1,4 @@
-"""What all sources have in common."""
+"""The types that all sources share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy.typing as npt
 from raysweep.errors import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-Item = tuple[Any, ...]  # plain values, of which the first is the image's name in its source and the second its label
+Item = tuple[Any, ...]  # plain values; the first is the image's name in its source, the second its label
 
 
 class Picture(NamedTuple):
-    """An image file's content, or pixels (h, w, 3) or (h, w) uint8."""
+    """An image: the content of its file, or pixels (h, w, 3) or (h, w) uint8."""
 
     source: str
     label: int
@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """What somebody else's autoencoder made of an image: mean and standard deviation (2, C, H, W), as it gives them."""
+    """The latents of an image from another software's autoencoder: mean and standard deviation (2, C, H, W)."""
 
     source: str
     label: int
@@ -35,7 +35,7 @@ class Latents(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads items of a source, anywhere that sees its files."""
+    """Reads items of a source, on any machine that has access to its files."""
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Picture | Latents]: ...
 
@@ -45,9 +45,9 @@ class Source:
     """A set of images in the order in which they are prepared.
 
     Args:
-        about: what it is, in a few words.
-        latents: whether items are `Latents`.
-        scaled: whether those are normalised already, as a backbone sees them.
+        about: a short description.
+        latents: whether the reader yields `Latents` instead of pictures.
+        scaled: whether these latents are already normalised for the backbone.
     """
 
     about: str
@@ -58,22 +58,22 @@ class Source:
     scaled: bool = False
 
     def check(self) -> None:
-        """Refuse a source that is empty or has classes without images.
+        """Refuse a source that is empty, or has classes without images.
 
         Raises:
-            UserError: it is.
+            UserError: it is empty, or a class or label is missing.
         """
         if not self.items:
             raise UserError(f"{self.about}: there are no images in it")
         counts = np.bincount([item[1] for item in self.items], minlength=len(self.class_names))
         if len(counts) > len(self.class_names):
-            raise UserError(f"{self.about}: a label {len(counts) - 1}, but {len(self.class_names)} classes, from 0")
+            raise UserError(f"{self.about}: label {len(counts) - 1}, but {len(self.class_names)} classes, from 0")
         if missing := [self.class_names[label] for label in np.flatnonzero(counts == 0)]:
             some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise UserError(f"{self.about}: no images of {some}; labels run from 0, and every class has images")
+            raise UserError(f"{self.about}: no images of {some}; labels run from 0, and every class needs images")
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of names, labels and places: whether this is the list that a preparation began with."""
+        """SHA-256 (hex) of names, labels and places, to recognise the list that a preparation began with."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for item in self.items:
             digest.update(repr(item).encode())
@@ -81,11 +81,11 @@ class Source:
 
 
 def numbered(labels: Iterable[int]) -> tuple[str, ...]:
-    """Names for classes that have none: their numbers."""
+    """Numbers as the names of classes that have none."""
     return tuple(map(str, range(max(labels, default=-1) + 1)))
 
 
 def files_below(place: Path, endings: Iterable[str]) -> list[Path]:
-    """All files of those endings, sorted by their path; hidden ones and those of Macs (`._…`) apart."""
-    wanted = set(endings)
-    return sorted(file for file in place.rglob("*") if file.suffix.lower() in wanted and not file.name.startswith("."))
+    """All files with these endings, sorted by path, without hidden files (macOS leaves `._…` files)."""
+    known = set(endings)
+    return sorted(file for file in place.rglob("*") if file.suffix.lower() in known and not file.name.startswith("."))

@@ -1,4 +1,4 @@
-"""IDX files, as MNIST and its kin come: train-images-idx3-ubyte and train-labels-idx1-ubyte, packed or not."""
+"""IDX files, the format of MNIST: train-images-idx3-ubyte and train-labels-idx1-ubyte, with or without gzip."""
 
 from __future__ import annotations
 
@@ -43,38 +43,40 @@ class IdxReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a folder with such files."""
+    """The source in a folder with IDX files."""
     if not place.is_dir():
         return None
     prefix = _FILES.get(split, split)
     images, labels = (_file(place, f"{prefix}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     if images is None or labels is None:
         return None
-    found = read_idx(labels).tolist()
-    if len(found) != len(read_idx(images)):
-        raise UserError(f"{images}: {len(read_idx(images))} images, but {len(found)} labels in {labels.name}")
-    items = [(f"{prefix}-{number}", label, number) for number, label in enumerate(found)]
-    return Source(f"the {split} split of {place.name}", items, numbered(found), IdxReader(images))
+    numbers = read_idx(labels).tolist()
+    if len(numbers) != len(read_idx(images)):
+        raise UserError(f"{images}: {len(read_idx(images))} images, but {len(numbers)} labels in {labels.name}")
+    items = [(f"{prefix}-{number}", label, number) for number, label in enumerate(numbers)]
+    return Source(f"the {split} split of {place.name}", items, numbered(numbers), IdxReader(images))
 
 
 def fashion_mnist(split: str) -> Source:
-    """Fashion-MNIST, from Debian's package.
+    """Fashion-MNIST from Debian's package.
 
     Raises:
-        UserError: that is not installed.
+        UserError: the package is not installed.
     """
-    found = find(DEBIAN, split) if DEBIAN.is_dir() else None
-    if found is None:
-        raise UserError("fashion-mnist: apt-get install dataset-fashion-mnist, or give the folder of its IDX files")
-    return Source(found.about, found.items, FASHION, found.reader)
+    source = find(DEBIAN, split) if DEBIAN.is_dir() else None
+    if source is None:
+        raise UserError(
+            "fashion-mnist: not installed; apt install dataset-fashion-mnist, or give a folder of IDX files"
+        )
+    return Source(source.about, source.items, FASHION, source.reader)
 
 
 @lru_cache(maxsize=2)
 def read_idx(file: Path) -> npt.NDArray[np.uint8]:
-    """The array in a file of unsigned bytes.
+    """The array in an IDX file of unsigned bytes.
 
     Raises:
-        UserError: it is torn, or holds something else.
+        UserError: the file is truncated, or holds something else.
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
@@ -82,10 +84,10 @@ def read_idx(file: Path) -> npt.NDArray[np.uint8]:
         zero, kind, dims = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
         if (zero, kind) != (0, 8):
-            raise ValueError("not of unsigned bytes")
+            raise ValueError("its values are not unsigned bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error) as error:
-        raise UserError(f"{file}: no IDX file, or a torn one ({error})") from None
+        raise UserError(f"{file}: not an IDX file, or truncated ({error})") from None
 
 
 def _file(place: Path, name: str) -> Path | None:

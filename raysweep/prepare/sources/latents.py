@@ -1,4 +1,4 @@
-"""Latents that others have made: folders of REPA and EDM2, LightningDiT's shards, DiT's features."""
+"""Latents that other software made: folders of REPA and EDM2, LightningDiT's shards, DiT's features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainables.errors import one_line
 
 
 class MomentsReader:
-    """REPA's and EDM2's (2C, H, W) .npy: mean and standard deviation. Items are (path below the root, label)."""
+    """Reads (2C, H, W) .npy files of REPA and EDM2: mean and standard deviation. Items are (path below root, label)."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -26,12 +26,12 @@ class MomentsReader:
         for path, label in items:
             moments = _load(self.root / path)
             if moments.ndim != 3 or len(moments) % 2:
-                raise UserError(f"{self.root / path}: {moments.shape} where mean and std, (2C, H, W), are expected")
+                raise UserError(f"{self.root / path}: shape {moments.shape}; expected mean and std, (2C, H, W)")
             yield Latents(path, label, moments.reshape(2, len(moments) // 2, *moments.shape[1:]))
 
 
 class FeaturesReader:
-    """DiT's (1, C, H, W) .npy: one sample of the posterior. Items are (path below the root, label)."""
+    """Reads (1, C, H, W) .npy files of DiT: one sample of the posterior. Items are (path below root, label)."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -40,13 +40,13 @@ class FeaturesReader:
         for path, label in items:
             features = _load(self.root / path)
             if features.ndim != 4 or len(features) != 1:
-                raise UserError(f"{self.root / path}: {features.shape} where (1, C, H, W) is expected")
+                raise UserError(f"{self.root / path}: shape {features.shape}; expected (1, C, H, W)")
             yield Latents(path, label, _certain(features[0]))
 
 
 class ShardsReader:
-    """LightningDiT's safetensors: samples of the posterior and those of mirror images. Items are (name, label, path
-    below the root, row)."""
+    """Reads safetensors of LightningDiT: samples of the posterior, also of mirror images. Items are (name, label, path
+    below root, row)."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -55,17 +55,17 @@ class ShardsReader:
         for name, label, path, row in items:
             with safe_open(self.root / path, "numpy") as shard:
                 own, mirror = (
-                    shard.get_slice(key)[row] if key in shard.keys() else None  # noqa: SIM118  no mapping
+                    shard.get_slice(key)[row] if key in shard.keys() else None  # noqa: SIM118 (shard is not a mapping)
                     for key in ("latents", "latents_flip")
                 )
             yield Latents(name, label, _certain(own), None if mirror is None else _certain(mirror))
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a folder, where it has such latents."""
+    """The source in a folder with latents of a known form."""
     if not place.is_dir():
         return None
-    if (place / "vae-sd").is_dir():  # REPA's, beside its images
+    if (place / "vae-sd").is_dir():  # REPA keeps latents beside its images
         place = place / "vae-sd"
     if (place / "dataset.json").is_file() and next(place.glob("**/*.npy"), None):
         return _moments(place)
@@ -77,12 +77,12 @@ def find(place: Path, split: str) -> Source | None:
 
 
 def _moments(root: Path) -> Source:
-    told = root / "dataset.json"
+    listing = root / "dataset.json"
     try:
-        pairs = json.loads(told.read_bytes())["labels"]
+        pairs = json.loads(listing.read_bytes())["labels"]
         items: list[Item] = sorted((str(path), int(label)) for path, label in pairs)
     except (ValueError, KeyError, TypeError):
-        raise UserError(f'{told}: expected {{"labels": [["00000/img….npy", 0], …]}}, as EDM2 writes it') from None
+        raise UserError(f'{listing}: expected {{"labels": [["00000/img….npy", 0], …]}}, as EDM2 writes it') from None
     return Source(
         f"REPA's or EDM2's latents in {root.name}",
         items,
@@ -97,7 +97,7 @@ def _features(root: Path, features: Path, labels: Path) -> Source:
     items: list[Item] = []
     for file in files:
         if not (labels / file.name).is_file():
-            raise UserError(f"{file}: no label, {labels.name}/{file.name}")
+            raise UserError(f"{file}: its label is missing, {labels.name}/{file.name}")
         items.append((str(file.relative_to(root)), int(_load(labels / file.name).reshape(-1)[0])))
     return Source(
         f"DiT's features in {features.name}",
@@ -119,7 +119,7 @@ def _shards(root: Path, files: list[Path]) -> Source | None:
                 labels = shard.get_tensor("labels").tolist()
                 count = shard.get_slice("latents").get_shape()[0]
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: cannot be read, perhaps torn ({one_line(error)})") from None
+            raise UserError(f"{file}: cannot be read, perhaps truncated ({one_line(error)})") from None
         if count != len(labels):
             raise UserError(f"{file}: {count} latents, but {len(labels)} labels")
         items += [(f"{file.name}#{row}", int(label), file.name, row) for row, label in enumerate(labels)]
@@ -128,7 +128,7 @@ def _shards(root: Path, files: list[Path]) -> Source | None:
 
 
 def _certain(sample: Any) -> npt.NDArray[np.float32]:
-    """A sample as a posterior without spread."""
+    """A sample as a posterior with standard deviation 0."""
     latent: npt.NDArray[np.float32] = np.asarray(sample, np.float32)
     return np.stack([latent, np.zeros_like(latent)])
 
@@ -137,4 +137,4 @@ def _load(file: Path) -> npt.NDArray[np.float32]:
     try:
         return np.asarray(np.load(file, allow_pickle=False), np.float32)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read, perhaps torn ({one_line(error)})") from None
+        raise UserError(f"{file}: cannot be read, perhaps truncated ({one_line(error)})") from None

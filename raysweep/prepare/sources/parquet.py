@@ -1,4 +1,4 @@
-"""Parquet files with a column of images and one of labels, as the Hugging Face hub has them; and the embedded set."""
+"""Parquet files with a column of images and one of labels, as on the Hugging Face hub; also the embedded data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ParquetReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a file, or in a folder; there the files whose names begin with the split, where some do."""
+    """The source in a file or folder. Of a folder, only files whose names begin with the split, if there are any."""
     files = [place] if place.suffix == ".parquet" and place.is_file() else []
     if place.is_dir():
         files = files_below(place, [".parquet"])
@@ -50,7 +50,7 @@ def find(place: Path, split: str) -> Source | None:
         try:
             opened = pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file}: no Parquet file, or a torn one ({one_line(error)})") from None
+            raise UserError(f"{file}: not a Parquet file, or truncated ({one_line(error)})") from None
         image, label = (_column(opened.schema_arrow, known, file) for known in (_IMAGE, _LABEL))
         names = names or _names(opened.schema_arrow, label)
         path = str(file.relative_to(root))
@@ -64,7 +64,7 @@ def find(place: Path, split: str) -> Source | None:
 
 
 def emoji9(split: str) -> Source:
-    """The embedded pictograms, in the order and with the sides that training on `emoji9` knows."""
+    """The embedded pictograms, in the order and with the splits of `data: emoji9`."""
     file = catalog.files("emoji9")[0]
     table = pq.read_table(file, columns=["label", "codepoint"]).to_pydict()
     items = [
@@ -84,16 +84,16 @@ def _row_group(file: Path, group: int, column: str) -> Any:
 
 
 def _column(schema: pa.Schema, known: tuple[str, ...], file: Path) -> str:
-    found = next((name for name in known if name in schema.names), None)
-    if found is None:
+    column = next((name for name in known if name in schema.names), None)
+    if column is None:
         raise UserError(f"{file}: none of the columns {', '.join(known)}; it has {', '.join(schema.names)}")
-    return found
+    return column
 
 
 def _names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """What the hub's metadata call the classes."""
+    """The names of the classes in the metadata of the Hugging Face hub."""
     try:
-        told = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-        return tuple(map(str, told))
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        return tuple(map(str, names))
     except (KeyError, ValueError, TypeError):
         return None

@@ -1,6 +1,7 @@
-"""Tars: ImageNet's own (a tar of a tar a class), a folder of its classes' tars, and WebDataset's.
+"""Tar files: ImageNet's (a tar with one tar per class), a folder of ImageNet's class tars, and WebDataset's.
 
-An index is made by going from header to header; images are then read where they lie. Packed tars cannot be read so.
+The headers are read once to make an index; images are then read at their offsets. This does not work for compressed
+tars.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from raysweep.errors import UserError
 from raysweep.prepare.sources.base import IMAGES, Item, Picture, Source, numbered
 
-_CLASS = re.compile(r"n\d{8}")  # of ImageNet: a WordNet id
+_CLASS = re.compile(r"n\d{8}")  # a class of ImageNet, named by its WordNet id
 
 
 class TarReader:
@@ -37,7 +38,7 @@ class TarReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a tar, or in a folder of tars; of WebDataset's, those with the split in their names, if any."""
+    """The source in a tar or a folder of tars. Of WebDataset's, only those with the split in their names, if any."""
     if place.is_file() and place.suffix == ".tar":
         tars = [place]
     elif place.is_dir():
@@ -56,7 +57,7 @@ def find(place: Path, split: str) -> Source | None:
 
 
 def _inner(tar: Path) -> list[tuple[str, Path, int, int]]:
-    """The tars of classes inside a tar: (class, tar, where its content begins, bytes)."""
+    """The class tars inside a tar: (class, tar, offset of its content, bytes)."""
     members = list(_members(tar, 0, tar.stat().st_size, most=1))
     if not members or not members[0][0].endswith(".tar"):
         return []
@@ -70,7 +71,7 @@ def _inner(tar: Path) -> list[tuple[str, Path, int, int]]:
 def _classes(parts: list[tuple[str, Path, int, int]], root: Path, about: str) -> Source:
     items: list[Item] = []
     for label, (name, tar, begin, length) in enumerate(parts):
-        path = str(tar.relative_to(root))  # one object for all of a million items
+        path = str(tar.relative_to(root))  # one string object for a million items
         members = sorted(_members(tar, begin, length))
         items += [
             (f"{name}/{Path(member).name}", label, path, offset, size)
@@ -106,44 +107,47 @@ def _webdataset(tars: list[Path], place: Path) -> Source:
 
 def _label(content: bytes, ending: str) -> int | None:
     try:
-        found = json.loads(content)
-        label = found if ending == "cls" else found.get("label", found.get("cls"))
+        value = json.loads(content)
+        label = value if ending == "cls" else value.get("label", value.get("cls"))
         return label if isinstance(label, int) and label >= 0 else None
     except (ValueError, AttributeError):
         return None
 
 
 def _is_image(member: str) -> bool:
-    """ImageNet's are called .JPEG."""
+    """Whether a member is an image by its ending; ImageNet's is .JPEG."""
     name = os.path.basename(member)
     return os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")
 
 
 def _members(tar: Path, begin: int, length: int, most: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in the file, bytes) of the files in a tar that begins at `begin` of another.
+    """(name, offset in `tar`, bytes) of the files in the archive of `length` bytes at offset `begin` of `tar`.
+
+    Args:
+        most: stop after that many members.
 
     Raises:
-        UserError: it is torn, packed, or no tar.
+        UserError: it is truncated, compressed, or not a tar.
     """
     try:
         with tar.open("rb") as stream:
             stream.seek(begin)
             part: Any = _Part(stream, begin, length)
             with tarfile.open(fileobj=part, mode="r:") as archive:
-                for found, member in enumerate(archive):
-                    if found == most:
+                for number, member in enumerate(archive):
+                    if number == most:
                         return
-                    cast(Any, archive).members = []  # else it remembers all of a million
+                    cast(Any, archive).members = []  # otherwise it would keep all of a million members
                     if member.isfile():
                         if member.offset_data + member.size > length:
                             raise tarfile.ReadError("unexpected end of data")
                         yield member.name, begin + member.offset_data, member.size
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{tar}: no tar, a packed or a torn one ({error}); unpack it, or get it again") from None
+        raise UserError(f"{tar}: not a tar, compressed, or truncated ({error}); decompress or replace it") from None
 
 
 class _Part:
-    """Some bytes of a file as a file."""
+    """A section of a file as a file of its own, read-only."""
 
     def __init__(self, stream: BinaryIO, begin: int, length: int):
         self._stream, self._begin, self._length, self._at = stream, begin, length, 0
