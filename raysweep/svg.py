@@ -1,4 +1,4 @@
-"""What all drawings share: a white sheet, text, lines, rectangles, and the finished SVG."""
+"""What all drawings share: a white sheet, text, lines, paths, rectangles, tooltips, and the finished SVG."""
 
 from __future__ import annotations
 
@@ -42,10 +42,27 @@ def line(
     ET.SubElement(picture, "line", facts | {"stroke": colour, "stroke-width": f"{width:g}"})
 
 
+def path(picture: ET.Element, d: str, colour: str, width: float = 1, fill: str = "none") -> ET.Element:
+    """Add a path; `d` is written in SVG's path commands, `colour` and `width` are those of its stroke."""
+    return ET.SubElement(picture, "path", {"d": d, "fill": fill, "stroke": colour, "stroke-width": f"{width:.1f}"})
+
+
 def rectangle(picture: ET.Element, corner: tuple[float, float], width: float, height: float, colour: str) -> ET.Element:
     """Add a filled rectangle; `corner` is its upper left one."""
     facts = {"x": f"{corner[0]:.1f}", "y": f"{corner[1]:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
     return ET.SubElement(picture, "rect", facts | {"fill": colour})
+
+
+def add_tooltip(element: ET.Element, text: str) -> None:
+    """Show a text, of one or several lines, while the pointer rests on an element."""
+    ET.SubElement(element, "title").text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def group(picture: ET.Element, tooltip: str) -> ET.Element:
+    """Add a group of elements with one tooltip."""
+    element = ET.SubElement(picture, "g")
+    add_tooltip(element, tooltip)
+    return element
 
 
 def fitting(text: str, width: float, size: int = 12) -> str:

@@ -15,7 +15,7 @@ from raysweep.formats import short
 from raysweep.planning import price
 from raysweep.planning.collapse import SegmentGroup, collapse
 from raysweep.planning.plan import Cost, Plan
-from raysweep.svg import QUIET, finish, line, rectangle, sheet, write
+from raysweep.svg import QUIET, add_tooltip, finish, line, path, rectangle, sheet, write
 
 MOST = 40  # root groups that are drawn
 COLOURS = {
@@ -186,13 +186,13 @@ def _draw(picture: ET.Element, group: SegmentGroup, row: int, longest: int) -> N
     colour = COLOURS.get(group.kind, OTHER)
     bar = rectangle(picture, (left, y - thickness / 2), right - left, thickness, colour)
     ends = ", ".join(map(short, group.ends))
-    ET.SubElement(bar, "title").text = f"{_label(group)}: checkpoints at {ends}; trials through it: {group.users}"
+    add_tooltip(bar, f"{_label(group)}: checkpoints at {ends}; trials through it: {group.users}")
     for end in group.ends[:-1]:
         x = _x(end, longest)
         line(picture, (x, y - thickness / 2), (x, y + thickness / 2), "white")
     for end in group.teaches:
         diamond = f"M{_x(end, longest):.1f} {y - 7:.1f} l5 7 l-5 7 l-5 -7 z"
-        ET.SubElement(picture, "path", d=diamond, fill="white", stroke=colour)
+        path(picture, diamond, colour, fill="white")
     if group.begin == 0:
         write(picture, MARGIN, y + 4, _label(group))
     for child_row, child in _child_rows(group, row):
