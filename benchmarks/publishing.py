@@ -1,11 +1,11 @@
-"""What checkpoints cost a training: published by a thread while it goes on, or with a stop for each, as before.
+"""What checkpoints cost a training: committed by a thread while it goes on, or with a stop for each.
 
     python benchmarks/publishing.py --backbone SiT-S/2 --latent 4 16 --batch 4 --every-s 5 --seconds 30
 
-Three trainings of the same steps, in turn, `--repeats` times: without a checkpoint, with one every `--every-s` seconds
-by `raysweep.publisher`, and with a stop for each: saved, published, read back with its SHA-256, gone on from. Shares of
-the time without. What a checkpoint costs does not depend on how seldom it is, so the shares at
-`launch.checkpoint_every_s` (600 s) are the same times `--every-s` / 600, which is printed too.
+Three trainings of the same steps, in turn, `--repeats` times: without a checkpoint; with one every `--every-s` seconds,
+committed by `raysweep.execution.checkpointer`; and with a stop for each, which is saved, committed, and read back with
+its SHA-256 to go on from it. Printed are shares of the time without checkpoints. What a checkpoint costs does not
+depend on the interval: the share at `launch.checkpoint_every_s` (600 s) is the share times `--every-s` / 600.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import step as steps_of
 
-from raysweep.execution.checkpointer import Publisher
+from raysweep.execution.checkpointer import Checkpointer
 from raysweep.planning.simulation import trust_names
 from raysweep.store.history import key
 from raysweep.store.store import Store
@@ -41,21 +41,21 @@ EVERY_S = 600  # launch.checkpoint_every_s
 
 def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
     """As a lane does."""
-    publisher = Publisher(store, [run], 0, lambda run, step: {"between": step < run.steps})
-    context = Context(device, should_checkpoint=lambda step: step % every == 0, on_checkpoint=publisher.begin)
-    publisher.finish([train(run, run.steps, data=data, context=context)])
-    publisher.close()
+    checkpointer = Checkpointer(store, [run], 0, lambda run, step: {"between": step < run.steps})
+    context = Context(device, should_checkpoint=lambda step: step % every == 0, on_checkpoint=checkpointer.begin)
+    checkpointer.finish([train(run, run.steps, data=data, context=context)])
+    checkpointer.close()
 
 
 def with_stops(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
-    """A stretch after another."""
+    """A segment after another."""
     start, begin = None, 0
     while begin < run.steps:
         end = min(begin + every, run.steps)
         outcome = train(run, end, data=data, context=Context(device), start=start)
-        publisher = Publisher(store, [run], begin, lambda run, step: {"between": step < run.steps})
-        publisher.finish([outcome])
-        publisher.close()
+        checkpointer = Checkpointer(store, [run], begin, lambda run, step: {"between": step < run.steps})
+        checkpointer.finish([outcome])
+        checkpointer.close()
         start, begin = Checkpoint.load(store.open(key(run, end)), end), end
 
 

@@ -66,12 +66,12 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
             stopwatch.ended("proposals")
             if lanes:
                 with Progress(studies, console).shown(lanes.snapshot):
-                    search(proposals, lanes.dispatcher)
+                    search(proposals, lanes.actor)
                     stopwatch.ended("search")
                     if options.verify_sharing:
-                        certificates = certify(studies, options.verify_sharing, lanes.dispatcher)
+                        certificates = certify(studies, options.verify_sharing, lanes.actor)
                         stopwatch.ended("verified")
-                computed = lanes.snapshot(patience_s=600)["computed_steps"]
+                computed = lanes.snapshot(timeout_s=600)["computed_steps"]
     finally:
         with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
             leases.clear()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.execution.dispatcher import Dispatcher
+from raysweep.execution.pool import Pool
+from raysweep.execution.task_leases import TaskLeases
 from raysweep.execution.tasks import Task
 from raysweep.space import runs
 from raysweep.store import history
@@ -31,7 +33,8 @@ class Lane:
 
     def __init__(self, store: Store, milestones: list[int], cache: Path | None, leases: Leases | None = None):
         self.store, self.worker_cache = store, WorkerCache(Context(), cache) if cache else None
-        self.dispatcher = Dispatcher(store, milestones, 1, leases)
+        self.pool = Pool(1, TaskLeases(leases, store) if leases else None)
+        self.dispatcher = Dispatcher(store, milestones, self.pool)
         self.trained: list[tuple[Run, int, int]] = []
 
     def run(self, asking: Coroutine[Any, Any, Any]) -> Any:
@@ -40,7 +43,7 @@ class Lane:
         async def serve() -> Any:
             working, asked = asyncio.create_task(self._work()), asyncio.create_task(asking)
             await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
-            await self.dispatcher.close()
+            await self.pool.close()
             await working  # raises what went wrong in it
             return await asked
 
@@ -51,10 +54,11 @@ class Lane:
         await asyncio.gather(*(self.dispatcher.reach(run, step, str(n)) for n, (run, step) in enumerate(wanted)))
 
     async def _work(self) -> None:
-        while (task := await self.dispatcher.next(0, 0.2)) != "stop":
-            if isinstance(task, Task):
+        while (tasks := await self.pool.next(0, 0.2)) != "stop":
+            if tasks != "wait":
+                (task,) = tasks
                 await asyncio.to_thread(self._carry_out, task)
-                await self.dispatcher.done(0, None)
+                await self.pool.done(0, None)
 
     def _carry_out(self, task: Task) -> None:
         with tempfile.TemporaryDirectory() as folder:

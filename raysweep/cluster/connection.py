@@ -81,7 +81,7 @@ class PlacementRequest:
             [worker_resources(launch)] * launch.fewest, strategy=launch.placement_strategy, name="raysweep-room"
         )
 
-    def found(self) -> bool:
+    def granted(self) -> bool:
         """Whether there is room now; asks no further then."""
         if placement_group_table(self._group)["state"] != "CREATED":
             return False

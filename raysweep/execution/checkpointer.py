@@ -1,6 +1,6 @@
-"""A stretch's checkpoints on their way into the store: while training goes on by a thread, at the end before all else.
+"""Commits the checkpoints of a training to the store: in a thread while training goes on, and at its end.
 
-What is published between a stretch's ends is kept for a crash alone: the next one takes its place.
+A checkpoint between the ends of a training is only of use after a crash: the next one takes its place.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ Facts = Callable[[Run, int], dict[str, Any]]
 
 
 @dataclass
-class _Way:
-    """Of a run what is not published yet: from which checkpoint it goes on, and what was measured since."""
+class _Pending:
+    """What is not committed yet of a run.
+
+    Attributes:
+        step: of the last committed checkpoint, or where the training began.
+        curve: the points measured since then.
+        seconds: of training since then.
+    """
 
     run: Run
     step: int
@@ -30,67 +36,68 @@ class _Way:
     seconds: float = 0.0
 
 
-class Publisher:
-    """Publishes what the runs of one stretch come to.
+class Checkpointer:
+    """Commits the checkpoints of the runs that one task trains.
 
     Args:
-        begin: the step at which they started.
-        facts: what a manifest says beside the way, of a run at a step.
+        begin: the step at which the runs start.
+        facts: returns what a manifest says of a run at a step, beside its origin, curve and seconds.
     """
 
     def __init__(self, store: Store, runs: Sequence[Run], begin: int, facts: Facts):
         self._store, self._facts = store, facts
-        self._ways = [_Way(run, begin) for run in runs]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        self._pending = [_Pending(run, begin) for run in runs]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpointer")
         self._under_way: Future[None] | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is on its way."""
+        """Whether no commit is under way."""
         return self._under_way is None or self._under_way.done()
 
     def begin(self, outcomes: Sequence[Outcome]) -> None:
-        """Copy what there is into the host's memory and publish it while training goes on."""
-        self._settle()
+        """Copy the runs' state into the host's memory and commit it while training goes on."""
+        self._wait()
         copies = [replace(outcome, checkpoint=outcome.checkpoint.copied()) for outcome in outcomes]
-        self._under_way = self._thread.submit(self._publish, copies)
+        self._under_way = self._thread.submit(self._commit, copies)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Publish what a stretch has ended with. It stands being repeated.
+        """Commit what the training has ended with. May be repeated.
 
         Raises:
             OSError: the storage cannot be used.
         """
-        self._settle()
-        self._publish(outcomes)
+        self._wait()
+        self._commit(outcomes)
 
     def close(self) -> None:
-        """No more of it."""
+        """Wait for the thread and end it."""
         self._thread.shutdown(wait=True)
 
-    def _settle(self) -> None:
-        """Wait for what is on its way. What the storage did not take is in what comes next."""
+    def _wait(self) -> None:
+        """Wait for the commit under way. What the storage did not take is part of the next one."""
         under_way, self._under_way = self._under_way, None
         if under_way:
             with contextlib.suppress(OSError):
                 under_way.result()
 
-    def _publish(self, outcomes: Sequence[Outcome]) -> None:
-        ways = [next(way for way in self._ways if way.run is outcome.run) for outcome in outcomes]
-        for way, outcome in zip(ways, outcomes, strict=True):
-            way.curve, outcome.curve = way.curve + outcome.curve, []
-            way.seconds, outcome.seconds = way.seconds + outcome.seconds, 0.0
-            self._put(way, outcome)
-        # All are there before any is taken away: those that train together can then go on from one step together.
-        for way, outcome in zip(ways, outcomes, strict=True):
-            before = self._store.find(way.run, way.step) if way.step else None
+    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+        pending = [next(one for one in self._pending if one.run is outcome.run) for outcome in outcomes]
+        for one, outcome in zip(pending, outcomes, strict=True):
+            one.curve, outcome.curve = one.curve + outcome.curve, []
+            one.seconds, outcome.seconds = one.seconds + outcome.seconds, 0.0
+            self._put(one, outcome)
+        # All are there before any earlier one is deleted: a cohort can then go on from one step together.
+        for one, outcome in zip(pending, outcomes, strict=True):
+            before = self._store.find(one.run, one.step) if one.step else None
             if before and before.manifest.get("between"):
                 self._store.free(before)
-            way.step, way.curve, way.seconds = outcome.checkpoint.step, [], 0.0
+            one.step, one.curve, one.seconds = outcome.checkpoint.step, [], 0.0
 
-    def _put(self, way: _Way, outcome: Outcome) -> None:
+    def _put(self, pending: _Pending, outcome: Outcome) -> None:
         step = outcome.checkpoint.step
-        facts = {"from_step": way.step, "curve": way.curve, "seconds": way.seconds, **self._facts(way.run, step)}
+        facts = {"from_step": pending.step, "curve": pending.curve, "seconds": pending.seconds}
+        facts |= self._facts(pending.run, step)
         with tempfile.TemporaryDirectory() as folder:
             outcome.checkpoint.save(Path(folder))
-            self._store.publish(way.run, step, Path(folder), facts)
+            self._store.publish(pending.run, step, Path(folder), facts)

@@ -1,7 +1,7 @@
-"""A lane: a group of workers that Ray Train keeps together and that trains one stretch after another by DDP.
+"""A lane: a group of workers that Ray Train keeps together and that trains one task after another by DDP.
 
-Starting processes and forming a process group costs far more than a short stretch, so it is paid once a lane and not
-once a trial. The only module that knows Ray Train; it imports torch, so the driver never imports it.
+Starting processes and forming a process group takes far longer than a short task, so it is paid once per lane and not
+once per trial. The only module that knows Ray Train; it imports torch, so the driver never imports it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ray.train.v2.api.config import FailureConfig
 from raysweep.cluster.connection import worker_resources
 from raysweep.execution.tasks import LaneConfig
 
-RESTARTS = 50  # of a worker group; each stretch has its own, smaller limit
+RESTARTS = 50  # of a worker group; each task has its own, smaller limit
 
 
 def fit(config: LaneConfig) -> None:
-    """Keep the lane's workers running until the dispatcher says stop.
+    """Keep the lane's workers running until the pool says `stop`.
 
     Raises:
         ray.train.TrainingFailedError: the group could not be started, or died too often.
@@ -46,10 +46,10 @@ def fit(config: LaneConfig) -> None:
 
 
 def work(train_loop_config: dict[str, Any]) -> None:
-    """A worker's whole life, in its own process."""
-    from raysweep.execution.worker import run_worker  # the science, which Train's controller does without
+    """What a worker's process does from its start to its end."""
+    from raysweep.execution.worker import run_worker  # brings in training code, which Train's controller does without
 
-    place = ray.train.get_context()
+    context = ray.train.get_context()
     run_worker(
-        train_loop_config["config"], ray.train.torch.get_device(), place.get_world_rank(), place.get_world_size()
+        train_loop_config["config"], ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size()
     )

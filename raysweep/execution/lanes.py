@@ -1,4 +1,4 @@
-"""The dispatcher's actor and the lanes, started again when they end before their time. Knows no search, no science."""
+"""The lanes of a driver: started, watched, and started again when they end before their time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,202 +17,216 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.cluster.connection import PlacementRequest, gist, shortage, worker_resources
-from raysweep.execution.dispatcher import Dispatcher
+from raysweep.execution.actor import DispatcherActor
 from raysweep.execution.tasks import LaneConfig
 from raysweep.space.launch import Launch
-from raysweep.store.leases import Leases
 from raysweep.store.store import Store
 from trainables.config import ProbeSpec
 
-HEARD_S = 30.0  # how long a look at the lanes may take
-ASKS = 60  # of a dispatcher that died and starts anew, a second apart
-REST_S = 3.0  # before a lane starts again: until then what was left of it may still ask for a placement group
+ANSWER_S = 30.0  # how long the dispatcher may take to answer the driver
+REST_S = 3.0  # before a lane starts again: until then, what is left of it may still ask for a placement group
 STARTS = 5  # of each lane that finishes nothing in between; more while another lane works
-TOLD_S = 5.0  # before it is said that a lane waits for room: it mostly need not
+SHORTAGE_S = 5.0  # how long a lane waits for resources before people are told; most often that suffices
 Reference = tuple[str, ProbeSpec]  # a data set, and a probe of it
 
 
+@dataclass
+class _Lane:
+    """What the driver knows of one lane.
+
+    Attributes:
+        host: the Ray task that runs it; None while it rests.
+        started: when, in seconds of `time.monotonic`.
+        starts: how often, since it last finished a task.
+        served: how many tasks it had finished when the pool was last asked.
+        placement_group: where its workers live, by Ray's id; None until they have come up.
+        resting_since: when it ended.
+        request: for the resources that it needs to start; made at `requested`.
+    """
+
+    host: Any = None
+    started: float = -math.inf
+    starts: int = 0
+    served: int = 0
+    placement_group: str | None = None
+    resting_since: float = -math.inf
+    request: PlacementRequest | None = None
+    requested: float = -math.inf
+
+
 class Lanes:
-    """A dispatcher and the lanes that work for it, each started again when it ends before its time.
+    """A dispatcher and the lanes that work for it.
 
     Args:
-        reference: the data set and the probe that will compare with it.
+        reference: the data set, and the probe that will compare with it.
         alone: whether the cluster is this driver's own.
     """
 
     def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: Reference, alone: bool):
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
-        # What controls the lanes stays where the driver is: it is of no use without it.
+        # What controls the lanes stays on the driver's node: it is of no use without the driver.
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(_Shared).options(
+        remote_class = ray.remote(DispatcherActor).options(
             num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
         )
-        self.dispatcher = actor.remote(store.uri, store.mark, milestones, launch, self._session)
-        self._tasks: dict[Any, int] = {}
-        self._starts = Counter(dict.fromkeys(range(launch.lanes), 0))  # of a lane, since it last finished something
-        self._began: dict[int, float] = {}
-        self._served: dict[int, int] = {}
-        self._groups: dict[int, str] = {}  # of the lanes whose workers have come up
-        self._cleared: set[str] = set()
-        self._resting = dict.fromkeys(range(launch.lanes), -math.inf)  # lanes that do not run -> since when
-        self._rooms: dict[int, PlacementRequest] = {}  # asked for, of lanes that may start
-        self._asked: dict[int, float] = {}  # when
+        self.actor = remote_class.remote(store.uri, store.mark, milestones, launch, self._session)
+        self._lanes = {number: _Lane() for number in range(launch.lanes)}
+        self._removed: set[str] = set()  # placement groups
         self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
-        self._wake()
+        self._start_rested()
 
-    def snapshot(self, patience_s: float = HEARD_S) -> dict[str, Any]:
-        """What the lanes are doing, or were when last heard of; sees to those that have ended or fallen silent."""
-        self._tend()
-        # A machine may be busy with other things, and the dispatcher may have to start anew.
+    def snapshot(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """What the lanes are doing, or were doing when the dispatcher last answered. Also restarts lanes that have
+        ended and ends lanes that have fallen silent."""
+        self._restart_ended()
+        # A machine may be busy with other things, and the dispatcher may be restarting.
         with contextlib.suppress(GetTimeoutError, RayActorError):
-            self._latest = ray.get(self.dispatcher.snapshot.remote(), timeout=patience_s)
-            for lane, key in self._latest["groups"].items():
-                if lane in self._resting:
-                    self._remove(key)
-                elif key not in self._cleared:
-                    self._groups[lane] = key
-            for lane, served in self._latest["served"].items():
-                if served != self._served.get(lane):
-                    self._served[lane], self._starts[lane] = served, 1
+            self._latest = ray.get(self.actor.pool.remote("snapshot"), timeout=timeout_s)
+            for number, group in self._latest["groups"].items():
+                lane = self._lanes.get(number)
+                if lane is None or lane.host is None:
+                    self._remove(group)
+                elif group not in self._removed:
+                    lane.placement_group = group
+            for number, served in self._latest["served"].items():
+                lane = self._lanes.get(number)
+                if lane and lane.served != served:
+                    lane.served, lane.starts = served, 1
         return self._latest
 
     def stop(self) -> None:
-        """Let lanes that train publish what they have, and wait for them as long as the grace period lasts."""
-        if self._tasks and self._launch.grace_s:
+        """Have the lanes that train save a checkpoint, and wait for that as long as `launch.grace_s`."""
+        hosts = self._hosts()
+        if hosts and self._launch.grace_s:
             with contextlib.suppress(GetTimeoutError, RayActorError):
-                ray.get(self.dispatcher.stop.remote(), timeout=self._launch.grace_s)
-                ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=self._launch.grace_s)
+                ray.get(self.actor.pool.remote("stop"), timeout=self._launch.grace_s)
+                ray.wait(hosts, num_returns=len(hosts), timeout=self._launch.grace_s)
 
-    def close(self, patience_s: float = 20.0) -> None:
-        """Let the lanes stop at their next question and wait for them, within bounds."""
-        for room in self._rooms.values():
-            room.close()
+    def close(self, timeout_s: float = 20.0) -> None:
+        """Have the lanes stop when they ask for the next task, and wait for that."""
+        for lane in self._lanes.values():
+            if lane.request:
+                lane.request.close()
         with contextlib.suppress(GetTimeoutError, RayActorError):
-            ray.get(self.dispatcher.close.remote(), timeout=patience_s)
-        if self._tasks:
-            ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=patience_s)
+            ray.get(self.actor.pool.remote("close"), timeout=timeout_s)
+        if hosts := self._hosts():
+            ray.wait(hosts, num_returns=len(hosts), timeout=timeout_s)
 
-    def _start(self, lane: int) -> None:
-        self._starts[lane] += 1
-        self._began[lane] = time.monotonic()
-        place = (self._store.uri, self._store.mark, self._session)
-        task = _host.options(scheduling_strategy=self._here).remote(
-            lane, place, self._launch, self.dispatcher, self._reference
+    def _hosts(self) -> list[Any]:
+        return [lane.host for lane in self._lanes.values() if lane.host]
+
+    def _start(self, number: int) -> None:
+        lane = self._lanes[number]
+        config = LaneConfig(
+            number,
+            self._store.uri,
+            self._store.mark,
+            self._session,
+            self._launch,
+            self.actor,
+            self._reference,
         )
-        self._tasks[task] = lane
+        lane.host = _host.options(scheduling_strategy=self._here).remote(config)
+        lane.starts += 1
+        lane.started = time.monotonic()
 
-    def _tend(self) -> None:
-        """Start lanes again that have ended; end those that say nothing for long."""
-        ended, going = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0) if self._tasks else ([], [])
-        for task in ended:
-            lane = self._tasks.pop(task)
-            try:
-                ray.get(task)
-                message = "its workers stopped"
-            except Exception as error:  # whatever ended it, those who wait must be told
-                message = gist(error)
-            if lane in self._groups:
-                self._remove(self._groups.pop(lane))
-            if min(self._starts.values()) < STARTS:  # somebody works, or may yet
-                self._tell("note", lane, f"ended and starts again: {message}")
-                self._resting[lane] = time.monotonic()
+    def _restart_ended(self) -> None:
+        """Have lanes start again that have ended, and end those that have said nothing for long."""
+        hosts = self._hosts()
+        ended, _ = ray.wait(hosts, num_returns=len(hosts), timeout=0) if hosts else ([], [])
+        for number, lane in list(self._lanes.items()):
+            if lane.host is None:
+                continue
+            if lane.host in ended:
+                self._after_end(number, lane)
             else:
-                del self._starts[lane]
-                self._tell("lane_lost", lane, message)
-        now, silent_s = time.monotonic(), self._latest.get("silent_s", {})
-        for task in going:
-            lane = self._tasks[task]
-            silent = min(silent_s.get(lane, math.inf), now - self._began[lane])
-            if silent > 2 * self._launch.timeout_s:  # it has died in a way of its own
-                self._tell("note", lane, f"said nothing for {silent:.0f} s and is ended")
-                ray.cancel(task, force=True)
-        self._wake()
+                self._end_if_silent(number, lane)
+        self._start_rested()
 
-    def _tell(self, method: str, *arguments: Any) -> None:
+    def _after_end(self, number: int, lane: _Lane) -> None:
+        """A lane has ended: have it rest before it starts again, or give it up."""
+        try:
+            ray.get(lane.host)
+            message = "its workers stopped"
+        except Exception as error:  # whatever ended it, those who wait must be told
+            message = gist(error)
+        lane.host = None
+        if lane.placement_group:
+            self._remove(lane.placement_group)
+            lane.placement_group = None
+        if min(lane.starts for lane in self._lanes.values()) < STARTS:  # some lane works, or may yet
+            self._notify("note", number, f"ended and starts again: {message}")
+            lane.resting_since = time.monotonic()
+        else:
+            del self._lanes[number]
+            self._notify("lane_lost", number, message)
+
+    def _end_if_silent(self, number: int, lane: _Lane) -> None:
+        last_message_s = self._latest.get("silent_s", {}).get(number, math.inf)
+        silent_s = min(last_message_s, time.monotonic() - lane.started)
+        if silent_s > 2 * self._launch.timeout_s:  # its workers hang, which Ray Train does not notice
+            self._notify("note", number, f"said nothing for {silent_s:.0f} s and is ended")
+            ray.cancel(lane.host, force=True)
+
+    def _notify(self, method: str, *arguments: Any) -> None:
         with contextlib.suppress(GetTimeoutError, RayActorError):
-            ray.get(getattr(self.dispatcher, method).remote(*arguments), timeout=HEARD_S)
+            ray.get(self.actor.pool.remote(method, *arguments), timeout=ANSWER_S)
 
-    def _wake(self) -> None:
-        """Start lanes that have rested, when what was left of them is cleared away. A controller that is killed leaves
-        its placement group behind, and the next one would wait for its resources for ever. (Train's own cleaner asks
-        the dashboard, which is not there on one machine.)"""
+    def _start_rested(self) -> None:
+        """Start the lanes that have rested for long enough, once what was left of them is removed."""
         now = time.monotonic()
-        settled = len(self._groups) == len(self._tasks)  # nobody is on his way to a group
-        rest_s = REST_S * (1 if settled else 10)
-        rested = [lane for lane, since in self._resting.items() if now - since > rest_s * min(self._starts[lane], 20)]
-        if rested and self._alone and settled:
-            shape = worker_resources(self._launch)
-            possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
-            for key, told in placement_group_table().items():
-                mine = list(told["bundles"].values()) in possible
-                if mine and told["state"] != "REMOVED" and key not in self._groups.values():
-                    self._remove(key)
-        for lane in rested:
-            if self._alone or self._has_room(lane, now):
-                del self._resting[lane]
-                self._start(lane)
+        running = [lane for lane in self._lanes.values() if lane.host]
+        all_up = all(lane.placement_group for lane in running)  # otherwise a group may belong to a lane that starts
+        rest_s = REST_S * (1 if all_up else 10)
+        rested = [
+            number
+            for number, lane in self._lanes.items()
+            if lane.host is None and now - lane.resting_since > rest_s * min(lane.starts, 20)
+        ]
+        if rested and self._alone and all_up:
+            self._remove_leftovers({lane.placement_group for lane in running})
+        for number in rested:
+            if self._alone or self._has_room(number, now):
+                self._start(number)
 
-    def _has_room(self, lane: int, now: float) -> bool:
-        """Whether the cluster has what the lane needs, which may be long in coming: nodes start, or were lost. Where no
-        other lane works it is given up after a while."""
-        room = self._rooms.get(lane)
-        if room is None:
-            room = self._rooms[lane] = PlacementRequest(self._launch)
-            self._asked[lane] = now
-        if room.found():
-            del self._rooms[lane]
+    def _remove_leftovers(self, used: set[str | None]) -> None:
+        """Remove the placement groups that killed controllers have left behind: the next one would wait for their
+        resources for ever. (Ray Train's own cleaner asks the dashboard, which does not run on one machine.)"""
+        shape = worker_resources(self._launch)
+        possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
+        for key, group in placement_group_table().items():
+            own = list(group["bundles"].values()) in possible
+            if own and group["state"] != "REMOVED" and key not in used:
+                self._remove(key)
+
+    def _has_room(self, number: int, now: float) -> bool:
+        """Whether the cluster has what the lane needs to start, which it may get later when nodes start. Where no other
+        lane works, the lane is given up after `launch.start_timeout_s`."""
+        lane = self._lanes[number]
+        if lane.request is None:
+            lane.request, lane.requested = PlacementRequest(self._launch), now
+        if lane.request.granted():
+            lane.request = None
             return True
-        if now - self._asked[lane] > TOLD_S:
-            self._tell("note", lane, f"waits for room: it {shortage(self._launch)}")
-        if now - self._asked[lane] > self._launch.start_timeout_s and not self._tasks:
-            room.close()
-            del self._rooms[lane], self._resting[lane], self._starts[lane]
-            self._tell("lane_lost", lane, f"it {shortage(self._launch)}")
+        if now - lane.requested > SHORTAGE_S:
+            self._notify("note", number, f"waits for resources: it {shortage(self._launch)}")
+        if now - lane.requested > self._launch.start_timeout_s and not self._hosts():
+            lane.request.close()
+            del self._lanes[number]
+            self._notify("lane_lost", number, f"it {shortage(self._launch)}")
         return False
 
-    def _remove(self, key: str) -> None:
-        if key in self._cleared:
+    def _remove(self, group: str) -> None:
+        if group in self._removed:
             return
-        self._cleared.add(key)
+        self._removed.add(group)
         with contextlib.suppress(Exception):  # it may be gone already
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
-
-
-def ask(dispatcher: Any, method: str, *arguments: Any) -> Any:
-    """The dispatcher's answer, from its next incarnation where this one dies. The work itself has no bound that could
-    be known here: the dispatcher bounds each of its waits.
-
-    Raises:
-        WorkFailed: as the method says.
-        RayActorError: it did not come back.
-    """
-    for attempt in range(ASKS):
-        try:
-            return ray.get(getattr(dispatcher, method).remote(*arguments))
-        except RayActorError:
-            if attempt == ASKS - 1:
-                raise
-            time.sleep(1)
-    raise AssertionError("unreachable")
-
-
-class _Shared(Dispatcher):
-    """A dispatcher that shares its store with those of other drivers."""
-
-    def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
-        store = Store(storage, mark)
-        each = launch.fewest, launch.micro_batch, launch.cohort
-        super().__init__(store, milestones, launch.lanes, Leases(store), *each)
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            self._note("the dispatcher died and has started anew")
-            mine = (found for found in store.published() if found.manifest.get("session") == session)
-            self.computed_steps = sum(found.step - found.manifest["from_step"] for found in mine)
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _host(lane: int, place: tuple[str, str | None, str], launch: Launch, dispatcher: Any, reference: Reference) -> None:
+def _host(config: LaneConfig) -> None:
     from raysweep.execution.lane import fit  # brings in torch, which the driver does without
 
-    storage, mark, session = place
-    fit(LaneConfig(lane, storage, mark, session, launch, dispatcher, reference))
+    fit(config)

@@ -9,39 +9,40 @@ from raysweep.execution.tasks import Task
 
 
 class Memory:
-    """How many images workers may put through the network at once: half as many where memory has run out.
+    """How many images a worker may put through the network at once: half as many after it has run out of memory.
 
-    Told apart by what decides the need, so that every stretch of a kind is trained alike.
+    The number is kept for all that decides the need (network, data, batch, precision, method), so that all trainings of
+    one kind are treated alike.
 
     Args:
-        workers: among whom a batch is shared, the fewest that there may be.
+        workers: the fewest among whom a batch is divided.
         micro_batch: the user's limit; None: a worker's whole share.
     """
 
     def __init__(self, workers: int, micro_batch: int | None):
         self._workers, self._limit = workers, micro_batch
-        self._smaller: dict[tuple[Any, ...], int] = {}
+        self._reduced: dict[tuple[Any, ...], int] = {}
 
     def micro_batch(self, task: Task) -> int | None:
-        """The limit for that piece of work."""
+        """The limit for that task."""
         if task.kind == "probe":
             return self._limit
-        return self._smaller.get(_need(task), self._limit)
+        return self._reduced.get(_need(task), self._limit)
 
     def halve(self, task: Task) -> str | None:
-        """Memory has run out there; returns why nothing can be done about it, or None."""
+        """The task has run out of memory. Returns None, or why nothing can be done about it."""
         if task.kind == "probe":
             return f"out of memory in {task}: make probe.batch_size smaller"
         run, share = task.run, math.ceil(task.run.batch_size / self._workers)
-        now = min(self.micro_batch(task) or share, share)
+        current = min(self.micro_batch(task) or share, share)
         term = run.phase_after(task.begin).term
         if term.needs_whole_batch:
             return (
                 f"out of memory, and {term.kind} needs its whole batch at once: use launch.checkpoint_blocks or workers"
             )
-        if now == 1:
+        if current == 1:
             return "out of memory with a single image on each worker: use launch.checkpoint_blocks"
-        self._smaller[_need(task)] = now // 2
+        self._reduced[_need(task)] = current // 2
         return None
 
 

@@ -1,6 +1,7 @@
-"""A driver's lanes and the work that is given out to them, each piece once, and again when workers die.
+"""The pool: the lanes of one driver, the tasks that are ready, and which lane works on which task.
 
-Plain asyncio, no Ray: `launch.py` puts it into an actor.
+A lane is a group of workers that trains together (Ray Train's worker group). Plain asyncio, no Ray: `actor.py` puts the
+pool into an actor.
 """
 
 from __future__ import annotations
@@ -8,29 +9,55 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
+from raysweep import retry
 from raysweep.execution.memory import Memory
 from raysweep.execution.queue import Queue
-from raysweep.execution.task_leases import POLL_S, TaskLeases
+from raysweep.execution.task_leases import TaskLeases
 from raysweep.execution.tasks import (
     ClaimedElsewhere,
     Demand,
     ExecutionStopped,
     InputDamaged,
-    Kind,
     RetriesExhausted,
     Task,
     TaskFailed,
-    split,
+    describe,
 )
-from raysweep.retry import RETRY_LIMIT_S, waiting_for_storage
-from trainables.config import ProbeSpec, Run
 
-GATHER_S = 0.3  # that a lane waits for others which could be trained in lockstep with what it has
-ATTEMPTS = 5  # at one piece, when workers die under it or what it builds on turns out damaged
+GATHER_S = 0.3  # how long a lane waits for other tasks that could join its cohort
+ATTEMPTS = 5  # at one task, when its workers die or what it builds on turns out damaged
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class LaneState:
+    """What the pool knows of one lane.
+
+    Attributes:
+        tasks: what it works on: one task, or a cohort that it trains in lockstep. Empty: nothing.
+        step, steps_per_s: how far it is with that; None: it has not said yet.
+        served: how often it has finished what it was given.
+        placement_group: where its workers live, by Ray's id.
+        last_message: when it last said something, in seconds of `time.monotonic`.
+        out_of_memory: whether a worker ran out of memory since the group started. The others then say the same.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    step: int | None = None
+    steps_per_s: float = 0.0
+    served: int = 0
+    placement_group: str | None = None
+    last_message: float | None = None
+    out_of_memory: bool = False
+
+    def assign(self, tasks: list[Task]) -> None:
+        """Give the lane these tasks, or none, in place of what it had."""
+        self.tasks, self.step, self.steps_per_s, self.out_of_memory = tasks, None, 0.0, False
 
 
 class Pool:
@@ -38,63 +65,108 @@ class Pool:
 
     Args:
         lanes: how many there are.
-        claims: what keeps drivers that share a store out of each other's way; None where there is only this one.
+        leases: divides tasks among the drivers that share a store; None where there is only this driver.
         workers: of each lane.
         micro_batch: images that a worker puts through the network at once; None: its whole share of the batch.
-        cohort: students of one teacher that a lane trains in lockstep, at most.
+        cohort: the most students of one teacher that a lane trains in lockstep.
     """
 
     def __init__(
-        self, lanes: int, claims: TaskLeases | None, workers: int = 1, micro_batch: int | None = None, cohort: int = 1
+        self, lanes: int, leases: TaskLeases | None, workers: int = 1, micro_batch: int | None = None, cohort: int = 1
     ):
-        self.lanes: dict[int, Task | None] = {lane: None for lane in range(lanes)}
-        self.groups: dict[int, str] = {}  # lane -> the placement group that its workers live in
-        self.served: Counter[int] = Counter()  # pieces of work that a lane has finished
+        self.lanes = {lane: LaneState() for lane in range(lanes)}
+        self.leases = leases
         self.computed_steps = 0
         self.notes: list[str] = []
-        self._claims = claims
         self._ready = Queue()
-        self._arrived = asyncio.Event()
-        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._arrived = asyncio.Event()  # set when a task has become ready, or nothing will any more
+        self._answers: dict[int, asyncio.Future[int | None]] = {}  # by ticket
         self._tickets = itertools.count()
         self._watching: set[asyncio.Task[None]] = set()
-        self._progress: dict[int, tuple[int, float]] = {}  # lane -> (step, steps/s)
-        self._heard: dict[int, float] = {}  # lane -> when it last said something
         self._memory = Memory(workers, micro_batch)
         self._cohort = cohort
-        self._silent_since: float | None = None  # the storage
+        self._outage = retry.StorageOutage(self.add_note, remind_s=0)
         self._stopping = False
         self._closed = False
 
-    async def join(self, lane: int, group: str | None = None) -> None:
-        """A lane's workers have started, in that placement group. What its earlier workers left unfinished is queued
-        again, a few times."""
-        self._hear(lane)
-        if group:
-            self.groups[lane] = group
-        left, self.lanes[lane] = self.lanes.get(lane), None
-        if left and left.attempts < ATTEMPTS and not left.too_big:
-            self.notes.append(f"workers of lane {lane} died; {left} starts again")
-        for member in split(left):
-            if member.attempts < ATTEMPTS:
-                member.too_big = False
-                member.alone |= member.attempts > 1  # perhaps they are too much for a machine together
-                self._queue(member)
+    # --- for the dispatcher
+
+    async def submit(self, task: Task) -> int | None:
+        """Queue a task and wait until a lane has finished it. Returns the step that was reached: less than `task.end`
+        when the lane was asked to stop.
+
+        Raises:
+            TaskFailed: nobody can do the task; or, a `RetriesExhausted`, its workers died too often.
+            ExecutionStopped: no lane is left, or the storage is unusable.
+            InputDamaged: what the task builds on is damaged: ask for that, then submit again.
+            ClaimedElsewhere: another driver worked on it, and no longer does.
+        """
+        task.ticket = next(self._tickets)
+        answer = self._answers[task.ticket] = asyncio.get_running_loop().create_future()
+        try:
+            if self._closed:
+                raise ExecutionStopped("no lane is left")
+            self._queue(task)
+            return await answer
+        finally:
+            del self._answers[task.ticket]
+
+    def renew(self, demand: Demand) -> None:
+        """A demand has grown: what is ready for it may be given out earlier."""
+        self._ready.renew(demand)
+
+    async def retry_storage(self, action: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of `action`, which is repeated while it raises an OSError.
+
+        Raises:
+            ExecutionStopped: the storage stayed unusable for `retry.RETRY_LIMIT_S`.
+        """
+        while True:
+            try:
+                result = await action()
+            except OSError as error:
+                await self._wait_for_storage(error)
             else:
-                self._release_lease(member)
-                self._answer(member, RetriesExhausted(f"workers died {member.attempts} times during {member}"))
+                self._outage.succeeded()
+                return result
+
+    def add_note(self, message: str) -> None:
+        """Add a message for people, once."""
+        if message not in self.notes:
+            self.notes.append(message)
+
+    # --- for the lanes
+
+    async def join(self, lane: int, placement_group: str | None = None) -> None:
+        """The lane's workers have started. The tasks that its earlier workers left unfinished are queued again."""
+        state = self._lane(lane)
+        self._heard_from(lane)
+        if placement_group:
+            state.placement_group = placement_group
+        left, out_of_memory = state.tasks, state.out_of_memory
+        state.assign([])
+        if left and left[0].attempts < ATTEMPTS and not out_of_memory:
+            self.notes.append(f"workers of lane {lane} died; {describe(left)} starts again")
+        for task in left:
+            if task.attempts < ATTEMPTS:
+                task.solo |= task.attempts > 1  # a cohort may be too much for the machine
+                self._queue(task)
+            else:
+                self._release_lease(task)
+                self._answer(task, RetriesExhausted(f"workers died {task.attempts} times during {task}"))
 
     async def note(self, lane: int, message: str) -> None:
-        """A lane has something to tell people."""
-        self._hear(lane)
-        self._note(f"lane {lane}: {message}")
+        """The lane has a message for people."""
+        self._heard_from(lane)
+        self.add_note(f"lane {lane}: {message}")
 
-    async def next(self, lane: int, patience_s: float) -> Task | Literal["wait", "stop"]:
-        """The lane's next piece of work, or `wait` when there was none for that long, or `stop`."""
+    async def next(self, lane: int, timeout_s: float) -> list[Task] | Literal["wait", "stop"]:
+        """The lane's next task, or a cohort to be trained in lockstep; `wait` when nothing was ready for `timeout_s`
+        seconds; `stop` when there will be nothing more."""
         clock = asyncio.get_running_loop().time
-        until = clock() + patience_s
-        self._hear(lane)
-        while not (self._closed or self._stopping):
+        until = clock() + timeout_s
+        self._heard_from(lane)
+        while not self._ended:
             task = self._ready.pop(len(self.lanes))
             if task is None:
                 self._arrived.clear()
@@ -102,135 +174,167 @@ class Pool:
                     await asyncio.wait_for(self._arrived.wait(), until - clock())
                 except TimeoutError:
                     break
-            elif await self._claim(task):
-                if self._cohort > 1 and task.company:
-                    await asyncio.sleep(GATHER_S)  # those who waited for the same teacher come one after the other
-                    idle = sum(other == lane or not busy for other, busy in self.lanes.items())
-                    fitting = self._ready.fellows(task, self._cohort - 1, idle)
-                    task.fellows = [fellow for fellow in fitting if await self._claim(fellow)]
-                for member in task.members:
+            elif await self._take_lease(task):
+                tasks = [task, *await self._members(lane, task)]
+                for member in tasks:
                     member.attempts += 1
-                task.micro_batch = self._memory.micro_batch(task)
-                self.lanes[lane] = task
-                return task
-        return "stop" if self._closed or self._stopping else "wait"
+                    member.micro_batch = self._memory.micro_batch(task)
+                self._lane(lane).assign(tasks)
+                return tasks
+        return "stop" if self._ended else "wait"
 
     async def progress(self, lane: int, step: int, steps_per_s: float) -> bool:
-        """How far the lane's assignment has come; returns whether it is to publish what it has, and stop."""
-        self._hear(lane)
-        self._progress[lane] = (step, steps_per_s)
+        """How far the lane has come. Returns whether it should save a checkpoint and stop."""
+        self._heard_from(lane)
+        if state := self.lanes.get(lane):
+            state.step, state.steps_per_s = step, steps_per_s
         return self._stopping
 
     async def done(self, lane: int, reached: Sequence[int | None] | None) -> None:
-        """The lane has finished and published its assignment; of a stretch, as far as the steps `reached`, of each of
-        its members. None: to its end; of one of several: it went wrong, and is to be tried by itself."""
-        self._hear(lane)
-        self.served[lane] += 1
-        members = self._release(lane)
-        ends = [member.end for member in members]
-        for member, step in zip(members, reached if reached and members else ends, strict=True):
+        """The lane has finished its tasks and committed the results.
+
+        Args:
+            reached: of a training, the last step of each task; None in place of a step: that task failed in its cohort
+                and is queued again, to be tried by itself. None for the whole: each task has come to its end.
+        """
+        self._heard_from(lane)
+        tasks = self._finish(lane)
+        ends = [task.end for task in tasks]
+        for task, step in zip(tasks, reached if reached and tasks else ends, strict=True):
             if step is None:
-                member.alone = True
-                self._queue(member)
+                task.solo = True
+                self._queue(task)
                 continue
-            if member.kind == "train":
-                self.computed_steps += step - member.begin
-            self._answer(member, step)
+            if task.kind == "train":
+                self.computed_steps += step - task.begin
+            self._answer(task, step)
 
     async def failed(self, lane: int, message: str) -> None:
-        """The lane's assignment cannot be done by anybody."""
-        self.served[lane] += 1
-        self._end(lane, TaskFailed(message))
+        """Nobody can do the lane's task."""
+        for task in self._finish(lane):
+            self._answer(task, TaskFailed(message))
 
     async def damaged(self, lane: int, message: str) -> None:
-        """What the lane's assignment builds on turned out damaged; whoever asked for it asks again."""
-        self._note(message)
-        self._end(lane, InputDamaged(message))
+        """What the lane's tasks build on turned out damaged. Whoever asked for them asks again."""
+        self.add_note(message)
+        for task in self._release(lane):
+            self._answer(task, InputDamaged(message))
 
     async def out_of_memory(self, lane: int) -> None:
-        """A worker of the lane had too little memory for its assignment, and its group starts anew. The next attempt
-        puts half as many images through the network at once, if that can be."""
-        task = self.lanes.get(lane)
-        if task is None or task.too_big:  # another worker has said so
+        """A worker of the lane had too little memory, and its group restarts. This counts as no attempt. The next one
+        trains a cohort's tasks one by one, or puts half as many images through the network at once, if it can."""
+        state = self.lanes.get(lane)
+        if state is None or not state.tasks or state.out_of_memory:  # the second: another worker has said so
             return
-        if task.fellows:
-            self._note(f"out of memory in {task}: they are trained one by one from here on")
-            task.mark_solo()
-            return
-        if refused := self._memory.halve(task):
+        task, text = state.tasks[0], describe(state.tasks)
+        if len(state.tasks) > 1:
+            self.add_note(f"out of memory in {text}: they are trained one by one from here on")
+            for member in state.tasks:
+                member.solo = True
+        elif refusal := self._memory.halve(task):
             self._release(lane)
-            self._answer(task, TaskFailed(refused))
+            self._answer(task, TaskFailed(refusal))
             return
-        task.too_big = True
-        task.attempts -= 1
-        now = self._memory.micro_batch(task)
-        self._note(f"out of memory in {task}: workers take {now} images at once from here on, gradients add up")
+        else:
+            images = self._memory.micro_batch(task)
+            self.add_note(f"out of memory in {text}: workers take {images} images at a time from here on")
+        state.out_of_memory = True
+        for member in state.tasks:
+            member.attempts -= 1
+
+    # --- for the driver
 
     async def lane_lost(self, lane: int, message: str) -> None:
-        """A lane is gone for good. With the last one, all that waits ends."""
-        for member in split(self.lanes.pop(lane, None)):
-            self._queue(member)
-        self._note(f"lane {lane} ended: {message}")
+        """A lane has ended for good. When it was the last one, all who wait get an `ExecutionStopped`."""
+        if state := self.lanes.pop(lane, None):
+            for task in state.tasks:
+                self._queue(task)
+        self.add_note(f"lane {lane} ended: {message}")
         if not self.lanes:
             self._halt(f"no lane is left: {message}")
 
     async def stop(self) -> None:
-        """No more work, and lanes that train publish what they have."""
+        """Give out no more tasks, and have the lanes that train save a checkpoint and stop."""
         self._stopping = True
         self._arrived.set()
 
     async def close(self) -> None:
-        """No more work: lanes stop at their next question."""
+        """Give out no more tasks. The lanes stop when they ask for the next one."""
         self._closed = True
         self._arrived.set()
-        if self._claims:
-            await asyncio.to_thread(self._claims.close)
+        if self.leases:
+            await asyncio.to_thread(self.leases.close)
 
     async def snapshot(self) -> dict[str, Any]:
-        """What the driver shows: each lane's work, steps computed, notes since the start."""
-        working, now = [], time.monotonic()
-        for lane, task in self.lanes.items():
-            if task:
-                step, rate = self._progress.get(lane, (task.begin, 0.0))
-                working.append({"lane": lane, **task.told, "step": step, "steps_per_s": rate})
+        """What the driver shows and watches: each lane's tasks, the steps computed, all notes."""
+        now, lanes = time.monotonic(), self.lanes.items()
         return {
-            "lanes": working,
+            "lanes": [_shown(lane, state) for lane, state in lanes if state.tasks],
             "computed_steps": self.computed_steps,
-            "groups": dict(self.groups),
-            "served": dict(self.served),
-            "silent_s": {lane: now - self._heard[lane] for lane in self._heard},
-            "elsewhere": sorted(self._claims.elsewhere.values()) if self._claims else [],
+            "groups": {lane: state.placement_group for lane, state in lanes if state.placement_group},
+            "served": {lane: state.served for lane, state in lanes if state.served},
+            "silent_s": {lane: now - state.last_message for lane, state in lanes if state.last_message is not None},
+            "elsewhere": sorted(self.leases.elsewhere.values()) if self.leases else [],
             "notes": list(self.notes),
         }
 
     # --- inside
 
-    async def _work(
-        self,
-        kind: Kind,
-        run: Run,
-        begin: int,
-        end: int,
-        trial: str | None,
-        want: Demand,
-        probe: ProbeSpec | None = None,
-    ) -> Any:
-        task = Task(next(self._tickets), kind, run, begin, end, want, probe, trial, want.teaches)
-        self._answers[task.ticket] = asyncio.get_running_loop().create_future()
-        if self._closed:
-            raise ExecutionStopped("no lane is left")
-        self._queue(task)
+    @property
+    def _ended(self) -> bool:
+        return self._closed or self._stopping
+
+    def _lane(self, lane: int) -> LaneState:
+        """The state of a lane that may be one that was lost and works after all."""
+        return self.lanes.setdefault(lane, LaneState())
+
+    def _heard_from(self, lane: int) -> None:
+        if state := self.lanes.get(lane):
+            state.last_message = time.monotonic()
+
+    def _queue(self, task: Task) -> None:
+        self._ready.push(task)
+        self._arrived.set()
+
+    async def _members(self, lane: int, task: Task) -> list[Task]:
+        """The other members of a cohort with `task`. Those who waited for the same teacher come one after another, so
+        this waits a moment for them."""
+        if self._cohort == 1 or not task.cohort_key:
+            return []
+        await asyncio.sleep(GATHER_S)
+        idle = sum(other == lane or not state.tasks for other, state in self.lanes.items())
+        matching = self._ready.pop_members(task, self._cohort - 1, idle)
+        return [member for member in matching if await self._take_lease(member)]
+
+    async def _take_lease(self, task: Task) -> bool:
+        """Take the lease on a task. Where another driver has it, or has done the task, whoever waits for the task will
+        ask again in time."""
+        if self.leases is None:
+            return True
         try:
-            return await self._answers[task.ticket]
-        finally:
-            del self._answers[task.ticket]
+            taken = await self.leases.take(task)
+        except BaseException as error:
+            self._queue(task)
+            if not isinstance(error, OSError):
+                raise
+            await self._wait_for_storage(error)
+            return False
+        self._outage.succeeded()
+        if not taken:
+            watching = asyncio.get_running_loop().create_task(self._watch(self.leases, task))
+            self._watching.add(watching)
+            watching.add_done_callback(self._watching.discard)
+        return taken
 
-    def _hear(self, lane: int) -> None:
-        self._heard[lane] = time.monotonic()
+    async def _watch(self, leases: TaskLeases, task: Task) -> None:
+        await self.retry_storage(lambda: leases.free(task))
+        self._answer(task, ClaimedElsewhere())
 
-    def _note(self, message: str) -> None:
-        if message not in self.notes:
-            self.notes.append(message)
+    async def _wait_for_storage(self, error: OSError) -> None:
+        if not self._outage.failed(error):
+            self._halt(retry.gave_up(error))
+            raise ExecutionStopped(retry.gave_up(error))
+        await asyncio.sleep(retry.POLL_S)
 
     def _halt(self, message: str) -> None:
         self._closed = True
@@ -238,70 +342,44 @@ class Pool:
             if not answer.done():
                 answer.set_exception(ExecutionStopped(message))
 
-    def _queue(self, task: Task) -> None:
-        self._ready.push(task)
-        self._arrived.set()
-
-    async def _claim(self, task: Task) -> bool:
-        """Take the lease on a piece of work; where another driver has it, or has done it, see to it that it is asked
-        for again in time."""
-        if self._claims is None:
-            return True
-        try:
-            taken = await self._claims.take(task)
-        except BaseException as error:
-            self._queue(task)
-            if not isinstance(error, OSError):
-                raise
-            await self._storage_is_silent(error)
-            return False
-        self._silent_since = None
-        if not taken:
-            watching = asyncio.get_running_loop().create_task(self._watch(self._claims, task))
-            self._watching.add(watching)
-            watching.add_done_callback(self._watching.discard)
-        return taken
-
-    async def _watch(self, claims: TaskLeases, task: Task) -> None:
-        while True:
-            try:
-                await claims.free(task)
-                break
-            except OSError as error:
-                await self._storage_is_silent(error)
-        self._answer(task, ClaimedElsewhere())
-
-    async def _storage_is_silent(self, error: OSError) -> None:
-        """Wait a moment for a storage that is full, read-only or away; everything ends where it stays so."""
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        self._note(waiting_for_storage(error))
-        if now - self._silent_since > RETRY_LIMIT_S:
-            self._halt(f"the storage has not answered for {RETRY_LIMIT_S / 60:.0f} minutes: {error}")
-            raise ExecutionStopped(str(error))
-        await asyncio.sleep(POLL_S)
-
-    # --- answers
+    def _finish(self, lane: int) -> list[Task]:
+        self._lane(lane).served += 1
+        return self._release(lane)
 
     def _release(self, lane: int) -> list[Task]:
-        """The lane's work, which is over; none where an earlier dispatcher had given it out."""
-        task, self.lanes[lane] = self.lanes.get(lane), None
-        self._progress.pop(lane, None)
-        members = split(task)
-        for member in members:
-            self._release_lease(member)
-        return members
-
-    def _end(self, lane: int, error: Exception) -> None:
-        for member in self._release(lane):
-            self._answer(member, error)
+        """Take from the lane its tasks, which are over, and give back the leases on them. There are none where an
+        earlier dispatcher had given them out."""
+        state = self._lane(lane)
+        tasks = state.tasks
+        state.assign([])
+        for task in tasks:
+            self._release_lease(task)
+        return tasks
 
     def _release_lease(self, task: Task) -> None:
-        if self._claims:
-            self._claims.release(task)
+        if self.leases:
+            self.leases.release(task)
 
-    def _answer(self, task: Task, result: Any) -> None:
+    def _answer(self, task: Task, result: int | Exception) -> None:
         answer = self._answers.get(task.ticket)
-        if answer and not answer.done():
-            settle = answer.set_exception if isinstance(result, Exception) else answer.set_result
-            settle(result)
+        if answer is None or answer.done():
+            return
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+
+def _shown(lane: int, state: LaneState) -> dict[str, Any]:
+    """What people are shown of a lane that works."""
+    task = state.tasks[0]
+    return {
+        "lane": lane,
+        "kind": task.kind,
+        "trials": [member.owner for member in state.tasks],
+        "teacher": task.is_teacher,
+        "method": task.run.phase_after(task.begin - (task.kind == "probe")).term.kind,
+        "end": task.end,
+        "step": task.begin if state.step is None else state.step,
+        "steps_per_s": state.steps_per_s,
+    }

@@ -1,4 +1,4 @@
-"""The tasks that are ready, and which of them comes first."""
+"""The tasks that are ready, and which of them is given out first."""
 
 from __future__ import annotations
 
@@ -7,66 +7,69 @@ import math
 
 from raysweep.execution.tasks import Demand, Task
 
-PASSED_OVER = 16  # times per lane that work may be passed over before it goes first whatever its rank
+PASSED_OVER = 16  # a task goes first when this many tasks per lane were given out before it
 
 
 class Queue:
-    """The work that is ready, first what others wait for."""
+    """The tasks that are ready, in the order of their ranks."""
 
     def __init__(self) -> None:
-        self._ready: dict[int, tuple[Task, int]] = {}  # with how many had been given out when it came
-        self._heap: list[tuple[tuple[int, int], int]] = []
+        self._ready: dict[int, tuple[Task, int]] = {}  # ticket -> the task, and how many had been given out before
+        self._heap: list[tuple[tuple[int, int], int]] = []  # (rank, ticket); entries may be out of date
         self._given = 0
 
     def push(self, task: Task) -> None:
-        """Add a piece of work."""
+        """Add a task."""
         self._ready[task.ticket] = (task, self._given)
-        task.want.queued.add(task.ticket)
-        self.renew(task.want)
+        task.demand.queued.add(task.ticket)
+        self.renew(task.demand)
 
-    def renew(self, want: Demand) -> None:
-        """Somebody else wants it: what is ready for it may come earlier."""
-        for ticket in want.queued:
+    def renew(self, demand: Demand) -> None:
+        """A demand has grown: rank its tasks anew."""
+        for ticket in demand.queued:
             heapq.heappush(self._heap, (_rank(self._ready[ticket][0]), ticket))
 
     def pop(self, lanes: int) -> Task | None:
-        """The piece that is next, if any; nothing is passed over for ever."""
+        """Take the next task; None when none is ready. A task that was passed over `PASSED_OVER` times per lane goes
+        first whatever its rank."""
         if not self._ready:
             return None
-        chosen, since = next(iter(self._ready.values()))
-        if self._given - since < PASSED_OVER * max(1, lanes):
-            chosen = self._best()
-        return self._take(chosen)
+        oldest, since = next(iter(self._ready.values()))
+        if self._given - since >= PASSED_OVER * max(1, lanes):
+            return self._take(oldest)
+        return self._take(self._first())
 
-    def fellows(self, task: Task, most: int, idle: int) -> list[Task]:
-        """Take what can be trained in lockstep with it: at most `most` pieces, and its share where several lanes are
-        idle."""
-        company = task.company
-        fitting = [other for other, _ in self._ready.values() if company and other.company == company]
-        share = math.ceil((len(fitting) + 1) / idle) - 1
-        return [self._take(other) for other in fitting[: min(most, share)]]
+    def pop_members(self, task: Task, most: int, idle: int) -> list[Task]:
+        """Take other tasks that form a cohort with `task`: at most `most`, and no more than one lane's share where
+        `idle` lanes could take some."""
+        key = task.cohort_key
+        matching = [other for other, _ in self._ready.values() if key and other.cohort_key == key]
+        share = math.ceil((len(matching) + 1) / idle) - 1
+        return [self._take(other) for other in matching[: min(most, share)]]
 
-    def _take(self, chosen: Task) -> Task:
-        del self._ready[chosen.ticket]
-        chosen.want.queued.discard(chosen.ticket)
+    def _take(self, task: Task) -> Task:
+        del self._ready[task.ticket]
+        task.demand.queued.discard(task.ticket)
         self._given += 1
-        return chosen
+        return task
 
-    def _best(self) -> Task:
+    def _first(self) -> Task:
         while True:
             rank, ticket = heapq.heappop(self._heap)
-            if ticket not in self._ready:  # it had been put in anew, and is gone
+            if ticket not in self._ready:  # it was ranked anew and has been taken since
                 continue
             task, _ = self._ready[ticket]
-            if (now := _rank(task)) <= rank:
+            current = _rank(task)
+            if current <= rank:
                 return task
-            heapq.heappush(self._heap, (now, ticket))  # somebody does not wait for it any more
+            heapq.heappush(self._heap, (current, ticket))  # the demand has shrunk
 
 
 def _rank(task: Task) -> tuple[int, int]:
-    """What several wait for opens work; a probe lets a trial decide; then whoever has the longest way before it, as the
-    last of those ends the sweep."""
-    want = task.want
-    opens = want.teaches or want.waiters > 1
-    kind = 0 if opens else {"probe": 1, "train": 2, "replay": 3}[task.kind]
-    return (kind, task.begin - task.end - want.ahead)
+    """The order of tasks, lowest first. What several callers wait for comes first, because it lets several trials go
+    on; then probes, because they let a trial decide; then the run with the most steps before it, because the last run
+    ends the sweep."""
+    demand = task.demand
+    shared = demand.teaches or demand.waiters > 1
+    kind = 0 if shared else {"probe": 1, "train": 2, "replay": 3}[task.kind]
+    return (kind, task.begin - task.end - demand.ahead)

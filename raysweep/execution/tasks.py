@@ -1,7 +1,8 @@
-"""Pieces of work for lanes, and which of them comes first."""
+"""Tasks: what the worker groups are given to do. And how a task can end other than well."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,64 +16,74 @@ Kind = Literal["train", "probe", "replay"]
 
 
 class TaskFailed(Exception):
-    """A stretch or a probe cannot be had, and never will be; the message is for people."""
+    """The task cannot be done, and repeating it would not help. The message is for people."""
 
 
 class RetriesExhausted(TaskFailed):
-    """It could not be had this time; another driver may try it once more."""
+    """The task was tried often enough here; another driver may try it once more."""
 
 
 class ExecutionStopped(TaskFailed):
-    """Nothing can be had any more, through no fault of the work's."""
+    """No task can be done any more, for a reason that lies outside the task."""
 
 
 class InputDamaged(Exception):
-    """Ask once more: what was there is not there any more."""
+    """A checkpoint that the task builds on is damaged or gone. The caller asks again, and it is trained again."""
 
 
 class ClaimedElsewhere(Exception):
-    """Ask once more: another driver was at it, and is not any more."""
+    """Another driver worked on the task and no longer does. The caller asks again."""
 
 
 @dataclass
 class Demand:
-    """Why a piece of work matters: how many wait for it, and the longest way that the run behind them still has."""
+    """How much a checkpoint or probe matters, which decides when the tasks for it are given out.
+
+    Attributes:
+        waiters: how many callers wait for it.
+        ahead: the most steps that a caller's run still has before it after this one.
+        teaches: whether it is wanted as a teacher.
+        queued: the tickets of the tasks for it that are ready.
+    """
 
     waiters: int = 0
-    ahead: int = 0  # steps
+    ahead: int = 0
     teaches: bool = False
-    queued: set[int] = field(default_factory=set)  # tickets of the work for it that is ready
+    queued: set[int] = field(default_factory=set)
 
 
 @dataclass
 class Task:
-    """A piece of work for one lane: train `run` from `begin` to `end`, probe it at `end`, or train it a second time."""
+    """What one worker group does at a time: train `run` from step `begin` to step `end`, probe the checkpoint at `end`,
+    or replay the training from `begin` to `end` to compare the bits.
 
-    ticket: int
+    Attributes:
+        owner: the trial that asked first.
+        is_teacher: whether it was asked for as a teacher rather than as a trial's own run.
+        ticket: its number, in the order of submission; set by `Pool.submit`.
+        attempts: how often it has been given out.
+        micro_batch: images that a worker puts through the network at once; None: the worker's whole share.
+        solo: never trained in a cohort again, because an attempt in one went wrong.
+    """
+
     kind: Kind
     run: Run
     begin: int
     end: int
-    want: Demand
+    demand: Demand
     probe: ProbeSpec | None = None
-    owner: str | None = None  # the trial that asked first
-    is_teacher: bool = False  # trained for others to look up to rather than as a trial's own run
+    owner: str | None = None
+    is_teacher: bool = False
+    ticket: int = -1
     attempts: int = 0
-    micro_batch: int | None = None  # images that a worker puts through the network at once
-    too_big: bool = False  # its workers had too little memory for that
-    fellows: list[Task] = field(default_factory=list)  # trained in lockstep with it, on the same lane
-    alone: bool = False  # has no fellows any more: with some it went wrong
+    micro_batch: int | None = None
+    solo: bool = False
 
     @property
-    def members(self) -> list[Task]:
-        """It and its fellows."""
-        return [self, *self.fellows]
-
-    @property
-    def company(self) -> tuple[Any, ...] | None:
-        """What those have in common that can be its fellows: the stretch, all that their batches follow from, and one
-        teacher. None where it can have none."""
-        if self.kind != "train" or self.alone:
+    def cohort_key(self) -> tuple[Any, ...] | None:
+        """Tasks with equal keys can be trained in lockstep, as a cohort: the same steps, the same batches, and one
+        teacher. None: this task is trained by itself."""
+        if self.kind != "train" or self.solo:
             return None
         run, teacher = self.run, self.run.phase_after(self.begin).teacher
         if teacher is None:
@@ -81,29 +92,17 @@ class Task:
         batch = tuple(getattr(run, name) for name in sorted(BATCH_FIELDS))
         return self.begin, self.end, run.backbone, run.precision, batch, taught
 
-    def mark_solo(self) -> None:
-        """There was too little memory for all of its members together, which counts as no attempt."""
-        for member in self.members:
-            member.too_big = member.alone = True
-            member.attempts -= 1
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What people are shown of it."""
-        method = self.run.phase_after(self.begin - (self.kind == "probe")).term.kind
-        trials = [member.owner for member in self.members]
-        return {"kind": self.kind, "trials": trials, "teacher": self.is_teacher, "method": method, "end": self.end}
-
     @property
     def lease(self) -> str:
-        """The name of the lease on it: of training, that on the next step, whoever stops where."""
+        """The name of the lease on it. A training's lease is named after the next step, so that two drivers that would
+        train the same step meet in the same name, wherever each of them stops."""
         if self.kind == "train":
             return history.key(self.run, self.begin + 1)
         name = history.key(self.run, self.end) if self.probe is None else probe_key(self.run, self.end, self.probe)
         return f"{self.kind}-{name}"
 
     def overlaps(self, lease: Lease) -> bool:
-        """Whether another driver's lease is on a stretch that has steps of this one."""
+        """Whether another driver's lease is on a training that has steps in common with this one."""
         if self.kind != "train" or lease.facts.get("kind") != "train":
             return False
         begin = max(self.begin, lease.facts["begin"])
@@ -116,30 +115,29 @@ class Task:
         return theirs == history.key(self.run, begin + 1)
 
     def __str__(self) -> str:
-        whose = "a teacher" if self.is_teacher else f"trial {self.owner}"
-        if self.kind == "probe":
-            return f"the probe of {whose} at step {self.end}"
-        if self.kind == "replay":
-            return f"the replay of steps {self.begin} to {self.end}"
-        if self.fellows:
-            whose = f"trials {', '.join(str(member.owner) for member in self.members)}"
-        return f"{whose} from step {self.begin} to {self.end}"
+        return describe([self])
 
 
-def split(task: Task | None) -> list[Task]:
-    """A lane's work as single pieces."""
-    if task is None:
-        return []
-    members, task.fellows = task.members, []
-    return members
+def describe(tasks: Sequence[Task]) -> str:
+    """One task, or a cohort, for people: `trials 0, 3 from step 0 to 10`."""
+    task, owners = tasks[0], ", ".join(str(task.owner) for task in tasks)
+    subject = f"trials {owners}" if len(tasks) > 1 else "a teacher" if task.is_teacher else f"trial {owners}"
+    if task.kind == "probe":
+        return f"the probe of {subject} at step {task.end}"
+    if task.kind == "replay":
+        return f"the replay of steps {task.begin} to {task.end}"
+    return f"{subject} from step {task.begin} to {task.end}"
 
 
 @dataclass(frozen=True)
 class LaneConfig:
-    """What a lane's processes need to know. `dispatcher` is an actor's handle.
+    """What the processes of a worker group need to know.
 
-    `mark` is the storage's, `session` this driver's. `reference` names the data set and the probe whose statistics
-    probes will need: made while a lane is idle.
+    Attributes:
+        storage, mark: the store's URI, and the mark by which it is recognised.
+        session: identifies the driver.
+        actor: the handle of its `DispatcherActor`.
+        reference: a data set, and a probe that compares with its statistics; they are computed while the group is idle.
     """
 
     lane: int
@@ -147,5 +145,5 @@ class LaneConfig:
     mark: str | None
     session: str
     launch: Launch
-    dispatcher: Any
+    actor: Any
     reference: tuple[str, ProbeSpec]

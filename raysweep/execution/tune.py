@@ -1,9 +1,7 @@
-"""Ray Tune around studies: a searcher that gives out their legs and is told how they ended. The only module that knows
-Tune.
+"""The trials of one or several studies as Ray Tune runs them: one Tune trial per rung task.
 
-A trial of Tune's is one leg of one of ours: a small process without resources that asks the dispatcher for a run at a
-rung, then for its probe, and reports it; the lanes do the work. All state is the studies', so a new driver simply
-starts a new Tune run, and a trial that waits at a rung holds nothing.
+A rung task is a trial's training from one rung to the next, and the probe there. Its process asks the dispatcher for
+both, waits, and reports the metrics; it holds no GPU. The only module that knows Ray Tune.
 """
 
 from __future__ import annotations
@@ -12,40 +10,44 @@ import logging
 import tempfile
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
 from raysweep.errors import SweepError
-from raysweep.execution.lanes import ask
+from raysweep.execution.actor import call
 from raysweep.execution.tasks import ExecutionStopped, RetriesExhausted, TaskFailed
 from raysweep.study.ordering import EventOrder, RungTask
 from raysweep.study.proposals import Proposals
 from trainables.config import ProbeSpec, Run
 
-RESTARTS = 30  # of a leg's own small process
-# Of such a process: it only waits, but Tune wants to reserve something. The head survives the nodes that come and go,
-# and takes no CPU from workers: a lane could wait for the last of it for ever.
-SHARE = {"CPU": 0, "node:__internal_head__": 0.001}
+RESTARTS = 30  # of a rung task's own small process
+# A rung task's process only waits, but Tune wants to reserve something. The head outlives the nodes that come and go.
+# No CPU is taken from workers: a lane could wait for the last one for ever.
+RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
 
 
-def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:
+def search(proposals: Sequence[Proposals], actor: Any) -> None:
     """Propose and run the trials of one or several studies until each has all that its space asks for.
 
+    Args:
+        actor: the handle of the `DispatcherActor`.
+
     Raises:
-        SweepError: nothing can be trained any more, through no fault of the trials'.
+        SweepError: nothing can be trained any more, for a reason that lies outside the trials.
     """
-    searcher = _Searcher(proposals, dispatcher)
-    # A leg whose process dies starts anew, which is no reason for a page of Tune's own calls.
+    searcher = _Searcher(proposals, actor)
+    # A rung task whose process dies is started again, which is no reason for a page of Tune's own calls.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is nobody's truth
+    with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is never read: the journal has it all
         tune.Tuner(
-            tune.with_resources(_run_rung_task, SHARE),
+            tune.with_resources(_run_rung_task, RESOURCES),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
-                max_concurrent_trials=max(each.space.launch.concurrent_trials for each in proposals),
+                max_concurrent_trials=max(proposal.space.launch.concurrent_trials for proposal in proposals),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -55,48 +57,45 @@ def search(proposals: Sequence[Proposals], dispatcher: Any) -> None:
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
             ),
         ).fit()
-    if searcher.halted:
-        raise SweepError(f"{searcher.halted}; what is finished is kept, and the same command carries on")
+    if searcher.stopped:
+        raise SweepError(f"{searcher.stopped}; what is finished is kept, and the same command carries on")
 
 
 def _run_rung_task(config: dict[str, Any]) -> None:
-    """One leg: reach the rung, probe, report; of a trial, or of two that are compared."""
+    """Reach the rung, probe, and report: for one trial, or for two that are compared once more. Reports the metrics of
+    the last probe, or why there are none, under `stopped`, `lost` or `failed`."""
     step, name = config["step"], config["name"]
+    ask = partial(call, config["actor"], "dispatcher")
     try:
-        for run, probe in config["probes"]:
-            run, spec = Run.model_validate_json(run), ProbeSpec.model_validate_json(probe)
-            ask(config["dispatcher"], "reach", run, step, name)
-            record = ask(config["dispatcher"], "probe", run, step, spec, name)
+        for run_json, probe_json in config["probes"]:
+            run, spec = Run.model_validate_json(run_json), ProbeSpec.model_validate_json(probe_json)
+            ask("reach", run, step, name)
+            record = ask("probe", run, step, spec, name)
     except TaskFailed as error:
-        kind = (
-            "halted"
-            if isinstance(error, ExecutionStopped)
-            else "lost"
-            if isinstance(error, RetriesExhausted)
-            else "failed"
-        )
+        kinds = {ExecutionStopped: "stopped", RetriesExhausted: "lost"}
+        kind = next((kind for cause, kind in kinds.items() if isinstance(error, cause)), "failed")
         tune.report({kind: str(error.args[0] if error.args else error)})
     else:
         tune.report(record["metrics"])
 
 
 class _Searcher(Searcher):
-    """The studies' legs as Tune wants them, of each study in turn."""
+    """Gives Tune the rung tasks of the studies, one study after another in turn."""
 
-    def __init__(self, proposals: Sequence[Proposals], dispatcher: Any):
+    def __init__(self, proposals: Sequence[Proposals], actor: Any):
         super().__init__()
-        self.halted = ""
-        self._dispatcher = dispatcher
+        self.stopped = ""  # why nothing can be trained any more
+        self._actor = actor
         self._orders = deque(
-            EventOrder(each.study, each.next, each.space.launch.concurrent_trials) for each in proposals
+            EventOrder(proposal.study, proposal.next, proposal.space.launch.concurrent_trials) for proposal in proposals
         )
-        self._rung_tasks: dict[str, tuple[EventOrder, RungTask]] = {}
+        self._rung_tasks: dict[str, tuple[EventOrder, RungTask]] = {}  # by Tune's id of the trial
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it is given, to restore from. We never do: the journal has it all.
+        return {}  # Tune pickles its searcher to restore from it. We restore from the journal.
 
     def suggest(self, trial_id: str) -> Any:
-        if self.halted:
+        if self.stopped:
             return Searcher.FINISHED
         for _ in self._orders:
             order = self._orders[0]
@@ -108,27 +107,23 @@ class _Searcher(Searcher):
 
     def _config(self, order: EventOrder, rung_task: RungTask) -> dict[str, Any]:
         study = order.study
-        probed = [
-            study.trials[number]
-            for number in (rung_task.trial, *([rung_task.recheck.rival] if rung_task.recheck else []))
-        ]
-        runs = [
-            (study.run(trial).model_dump_json(), study.probe(trial, rung_task.recheck).model_dump_json())
-            for trial in probed
-        ]
+        probed = [study.trials[number] for number in rung_task.trials]
         return {
             "name": study.name(probed[0]),
             "step": rung_task.step,
-            "probes": runs,
-            "dispatcher": self._dispatcher,
+            "probes": [
+                (study.run(trial).model_dump_json(), study.probe(trial, rung_task.recheck).model_dump_json())
+                for trial in probed
+            ],
+            "actor": self._actor,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         order, rung_task = self._rung_tasks.pop(trial_id)
         if error or result is None:
             order.failed(rung_task, "its process died too often; Ray's logs say why", again=True)
-        elif "halted" in result:
-            self.halted = result["halted"]
+        elif "stopped" in result:
+            self.stopped = result["stopped"]
         elif "failed" in result or "lost" in result:
             order.failed(rung_task, result.get("failed") or result["lost"], again="lost" in result)
         else:

@@ -1,9 +1,9 @@
-"""`--verify-sharing`: whether a reuse was exact, shown by training a sample of the stretches once more, uncut.
+"""`--verify-sharing`: shows whether reuse was exact, by training a sample of the segments again without a stop.
 
-A checkpoint is where one stretch ends and others begin: whoever builds on it relies on that a stop changes nothing. The
-replay of a stretch starts where the stretch before it started, goes through the checkpoint between them without a stop,
-and must arrive at the same bits. Where all stretches of a run and of its teachers have such a certificate, the run's
-weights are those that a training without any sharing would have had.
+A checkpoint is where one segment ends and others begin, and whoever builds on it relies on that a stop changes nothing.
+The replay of a segment starts where the segment before it started, goes through the checkpoint between them without a
+stop, and must arrive at the same bits. Where all segments of a run and of its teachers are certified, the run's weights
+are those that a training without any sharing would have had.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from raysweep.execution.lanes import ask
+from raysweep.execution.actor import call
 from raysweep.execution.tasks import TaskFailed
 from raysweep.space import runs
 from raysweep.store import history
@@ -25,57 +25,73 @@ from trainables.config import Run
 
 @dataclass
 class Certificates:
-    """What the replays of a sweep showed, by the checkpoint's key."""
+    """What the replays of a sweep showed, by the checkpoint's key.
+
+    Attributes:
+        exact: the replay had the same bits.
+        differ: it had other bits.
+        not_compared: the replay was not possible, with the reason.
+    """
 
     exact: list[str] = field(default_factory=list)
     differ: list[str] = field(default_factory=list)
-    not_compared: dict[str, str] = field(default_factory=dict)  # with the reason
+    not_compared: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         return vars(self)
 
     def __str__(self) -> str:
-        told = f"Replayed without sharing: {len(self.exact)} stretches, the same bits"
+        text = f"Replayed without sharing: {len(self.exact)} segments, the same bits"
         if self.differ:
-            told += f"; {len(self.differ)} OTHER BITS: {', '.join(key[:12] for key in self.differ)}"
+            text += f"; {len(self.differ)} OTHER BITS: {', '.join(key[:12] for key in self.differ)}"
         if self.not_compared:
-            told += f"; {len(self.not_compared)} not compared: {', '.join(sorted(set(self.not_compared.values())))}"
-        return told
+            text += f"; {len(self.not_compared)} not compared: {', '.join(sorted(set(self.not_compared.values())))}"
+        return text
 
 
-def certify(studies: Sequence[StudyState], share: float, dispatcher: Any) -> Certificates:
-    """Have a sample of the stretches behind the trials of `studies` replayed, `share` of them, and wait for it."""
-    asked = {}
-    for study in studies:
-        for trial in study.distinct:
-            if trial.state != "UNAVAILABLE" and trial.step:
-                for run, step in _segments(study.run(trial), trial.step, study.milestones):
-                    key = history.key(run, step)
-                    # The key decides, so that a repeated command looks at the same ones.
-                    if int(key[:8], 16) < share * 2**32 and key not in asked:
-                        asked[key] = (run, step, dispatcher.replay.remote(run, step))
-    found = Certificates()
+def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certificates:
+    """Replay a sample of the segments behind the trials of `studies`, and wait for the results.
+
+    Args:
+        share: of the segments, from 0 to 1.
+        actor: the handle of the `DispatcherActor`.
+    """
+    certificates, asked = Certificates(), {}
+    for run, step in _sample(studies, share):
+        key = history.key(run, step)
+        if key not in asked:
+            asked[key] = (run, step, actor.dispatcher.remote("replay", run, step))
     for key, (run, step, answer) in asked.items():
         try:
             try:
                 certificate = ray.get(answer)
-            except RayActorError:  # its next incarnation knows nothing of the question
-                certificate = ask(dispatcher, "replay", run, step)
+            except RayActorError:  # the restarted actor knows nothing of the question
+                certificate = call(actor, "dispatcher", "replay", run, step)
         except TaskFailed as error:
-            found.not_compared[key] = str(error.args[0] if error.args else error)
+            certificates.not_compared[key] = str(error.args[0] if error.args else error)
             continue
         if certificate is None:
-            found.not_compared[key] = "what it came from is gone"
+            certificates.not_compared[key] = "what it came from is gone"
         elif certificate["exact"] is None:
-            found.not_compared[key] = certificate["reason"]
+            certificates.not_compared[key] = certificate["reason"]
         else:
-            (found.exact if certificate["exact"] else found.differ).append(key)
-    return found
+            (certificates.exact if certificate["exact"] else certificates.differ).append(key)
+    return certificates
+
+
+def _sample(studies: Sequence[StudyState], share: float) -> Iterator[tuple[Run, int]]:
+    """A share of all segments, by their runs and ends. The key decides, so that a repeated command takes the same."""
+    for study in studies:
+        for trial in study.distinct:
+            if trial.state != "UNAVAILABLE" and trial.step:
+                for run, step in _segments(study.run(trial), trial.step, study.milestones):
+                    if int(history.key(run, step)[:8], 16) < share * 2**32:
+                        yield run, step
 
 
 def _segments(run: Run, step: int, milestones: Sequence[int]) -> Iterator[tuple[Run, int]]:
-    """The ends of all stretches behind `run` at `step`, its teachers' too."""
+    """The ends of all segments behind `run` at `step`, its teachers' included."""
     yield from ((run, end) for end in milestones if end <= step)
     for teacher in runs.teachers(run):
         yield from ((teacher.run, end) for end in milestones if end <= teacher.step)

@@ -1,6 +1,6 @@
-"""What each worker of a lane does: take an assignment, do it together with the others, ask for the next.
+"""What each worker of a lane does: take a task, do it together with the other ranks, ask for the next.
 
-Loaded by the workers alone: it brings in torch and all the science.
+Loaded by the workers alone: it brings in torch and the training code.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ import torch
 from ray.exceptions import RayActorError
 from ray.util import get_current_placement_group
 
-from raysweep.execution.checkpointer import Publisher
+from raysweep.execution.actor import call
+from raysweep.execution.checkpointer import Checkpointer
 from raysweep.execution.ranks import Ranks
-from raysweep.execution.tasks import LaneConfig, Task
+from raysweep.execution.tasks import LaneConfig, Task, describe
 from raysweep.store import history
 from raysweep.store.files import sha256_of
 from raysweep.store.history import probe_key
 from raysweep.store.probe_shards import Shards
-from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store, StoredCheckpoint
 from trainables.config import Run, TeacherRef
 from trainables.datasets import catalog
 from trainables.training.loop import Context, NonFiniteLoss, Outcome
 from trainables.training.worker_cache import WorkerCache
 
-RETRY_LIMIT_S = 5.0  # how long a worker waits for work before it shows its fellows that it is alive
-ANSWER_S = 120.0  # how long the dispatcher may take to answer
-ASKS = 60  # of a dispatcher that died and starts anew, a second apart
+IDLE_S = 5.0  # how long rank 0 waits for a task before it shows the other ranks that it is alive
+ANSWER_S = 120.0  # how long the dispatcher's actor may take to answer
 REPORT_EVERY_S = 0.5
 NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it on a GPU, and on the CPU
 
-GO_ON, PUBLISH, STOP = range(3)  # what ranks tell each other while they train: the most that one says counts
+GO_ON, SAVE, STOP = range(3)  # what ranks tell each other while they train: the largest that one says counts
 
 Result = TypeVar("Result")
 
 
 def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: int) -> None:
-    """Work as one rank of a lane until the dispatcher says stop."""
+    """Work as one rank of a lane until the pool says `stop`."""
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
     launch = config.launch
     context = Context(
@@ -60,72 +60,121 @@ def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: 
     _Worker(config, context).run()
 
 
+class _Progress:
+    """Tells the pool now and then how far a task is, and learns from its answers whether to stop. Waits for no answer.
+
+    Args:
+        begin: the step, or the number of samples, at which the task begins.
+    """
+
+    def __init__(self, config: LaneConfig, begin: int):
+        self.stop_requested = False
+        self._config, self._begin = config, begin
+        self._began = self._last = time.monotonic()
+        self._answer: Any = None  # under way
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last < REPORT_EVERY_S:
+            return
+        if self._answer is not None:
+            answered, _ = ray.wait([self._answer], timeout=0)
+            if not answered:
+                return
+            with contextlib.suppress(RayActorError):
+                self.stop_requested = self.stop_requested or ray.get(self._answer)
+        self._last = now
+        rate = (done - self._begin) / (now - self._began)
+        self._answer = self._config.actor.pool.remote("progress", self._config.lane, done, rate)
+
+
 class _Worker:
     def __init__(self, config: LaneConfig, context: Context):
         self.config, self.context = config, context
         self.store = Store(config.storage, config.mark)
         self.worker_cache = WorkerCache(context, self.store.cache)
         self.leads = context.rank == 0
-        self._stopping = False  # the dispatcher wants to
         self.ranks = Ranks(context.rank, context.world_size, config.launch.timeout_s)
 
     def run(self) -> None:
         if self.leads:
             group = get_current_placement_group()
-            self._tell("join", group.id.hex() if group else None)
-        while (task := self._next()) != "stop":
-            if isinstance(task, Task):
-                self._carry_out(task)
-            else:
+            self._call("join", group.id.hex() if group else None)
+        while (tasks := self.ranks.share(self._call("next", IDLE_S) if self.leads else None)) != "stop":
+            if tasks == "wait":
                 self.worker_cache.reference(*self.config.reference)
+            else:
+                self._carry_out(tasks)
 
-    def _tell(self, method: str, *arguments: Any) -> Any:
-        """Call the dispatcher; its next incarnation, where this one dies."""
-        for _ in range(ASKS):
-            with contextlib.suppress(RayActorError):
-                call = getattr(self.config.dispatcher, method)
-                return ray.get(call.remote(self.config.lane, *arguments), timeout=ANSWER_S)
-            time.sleep(1)
-        raise RuntimeError(f"the dispatcher was gone for {ASKS} s")
+    # --- with the pool
 
-    def _next(self) -> Any:
-        return self.ranks.share(self._tell("next", RETRY_LIMIT_S) if self.leads else None)
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return call(self.config.actor, "pool", method, self.config.lane, *arguments, timeout_s=ANSWER_S)
 
-    def _together(self, action: Callable[[], Result]) -> Result:
-        """Do something with the storage on every rank, when it can be used."""
-        return self.ranks.together(action, lambda message: self._answer("note", message))
+    def _report(self, method: str, argument: Any) -> None:
+        """What all ranks know alike is reported by rank 0."""
+        if self.leads:
+            self._call(method, argument)
 
-    def _carry_out(self, task: Task) -> None:
-        """Do it and say how it went. What every worker sees alike is an answer; anything else restarts the group."""
+    def _carry_out(self, tasks: list[Task]) -> None:
+        """Do the tasks and report the result. A failure that all ranks meet alike is reported as one; any other ends
+        this process, so that Ray Train restarts the group."""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                work = {"train": self._train, "probe": self._probe, "replay": self._replay}[task.kind]
-                result = work(task, Path(folder))
+                result = self._do(tasks, Path(folder))
         except NonFiniteLoss as error:
-            self._together(partial(self._record_failure, task, error))
-            self._answer("failed", f"{error}, twice")
+            self._together(partial(self._record_failure, tasks[0], error))
+            self._report("failed", f"{error}, twice")
         except (CheckpointDamaged, CheckpointMissing) as error:
-            self._answer("damaged", str(error))
+            self._report("damaged", str(error))
         except Exception as error:
-            if out_of_memory(error):  # perhaps here alone: the others wait for this rank until their group ends
-                self._tell("out_of_memory")
-            elif not isinstance(error, RuntimeError):  # as which also the death of another worker shows
-                self._tell("note", f"{task}: {type(error).__name__}: {error}")
+            if out_of_memory(error):  # perhaps on this rank alone: the others wait for it until their group ends
+                self._call("out_of_memory")
+            elif not isinstance(error, RuntimeError | RayActorError):  # which also another worker's death raises
+                self._call("note", f"{describe(tasks)}: {type(error).__name__}: {error}")
             raise
         else:
-            self._answer("done", result)
+            self._report("done", result)
 
-    def _answer(self, method: str, result: Any) -> None:
-        if self.leads:
-            self._tell(method, result)
+    def _do(self, tasks: list[Task], folder: Path) -> list[int | None] | None:
+        kind = tasks[0].kind
+        if kind == "train":
+            return self._train(tasks)
+        if kind == "probe":
+            self._probe(tasks[0], folder)
+        else:
+            self._replay(tasks[0], folder)
+        return None
 
-    def _train(self, task: Task, folder: Path) -> list[int | None]:
-        """Returns the step that each member has reached: not the end where the dispatcher wants to stop; None where its
-        numbers are not finite, and others were trained with it."""
+    # --- with the store
+
+    def _together(self, action: Callable[[], Result]) -> Result:
+        """Use the storage on every rank, as soon as it can be used."""
+        return self.ranks.together(action, partial(self._report, "note"))
+
+    def _on_lead(self, action: Callable[[], object]) -> None:
+        """Use the storage on rank 0. The other ranks wait, and share its errors."""
+        self._together(lambda: action() if self.leads else None)
+
+    def _stored(self, run: Run, step: int) -> StoredCheckpoint:
+        checkpoint = self.store.find(run, step)
+        if checkpoint is None:
+            raise CheckpointMissing(f"the checkpoint at step {step} is gone")
+        return checkpoint
+
+    def _folder(self, run: Run, step: int) -> Path:
+        """A folder of this machine with the files of a run's checkpoint."""
+        return self._together(lambda: self.store.open(self._stored(run, step).key))
+
+    # --- training
+
+    def _train(self, tasks: list[Task]) -> list[int | None]:
+        """Train and commit. Returns the step that each task has reached: less than its end where the pool has asked to
+        stop; None where the loss is not finite and the task was trained in a cohort."""
         taken, device = time.time(), self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        runs = [member.run for member in task.members]
+        task = tasks[0]
 
         def facts(run: Run, step: int) -> dict[str, Any]:
             found: dict[str, Any] = {"memory_mib": peak_memory_mib(device), "taken": taken, "time": time.time()}
@@ -133,52 +182,78 @@ class _Worker:
                 **self._made_by(task),
                 "session": self.config.session,
                 "between": step < task.end,
-                "cohort": len(runs),
+                "cohort": len(tasks),
             }
             return found | {"data": {"name": run.data, "files": catalog.parts(run.data)}}
 
-        def attempt() -> list[Outcome | NonFiniteLoss]:
-            publisher = Publisher(self.store, runs, task.begin, facts)
-            try:
-                results = self._segment(task, publisher)
-                sound = [result for result in results if isinstance(result, Outcome)]
-                self._together(lambda: publisher.finish(sound) if self.leads else None)
-                return results
-            finally:
-                publisher.close()
-
-        results = attempt()
+        results = self._train_once(tasks, facts)
         if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware does not come back
-            self._answer("note", f"{results[0]}; tried once more from step {task.begin}")
-            results = attempt()
+            self._report("note", f"{results[0]}; tried once more from step {task.begin}")
+            results = self._train_once(tasks, facts)
             if isinstance(results[0], NonFiniteLoss):
                 raise results[0]
         return [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
 
-    def _replay(self, task: Task, folder: Path) -> None:
-        """Train once more what led to a checkpoint, through the step where it was cut, and note whether the bits are
-        the same. What was made by other hardware or versions is not compared: nobody promises its last bit."""
-        found = self._together(lambda: self.store.find(task.run, task.end))
-        if found is None:
-            raise CheckpointMissing(f"the checkpoint at step {task.end} is gone")
-        facts = {
-            "checkpoint": found.key,
-            "step": task.end,
-            "from_step": task.begin,
-            **self._made_by(task),
-        }
-        if differs := [name for name, value in self._made_by(task).items() if found.manifest.get(name) != value]:
-            facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
-        else:
-            (outcome,) = self._segment(task)
-            if isinstance(outcome, NonFiniteLoss):
-                raise outcome
+    def _train_once(
+        self, tasks: list[Task], facts: Callable[[Run, int], dict[str, Any]]
+    ) -> list[Outcome | NonFiniteLoss]:
+        checkpointer = Checkpointer(self.store, [task.run for task in tasks], tasks[0].begin, facts)
+        try:
+            results = self._advance(tasks, checkpointer)
+            finite = [result for result in results if isinstance(result, Outcome)]
+            self._on_lead(lambda: checkpointer.finish(finite))
+            return results
+        finally:
+            checkpointer.close()
+
+    def _advance(self, tasks: list[Task], checkpointer: Checkpointer | None = None) -> list[Outcome | NonFiniteLoss]:
+        """Train from the tasks' begin to their end. With a checkpointer, save checkpoints on the way, and stop when the
+        pool asks for it."""
+        begin, end = tasks[0].begin, tasks[0].end
+        runs = [task.run for task in tasks]
+        self.context = replace(self.context, micro_batch=tasks[0].micro_batch)
+        progress = self._show_progress(begin)
+        if checkpointer:
+            self.worker_cache.context = self._saving(checkpointer, progress)
+        try:
+            starts = [(self._folder(run, begin), begin) if begin else None for run in runs]
+            return self.worker_cache.train(runs, end, starts, self._teacher_folder)
+        finally:
+            self.ranks.last_agreed()
+
+    def _teacher_folder(self, teacher: TeacherRef) -> Path:
+        return self._folder(teacher.run, teacher.step)
+
+    def _saving(self, checkpointer: Checkpointer, progress: _Progress) -> Context:
+        """The context of a training whose ranks agree when to save a checkpoint, every `launch.checkpoint_every_s`, and
+        when to stop."""
+        every_s = self.config.launch.checkpoint_every_s
+        due, agreed = time.monotonic() + every_s, GO_ON
+
+        def should_save(step: int) -> bool:
+            nonlocal due, agreed
+            own = GO_ON
+            if self.leads and progress.stop_requested:
+                own = STOP
+            elif self.leads and time.monotonic() > due and checkpointer.idle:
+                own, due = SAVE, time.monotonic() + every_s
+            agreed = self.ranks.agree(own)
+            return agreed == SAVE
+
+        def save(outcomes: list[Outcome]) -> None:
             if self.leads:
-                outcome.checkpoint.save(folder)
-                files = {file.name: sha256_of(file) for file in folder.iterdir()}
-                published = {name.split("/")[-1]: file["sha256"] for name, file in found.manifest["files"].items()}
-                facts |= {"exact": files == published, "reason": "", "files": files, "seconds": outcome.seconds}
-        self._together(lambda: self.store.put_record("certificates", found.key, facts) if self.leads else None)
+                checkpointer.begin(outcomes)
+
+        return replace(
+            self.context, should_checkpoint=should_save, should_stop=lambda step: agreed == STOP, on_checkpoint=save
+        )
+
+    def _show_progress(self, begin: int) -> _Progress:
+        """Have rank 0 tell the pool from now on how far the task is."""
+        progress = _Progress(self.config, begin)
+        self.context = replace(self.context, progress=progress if self.leads else lambda done: None)
+        self.worker_cache.context = self.context
+        return progress
 
     def _made_by(self, task: Task) -> dict[str, Any]:
         """What the last bit of a checkpoint may depend on beside its history."""
@@ -190,109 +265,52 @@ class _Worker:
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
 
-    def _segment(self, task: Task, publisher: Publisher | None = None) -> list[Outcome | NonFiniteLoss]:
-        """Train what is assigned; with a publisher, publish now and then, and stop when told to."""
-        begin = task.begin
-
-        def start_of(run: Run) -> tuple[Path, int] | None:
-            return (self._together(lambda: self._folder(TeacherRef(run=run, step=begin))), begin) if begin else None
-
-        def teacher_folder(teacher: TeacherRef) -> Path:
-            return self._together(lambda: self._folder(teacher))
-
-        self.context = replace(self.context, micro_batch=task.micro_batch)
-        self._show_progress(begin)
-        if publisher:
-            self._stopping = False
-            self.worker_cache.context = self._publishing(publisher)
-        try:
-            runs = [member.run for member in task.members]
-            return self.worker_cache.train(runs, task.end, [start_of(run) for run in runs], teacher_folder)
-        finally:
-            self.ranks.settle()
-
-    def _publishing(self, publisher: Publisher) -> Context:
-        """The context of a training that is told when to publish what there is, the last checkpoint being long ago, and
-        when to stop."""
-        every_s = self.config.launch.checkpoint_every_s
-        due, agreed = time.monotonic() + every_s, GO_ON
-
-        def should_checkpoint(step: int) -> bool:
-            nonlocal due, agreed
-            mine = GO_ON
-            if self.leads and self._stopping:
-                mine = STOP
-            elif self.leads and time.monotonic() > due and publisher.idle:
-                mine, due = PUBLISH, time.monotonic() + every_s
-            agreed = self.ranks.agree(mine)
-            return agreed == PUBLISH
-
-        def publish(outcomes: list[Outcome]) -> None:
-            if self.leads:
-                publisher.begin(outcomes)
-
-        return replace(
-            self.context,
-            should_checkpoint=should_checkpoint,
-            should_stop=lambda step: agreed == STOP,
-            on_checkpoint=publish,
-        )
-
-    def _folder(self, wanted: TeacherRef) -> Path:
-        found = self.store.find(wanted.run, wanted.step)
-        if found is None:
-            raise CheckpointMissing(f"the checkpoint at step {wanted.step} is gone")
-        return self.store.open(found.key)
-
     def _record_failure(self, task: Task, error: NonFiniteLoss) -> None:
         if self.leads:
             facts = {"step": error.step, "terms": error.terms, "before": error.before, "from_step": task.begin}
             facts |= {"run": task.run.model_dump(mode="json"), **self._made_by(task)}
             self.store.put_record("failures", task.lease, facts)
 
+    # --- replays and probes
+
+    def _replay(self, task: Task, folder: Path) -> None:
+        """Train again what led to a checkpoint, without the stop before it, and record whether the bits are the same.
+        What was made by other hardware or versions is not compared: nobody promises its last bit."""
+        original = self._together(lambda: self._stored(task.run, task.end))
+        made_by = self._made_by(task)
+        facts = {"checkpoint": original.key, "step": task.end, "from_step": task.begin, **made_by}
+        if differs := [name for name, value in made_by.items() if original.manifest.get(name) != value]:
+            facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
+        else:
+            (outcome,) = self._advance([task])
+            if isinstance(outcome, NonFiniteLoss):
+                raise outcome
+            if self.leads:
+                outcome.checkpoint.save(folder)
+                files = {file.name: sha256_of(file) for file in folder.iterdir()}
+                committed = {name.split("/")[-1]: file["sha256"] for name, file in original.manifest["files"].items()}
+                facts |= {"exact": files == committed, "reason": "", "files": files, "seconds": outcome.seconds}
+        self._on_lead(lambda: self.store.put_record("certificates", original.key, facts))
+
     def _probe(self, task: Task, folder: Path) -> None:
         run, step, spec = task.run, task.end, task.probe
         assert spec is not None
         self._show_progress(0)
         began = time.perf_counter()
-        snapshot = self._together(lambda: self._folder(TeacherRef(run=run, step=step)))
+        snapshot = self._folder(run, step)
         key = probe_key(run, step, spec)
         shards = Shards(self.store, f"{key}-{self.context.device.type}-{torch.__version__}")
         probed = self.worker_cache.probe(run, spec, snapshot, shards)
         facts = {"key": key, "checkpoint": history.key(run, step), "step": step, "probe": spec.model_dump(mode="json")}
         facts |= {"metrics": probed.metrics, "seconds": time.perf_counter() - began, **self._made_by(task)}
         files = probed.save(folder) if self.leads else {}
-        self._together(lambda: self.store.put_record("probes", key, facts, files) if self.leads else None)
+        self._on_lead(lambda: self.store.put_record("probes", key, facts, files))
         if self.leads:
             shards.clear()
 
-    def _show_progress(self, begin: int) -> None:
-        """From now on, tell the dispatcher now and then how far the work is, and hear whether it wants to stop. Nothing
-        waits for it."""
-        began = last = time.monotonic()
-        answer: Any = None
-
-        def progress(done: int) -> None:
-            nonlocal last, answer
-            now = time.monotonic()
-            if not self.leads or now - last < REPORT_EVERY_S:
-                return
-            if answer is not None:
-                heard, _ = ray.wait([answer], timeout=0)
-                if not heard:
-                    return
-                with contextlib.suppress(RayActorError):
-                    self._stopping = self._stopping or ray.get(answer)
-            last = now
-            pace = (done - begin) / (now - began)
-            answer = self.config.dispatcher.progress.remote(self.config.lane, done, pace)
-
-        self.context = replace(self.context, progress=progress)
-        self.worker_cache.context = self.context
-
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held: of the GPU since the last reset, else of the host."""
+    """The most memory, in MiB, that this process has held: of the GPU since the last reset, else of the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -300,4 +318,4 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had too little memory for what was asked."""
-    return isinstance(error, RuntimeError) and any(told in str(error) for told in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in NO_MEMORY)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.execution.dispatcher import Dispatcher
+from raysweep.execution.pool import Pool
 from raysweep.execution.tasks import Task
 from raysweep.planning import price
 from raysweep.planning.learning_curves import Curve
@@ -170,7 +171,8 @@ class _Sweep:
         self.store = MemoryStore()
         self.study = _Study(space, self.store)
         self.study.compare = self._compare
-        self.dispatcher = Dispatcher(self.store, self.study.milestones, lanes)
+        self.pool = Pool(lanes, leases=None)
+        self.dispatcher = Dispatcher(self.store, self.study.milestones, self.pool)
         self.pending, self.curve, self.gpus, self.sharing = list(reversed(configurations)), curve, gpus, sharing
         self.chosen: dict[int, Configuration] = {}
         self.order = EventOrder(self.study, self._propose, TRIALS_PER_LANE * lanes)
@@ -189,10 +191,10 @@ class _Sweep:
                 for finished in done:
                     finished.result()  # raises what the task raised
         hours = clock() / 3600
-        await self.dispatcher.close()
+        await self.pool.close()
         await asyncio.gather(*lanes)
         training, probes = (seconds * self.gpus / 3600 for seconds in (self.training_s, self.probe_s))
-        return Outcome(self.study, hours, self.dispatcher.computed_steps, training, probes, self.best)
+        return Outcome(self.study, hours, self.pool.computed_steps, training, probes, self.best)
 
     def _propose(self) -> TrialState | None:
         while self.pending:
@@ -225,9 +227,10 @@ class _Sweep:
         return probe.model_copy(update={"samples": recheck.samples}) if recheck else probe
 
     async def _lane(self, lane: int) -> None:
-        while (task := await self.dispatcher.next(lane, IDLE_S)) != "stop":
-            if not isinstance(task, Task):
+        while (tasks := await self.pool.next(lane, IDLE_S)) != "stop":
+            if tasks == "wait":
                 raise RuntimeError("the simulation is stuck: trials wait, and no lane has a task")
+            (task,) = tasks
             seconds = self._seconds(task)
             await asyncio.sleep(seconds)
             if task.kind == "train":
@@ -236,7 +239,7 @@ class _Sweep:
             elif task.probe:
                 self.probe_s += seconds
                 self.store.keep("probes", probe_key(task.run, task.end, task.probe), {"probed": True})
-            await self.dispatcher.done(lane, None)
+            await self.pool.done(lane, None)
 
     def _seconds(self, task: Task) -> float:
         run = task.run

@@ -23,7 +23,7 @@ ROLES = {  # how Ray titles its processes
     "worker": "ray::RayTrainWorker",
     "trial": "ray::ImplicitFunc",
     "controller": "ray::TrainController",
-    "dispatcher": "ray::_Shared",
+    "dispatcher": "ray::DispatcherActor",
     "host": "ray::_host",
 }
 MOMENTS = ("teacher", "student", "probe", "commit")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.execution import pool
+from raysweep import retry
 from raysweep.execution.dispatcher import Dispatcher
-from raysweep.execution.pool import ATTEMPTS
-from raysweep.execution.tasks import ExecutionStopped, TaskFailed
+from raysweep.execution.pool import ATTEMPTS, Pool
+from raysweep.execution.tasks import ExecutionStopped, Task, TaskFailed, describe
 from raysweep.store import history
 from raysweep.store.history import probe_key
 from raysweep.store.store import Store
@@ -30,32 +30,36 @@ class Lanes:
     """Lanes that publish at once what they are given, and remember it."""
 
     def __init__(self, root: Path, count: int = 2, cohort: int = 1):
-        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, count, cohort=cohort)
-        self.store, self.files, self.done = Store(str(root / "store")), root / "files", []
+        self.pool = Pool(count, leases=None, cohort=cohort)
+        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, self.pool)
+        self.store, self.files = Store(str(root / "store")), root / "files"
+        self.done: list[Task] = []
+        self.cohorts: list[int] = []  # how many tasks were given out at a time
         self.files.mkdir(exist_ok=True)
         (self.files / "state.safetensors").write_bytes(b"x")
         self.count = count
 
     async def work(self, lane: int) -> None:
-        while (task := await self.dispatcher.next(lane, 0.05)) != "stop":
-            if task == "wait":
+        while (tasks := await self.pool.next(lane, 0.05)) != "stop":
+            if tasks == "wait":
                 continue
             await asyncio.sleep(0.001)
-            if task.kind == "train":
-                for member in task.members:
-                    self.store.publish(member.run, member.end, self.files, {"curve": []})
-            else:
-                key = probe_key(task.run, task.end, PROBE)
-                self.store.put_record("probes", key, {"metrics": {}})
-            self.done.append(task)
-            await self.dispatcher.done(lane, None)
+            for task in tasks:
+                if task.kind == "train":
+                    self.store.publish(task.run, task.end, self.files, {"curve": []})
+                else:
+                    key = probe_key(task.run, task.end, PROBE)
+                    self.store.put_record("probes", key, {"metrics": {}})
+            self.done += tasks
+            self.cohorts.append(len(tasks))
+            await self.pool.done(lane, None)
 
     async def serve(self, asking) -> None:
         workers = [asyncio.create_task(self.work(lane)) for lane in range(self.count)]
         try:
             await asking
         finally:
-            await self.dispatcher.close()
+            await self.pool.close()
             await asyncio.gather(*workers)
 
 
@@ -70,7 +74,7 @@ def test_everybody_s_teacher_is_trained_once_and_first(tmp_path):
     keys = [history.key(a.run, a.end) for a in lanes.done]
     assert len(keys) == len(set(keys)) == 2 + 3 * 4
     assert [a.is_teacher for a in lanes.done[:2]] == [True, True]
-    assert lanes.dispatcher.computed_steps == 20 + 3 * 40
+    assert lanes.pool.computed_steps == 20 + 3 * 40
 
 
 def test_two_stops_share_the_steps_before_the_earlier(tmp_path):
@@ -81,7 +85,7 @@ def test_two_stops_share_the_steps_before_the_earlier(tmp_path):
 
     asyncio.run(lanes.serve(asking()))
     # the teacher's 20, the guided trunk to 30, and what follows each stop
-    assert lanes.dispatcher.computed_steps == 20 + 30 + (30 + 20 + 10)
+    assert lanes.pool.computed_steps == 20 + 30 + (30 + 20 + 10)
 
 
 def test_what_is_published_is_not_computed_again(tmp_path):
@@ -89,7 +93,7 @@ def test_what_is_published_is_not_computed_again(tmp_path):
     asyncio.run(first.serve(first.dispatcher.reach(student(), 30, 0)))
     second = Lanes(tmp_path)
     asyncio.run(second.serve(second.dispatcher.reach(student(), 40, 0)))
-    assert second.dispatcher.computed_steps == 10
+    assert second.pool.computed_steps == 10
     third = Lanes(tmp_path)
     asyncio.run(third.serve(third.dispatcher.reach(student(), 40, 0)))
     assert third.done == []
@@ -127,14 +131,15 @@ def test_a_damaged_checkpoint_is_computed_again_and_nothing_else(tmp_path):
 
 
 def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
-    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
+    pool = Pool(1, leases=None)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         for _ in range(ATTEMPTS):
-            task = await dispatcher.next(0, 1)
+            (task,) = await pool.next(0, 1)
             assert (task.begin, task.end) == (0, 10)
-            await dispatcher.join(0)  # new workers: the old ones died
+            await pool.join(0)  # new workers: the old ones died
         with pytest.raises(TaskFailed, match="died"):
             await asking
 
@@ -142,13 +147,14 @@ def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
 
 
 def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
-    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
+    pool = Pool(1, leases=None)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(student(), 10, 0))
         await asyncio.sleep(0)
-        await dispatcher.next(0, 1)
-        await dispatcher.lane_lost(0, "no such node")
+        await pool.next(0, 1)
+        await pool.lane_lost(0, "no such node")
         with pytest.raises(TaskFailed, match="no such node"):
             await asyncio.wait_for(asking, 5)
         with pytest.raises(TaskFailed):
@@ -158,16 +164,17 @@ def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
 
 
 def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
-    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
+    pool = Pool(1, leases=None)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
-        await dispatcher.next(0, 1)
-        await dispatcher.failed(0, "not finite at step 3")
+        await pool.next(0, 1)
+        await pool.failed(0, "not finite at step 3")
         with pytest.raises(TaskFailed, match="step 3"):
             await asking
         other = asyncio.create_task(dispatcher.reach(student(), 10, 1))
-        assert (await dispatcher.next(0, 1)).is_teacher
+        assert (await pool.next(0, 1))[0].is_teacher
         other.cancel()
 
     asyncio.run(scenario())
@@ -175,21 +182,22 @@ def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
 
 def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
     """A batch of 4 on one worker: 4 images at once, then 2, then 1, then it cannot be."""
-    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 1)
+    pool = Pool(1, leases=None)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         seen = []
         for _ in range(3):
-            seen.append((await dispatcher.next(0, 1)).micro_batch)
-            await dispatcher.out_of_memory(0)
+            seen.append((await pool.next(0, 1))[0].micro_batch)
+            await pool.out_of_memory(0)
             if len(seen) < 3:
-                await dispatcher.out_of_memory(0)  # its fellow says the same
-                await dispatcher.join(0)
+                await pool.out_of_memory(0)  # its fellow says the same
+                await pool.join(0)
         assert seen == [None, 2, 1]
         with pytest.raises(TaskFailed, match="single image"):
             await asking
-        assert len(dispatcher.notes) == 2 and all("out of memory" in note for note in dispatcher.notes)
+        assert len(pool.notes) == 2 and all("out of memory" in note for note in pool.notes)
 
     asyncio.run(scenario())
 
@@ -199,9 +207,9 @@ def test_what_else_is_of_that_size_starts_with_the_halves(tmp_path):
 
     async def asking():
         first = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 20, 0))
-        while lanes.dispatcher.lanes[0] is None:
+        while not lanes.pool.lanes[0].tasks:
             await asyncio.sleep(0)
-        await lanes.dispatcher.out_of_memory(0)
+        await lanes.pool.out_of_memory(0)
         await first
 
     asyncio.run(lanes.serve(asking()))
@@ -213,29 +221,30 @@ def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_
 
     async def scenario():
         asking = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 10, 0))
-        task = await lanes.dispatcher.next(0, 1)
+        (task,) = await lanes.pool.next(0, 1)
         lanes.store.publish(task.run, 4, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, [4])
-        rest = await lanes.dispatcher.next(0, 1)
+        await lanes.pool.done(0, [4])
+        (rest,) = await lanes.pool.next(0, 1)
         assert (rest.begin, rest.end) == (4, 10)
         lanes.store.publish(rest.run, 10, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, [10])
+        await lanes.pool.done(0, [10])
         await asking
-        assert lanes.dispatcher.computed_steps == 10
+        assert lanes.pool.computed_steps == 10
 
     asyncio.run(scenario())
 
 
 def test_at_a_stop_lanes_that_train_hear_it_and_nothing_more_is_given_out(tmp_path):
-    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, 2)
+    pool = Pool(2, leases=None)
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
-        await dispatcher.next(0, 1)
-        assert not await dispatcher.progress(0, 3, 1.0)
-        await dispatcher.stop()
-        assert await dispatcher.progress(0, 4, 1.0)
-        assert await dispatcher.next(1, 1) == "stop"
+        await pool.next(0, 1)
+        assert not await pool.progress(0, 3, 1.0)
+        await pool.stop()
+        assert await pool.progress(0, 4, 1.0)
+        assert await pool.next(1, 1) == "stop"
         asking.cancel()
 
     asyncio.run(scenario())
@@ -247,9 +256,9 @@ def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
 
     async def scenario():
         lanes.store.publish(TEACHER, 10, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, [10])
+        await lanes.pool.done(0, [10])
         await asyncio.wait_for(lanes.dispatcher.reach(TEACHER, 10, 0), 5)
-        assert await lanes.dispatcher.next(0, 0.05) == "wait"
+        assert await lanes.pool.next(0, 0.05) == "wait"
 
     asyncio.run(scenario())
 
@@ -272,9 +281,9 @@ def test_students_of_one_teacher_go_out_together(cohort, sizes, tmp_path):
         await cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
 
     asyncio.run(lanes.serve(asking()))
-    assert [len(task.members) for task in lanes.done] == [1] * len(sizes)  # they are single again
-    assert lanes.dispatcher.computed_steps == 50
-    assert [served for served in lanes.dispatcher.served.values()] == [len(sizes)]
+    assert lanes.cohorts == sizes
+    assert lanes.pool.computed_steps == 50
+    assert lanes.pool.lanes[0].served == len(sizes)
 
 
 def test_lanes_share_them_out(tmp_path):
@@ -283,8 +292,8 @@ def test_lanes_share_them_out(tmp_path):
 
     async def scenario():
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0, 4.0, 5.0)])
-        given = [await lanes.dispatcher.next(lane, 1) for lane in range(2)]
-        assert [len(task.members) for task in given] == [3, 2]
+        given = [await lanes.pool.next(lane, 1) for lane in range(2)]
+        assert [len(tasks) for tasks in given] == [3, 2]
         asking.cancel()
 
     asyncio.run(scenario())
@@ -299,10 +308,10 @@ def test_who_sees_other_batches_goes_out_alone(other, tmp_path):
         stranger = student(2.0).model_copy(update=other)
         plain = Run(**BASE, phases=[Phase(until=40, term=NoTerm())])
         asking = cohort_of(lanes, [student(1.0), stranger, plain, student(3.0)])
-        given = [await lanes.dispatcher.next(0, 1) for _ in range(3)]
-        together = [[member.owner for member in task.members] for task in given]
+        given = [await lanes.pool.next(0, 1) for _ in range(3)]
+        together = [[task.owner for task in tasks] for tasks in given]
         assert sorted(together) == [["0", "3"], ["1"], ["2"]]
-        assert "trials 0, 3 from step 0 to 10" in map(str, given)
+        assert "trials 0, 3 from step 0 to 10" in map(describe, given)
         asking.cancel()
 
     asyncio.run(scenario())
@@ -314,16 +323,16 @@ def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
 
     async def scenario():
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
-        task = await lanes.dispatcher.next(0, 1)
-        for member in task.members[1:]:
+        tasks = await lanes.pool.next(0, 1)
+        for member in tasks[1:]:
             lanes.store.publish(member.run, 10, lanes.files, {"curve": []})
-        await lanes.dispatcher.done(0, [None, 10, 10])
-        again = await lanes.dispatcher.next(0, 1)
-        assert again.owner == "0" and again.members == [again]
-        await lanes.dispatcher.failed(0, "not finite, twice")
+        await lanes.pool.done(0, [None, 10, 10])
+        (again,) = await lanes.pool.next(0, 1)
+        assert again.owner == "0"
+        await lanes.pool.failed(0, "not finite, twice")
         with pytest.raises(TaskFailed, match="twice"):
             await asking
-        assert lanes.dispatcher.computed_steps == 20
+        assert lanes.pool.computed_steps == 20
 
     asyncio.run(scenario())
 
@@ -334,12 +343,12 @@ def test_a_cohort_without_memory_falls_apart(tmp_path):
 
     async def scenario():
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
-        assert len((await lanes.dispatcher.next(0, 1)).members) == 3
-        await lanes.dispatcher.out_of_memory(0)
-        await lanes.dispatcher.join(0)  # its workers have started anew
-        given = await lanes.dispatcher.next(0, 1)
-        assert given.members == [given] and given.attempts == 1 and given.micro_batch is None
-        assert any("one by one" in note for note in lanes.dispatcher.notes)
+        assert len(await lanes.pool.next(0, 1)) == 3
+        await lanes.pool.out_of_memory(0)
+        await lanes.pool.join(0)  # its workers have started anew
+        (given,) = await lanes.pool.next(0, 1)
+        assert given.attempts == 1 and given.micro_batch is None
+        assert any("one by one" in note for note in lanes.pool.notes)
         asking.cancel()
 
     asyncio.run(scenario())
@@ -353,8 +362,8 @@ def test_a_cohort_whose_workers_die_is_tried_once_more_together_then_apart(tmp_p
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
         sizes = []
         for _ in range(3):
-            sizes.append(len((await lanes.dispatcher.next(0, 1)).members))
-            await lanes.dispatcher.join(0)
+            sizes.append(len(await lanes.pool.next(0, 1)))
+            await lanes.pool.join(0)
         assert sizes == [3, 3, 1]
         asking.cancel()
 
@@ -385,19 +394,20 @@ class Away(Store):
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "POLL_S", 0.001)
+    monkeypatch.setattr(retry, "POLL_S", 0.001)
     lanes = Lanes(tmp_path)
     lanes.dispatcher.store = Away(str(tmp_path / "store"))
     lanes.dispatcher.store.away = 20
     asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 10, 0)))
     assert [(a.begin, a.end) for a in lanes.done] == [(0, 10)]
-    assert len(lanes.dispatcher.notes) == 1 and "Input/output error" in lanes.dispatcher.notes[0]
+    assert len(lanes.pool.notes) == 1 and "Input/output error" in lanes.pool.notes[0]
 
 
 def test_a_storage_that_stays_away_ends_everything(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "POLL_S", 0.001)
-    monkeypatch.setattr(pool, "RETRY_LIMIT_S", 0.05)
-    dispatcher = Dispatcher(Away(str(tmp_path / "store")), MILESTONES, 1)
+    monkeypatch.setattr(retry, "POLL_S", 0.001)
+    monkeypatch.setattr(retry, "RETRY_LIMIT_S", 0.05)
+    pool = Pool(1, leases=None)
+    dispatcher = Dispatcher(Away(str(tmp_path / "store")), MILESTONES, pool)
     dispatcher.store.away = 10**9
 
     async def scenario():

@@ -38,7 +38,7 @@ def _rank(rank: int, folder: Path) -> None:
     seen["told"] = told
     seen["agreed"] = [ranks.agree(rank == 1 and step == 2) for step in range(5)]
     ranks.agree(True)
-    seen["settled"] = [ranks.settle(), ranks.settle()]
+    seen["settled"] = [ranks.last_agreed(), ranks.last_agreed()]
     (folder / f"{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 
@@ -58,4 +58,4 @@ def test_what_one_rank_meets_all_know(tmp_path):
 def test_a_rank_alone_waits_for_nobody():
     alone = Ranks(0, 1, timeout_s=1)
     assert alone.share(3) == 3 and alone.together(lambda: 4, print) == 4
-    assert alone.agree(True) and not alone.agree(False) and not alone.settle()
+    assert alone.agree(True) and not alone.agree(False) and not alone.last_agreed()

@@ -41,8 +41,8 @@ def test_ninety_trials_compute_each_step_of_their_tree_once(tmp_path):
     students, milestones = ninety()
     lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache=None)
     lane.run(lane.reach_all([(run, run.steps) for run in students]))
-    assert lane.dispatcher.computed_steps == steps_of_the_tree(students)
-    assert lane.dispatcher.computed_steps < sum(run.steps + runs.teacher_steps(run) for run in students)
+    assert lane.pool.computed_steps == steps_of_the_tree(students)
+    assert lane.pool.computed_steps < sum(run.steps + runs.teacher_steps(run) for run in students)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
     chosen = [students[stop] for stop in (0, 2, 4)]  # of the default row
     lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache)
     lane.run(lane.reach_all([(run, run.steps) for run in chosen]))
-    assert lane.dispatcher.computed_steps == steps_of_the_tree(chosen)
+    assert lane.pool.computed_steps == steps_of_the_tree(chosen)
     worker_cache = WorkerCache(Context(), cache)
     for number, run in list(enumerate(chosen))[1:]:
         mine = lanes.alone(run, run.steps, worker_cache, tmp_path / "alone" / str(number))
@@ -78,7 +78,7 @@ def test_two_drivers_at_the_same_moment_compute_each_shared_stretch_once(storage
         ]
         for job in jobs:
             job.result(timeout=300)
-    assert sum(lane.dispatcher.computed_steps for lane in both) == steps_of_the_tree(mine + yours)
+    assert sum(lane.pool.computed_steps for lane in both) == steps_of_the_tree(mine + yours)
     assert all(lane.trained for lane in both)  # neither did it all while the other slept
 
 
@@ -90,7 +90,7 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
         run = runs.student(loaded, loaded.trial({})[0])
         lane = lanes.Lane(store, runs.milestones(loaded), cache)
         lane.run(lane.reach_all([(run, run.steps)]))
-        computed.append(lane.dispatcher.computed_steps)
+        computed.append(lane.pool.computed_steps)
     assert computed == [4 + 4, 4]  # a teacher and a student, then the student's second half
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.execution.checkpointer import Publisher
+from raysweep.execution.checkpointer import Checkpointer
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, Run
 from trainables.datasets.latent_set import load_latents
@@ -24,16 +24,16 @@ def store(tmp_path: Path) -> Store:
 
 def go(store: Store, cache: Path, publish_at: tuple[int, ...]) -> list[int]:
     """Train and publish; returns the steps that had been published when each publication began."""
-    publisher, there = Publisher(store, [RUN], 0, facts), []
+    checkpointer, there = Checkpointer(store, [RUN], 0, facts), []
 
     def publish(outcomes: list[Outcome]) -> None:
-        publisher.begin(outcomes)
+        checkpointer.begin(outcomes)
         there.append(outcomes[0].checkpoint.step)
 
     context = Context(should_checkpoint=lambda step: step in publish_at, on_checkpoint=publish)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
-    publisher.finish([outcome])
-    publisher.close()
+    checkpointer.finish([outcome])
+    checkpointer.close()
     return there
 
 
@@ -70,15 +70,15 @@ class Full(Store):
 
 def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
     store = Full(str(tmp_path / "store"))
-    publisher = Publisher(store, [RUN], 0, facts)
-    context = Context(should_checkpoint=lambda step: step == 2, on_checkpoint=publisher.begin)
+    checkpointer = Checkpointer(store, [RUN], 0, facts)
+    context = Context(should_checkpoint=lambda step: step == 2, on_checkpoint=checkpointer.begin)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
-            publisher.finish([outcome])
+            checkpointer.finish([outcome])
     store.full = False
-    publisher.finish([outcome])
-    publisher.close()
+    checkpointer.finish([outcome])
+    checkpointer.close()
     (found,) = store.published()
     assert found.manifest["from_step"] == 0 and [point["step"] for point in found.manifest["curve"]] == [
         1,

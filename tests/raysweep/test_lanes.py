@@ -42,13 +42,13 @@ def test_room_is_found_when_a_node_comes_up_and_not_before(small_cluster):
     launch = Launch(workers=(2, 4), placement_strategy="STRICT_SPREAD")
     room = PlacementRequest(launch)
     time.sleep(1)
-    assert not room.found()
+    assert not room.granted()
     assert shortage(launch) == (
         "needs 2 workers with 1 CPU each, placed STRICT_SPREAD; the cluster has 1 CPU on 1 node, others' included"
     )
     small_cluster.add_node(num_cpus=1)
     until = time.monotonic() + 30
-    while not room.found():
+    while not room.granted():
         assert time.monotonic() < until
         time.sleep(0.2)
     until = time.monotonic() + 30
@@ -77,8 +77,9 @@ def test_a_group_that_does_not_form_is_tried_again_and_not_for_ever(mends, tmp_p
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
     code = f"""
 import sys
-from raysweep import launch, run
-launch.STARTS = {5 if mends else 2}
+from raysweep import run
+from raysweep.execution import lanes
+lanes.STARTS = {5 if mends else 2}
 sys.exit(run.main(sys.argv[1:]))
 """
     arguments = ["search_spaces/table5.yaml", "--profile", "smoke", "--set", "search.trials=1", "--address", "local"]
