@@ -2,9 +2,9 @@
 
     python benchmarks/all.py [--only NAME …]
 
-Each line is one of the other scripts at sizes that fit into its share of the time; run by itself with its own defaults
-it measures longer, larger and, where there is one, on a GPU. What each compares its docstring says. A script that fails
-or outlasts its share is told as such, and the command ends with 1.
+Runs the other scripts at sizes that fit into the time. Run by itself, each script measures longer, at larger sizes, and
+on a GPU where there is one; its docstring says what it compares. If a script fails or takes too long, the table says so
+and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 TINY = "--backbone SiT-T/2 --latent 8 8"  # the laptop's backbone and latents
-Told = dict[str, Any]
+Result = dict[str, Any]
 Lines = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script with its arguments, the seconds it may take, and what is shown of its last line."""
+    """A script with its arguments, the seconds it may take, and the table rows made from its result."""
 
     command: str
     seconds: float
-    lines: Callable[[Told], Lines]
+    lines: Callable[[Result], Lines]
 
 
-def _step(told: Told) -> Lines:
-    for name, rows in told.items():
+def _step(result: Result) -> Lines:
+    for name, rows in result.items():
         for row in rows:
             what = f"{name}: {row['row']}"
             if row.get("x_reference", 1.0) != 1.0:
@@ -49,37 +49,37 @@ def _step(told: Told) -> Lines:
                 yield what, f"{row['share']:.1e} of themselves, of REPA's"
 
 
-def _packing(told: Told) -> Lines:
-    for name, ways in told.items():
+def _packing(result: Result) -> Lines:
+    for name, ways in result.items():
         for way, ratio in ways.items():
             yield f"several {name}: {way}", f"{ratio:.2f} x one after the other"
 
 
-def _sampling(told: Told) -> Lines:
-    for name, found in told["samplers"].items():
-        (rate, _), (plain, compiled) = found["samples_per_s"], found["x"]
+def _sampling(result: Result) -> Lines:
+    for name, row in result["samplers"].items():
+        (rate, _), (plain, compiled) = row["samples_per_s"], row["x"]
         yield f"samples: {name}", f"{rate:.1f}/s, {plain:.1f} x the SDE; compiled {compiled / plain:.2f} x plain"
 
 
-def _publishing(told: Told) -> Lines:
-    for way, found in told.items():
-        yield f"checkpoints: {way}", f"{found['share_at_600_s']:.2%} of the time at one every 600 s"
+def _publishing(result: Result) -> Lines:
+    for way, row in result.items():
+        yield f"checkpoints: {way}", f"{row['share_at_600_s']:.2%} of the time at one every 600 s"
 
 
-def _tax(told: Told) -> Lines:
-    yield "the platform, each trial", f"{told['per_trial_s']:.2f} s"
-    yield "the platform, each sweep", f"{told['per_sweep_s']:.1f} s, first step after {told['first_step_s']:.1f} s"
+def _tax(result: Result) -> Lines:
+    yield "the platform, each trial", f"{result['per_trial_s']:.2f} s"
+    yield "the platform, each sweep", f"{result['per_sweep_s']:.1f} s, first step after {result['first_step_s']:.1f} s"
 
 
-def _growth(told: Told) -> Lines:
-    for segment, exponent in told["exponents"].items():
+def _growth(result: Result) -> Lines:
+    for segment, exponent in result["exponents"].items():
         if exponent is not None:
             yield f"growth: {segment}", f"size^{exponent:.2f}"
 
 
-def _scaling(told: Told) -> Lines:
-    for ranks, found in told["ranks"].items():
-        yield f"ranks: {ranks}", f"{found['steps_per_s']:.2f} steps/s, {found['efficiency']:.0%}"
+def _scaling(result: Result) -> Lines:
+    for ranks, row in result["ranks"].items():
+        yield f"ranks: {ranks}", f"{row['steps_per_s']:.2f} steps/s, {row['efficiency']:.0%}"
 
 
 PARTS = {
@@ -95,8 +95,8 @@ PARTS = {
 }
 
 
-def run(part: Part) -> tuple[Told | None, str, float]:
-    """What a script told in its last line; else what went wrong; and the seconds it took."""
+def run(part: Part) -> tuple[Result | None, str, float]:
+    """Run a script; returns its result (JSON in its last line) or None, what went wrong, and the seconds it took."""
     script, *arguments = part.command.split()
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     began = time.perf_counter()
@@ -117,7 +117,7 @@ def run(part: Part) -> tuple[Told | None, str, float]:
 
 
 def main() -> None:
-    """Run all in turn, then print one table."""
+    """Run all scripts one after another, then print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
     options = parser.parse_args()
@@ -127,9 +127,9 @@ def main() -> None:
         task = progress.add_task("", total=len(options.only))
         for name in options.only:
             progress.update(task, description=PARTS[name].command)
-            told, wrong, seconds = run(PARTS[name])
-            failed |= told is None
-            for what, measured in PARTS[name].lines(told) if told else [(name, wrong)]:
+            result, wrong, seconds = run(PARTS[name])
+            failed |= result is None
+            for what, measured in PARTS[name].lines(result) if result else [(name, wrong)]:
                 table.add_row(what, measured)
             table.add_section()
             progress.update(task, advance=1)

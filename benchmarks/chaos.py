@@ -1,13 +1,13 @@
-"""Random kills under running sweeps: what they cost, and whether anything of the result changes.
+"""Random kills of processes in running sweeps: what they cost, and whether any result changes.
 
     python benchmarks/chaos.py --minutes 30
 
-One sweep of six trials at the smoke profile runs undisturbed. Then the same sweep runs again and again, each time in an
-empty store, until the time is up; every few seconds one of its processes, of a role drawn by chance, gets a SIGKILL.
-Where it was the driver, the same command is given again. The last sweep is let finish in peace.
+One sweep of six trials at the smoke profile runs undisturbed. Then the same sweep runs repeatedly, each time in an
+empty store, until the time is up. Every few seconds one of its processes, of a random role, gets a SIGKILL. If that was
+the driver, the same command is run again. When the time is up, the last sweep finishes undisturbed.
 
-Printed: kills by role; for each sweep its kills, its wall time against the undisturbed one's, and whether its trials,
-its table and the bits of its checkpoints are those of the undisturbed one, and nothing of it was left behind.
+Prints the kills by role and, for each sweep, its kills, its wall time relative to the undisturbed one, whether its
+trials, table and checkpoint bits are the same, and whether processes or leases were left behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
 from harness import ROLES, SPACE, Sweep, hashes, table, traces, trials_without_costs  # noqa: E402
 
 PAUSE_S = (2.0, 20.0)  # between kills
-CALM = 25  # kills under one sweep, after which it is let finish
+CALM = 25  # kills in one sweep, after which it may finish undisturbed
 
 
 def main() -> int:
@@ -84,7 +84,7 @@ def _sweep(root: Path, name: str) -> Sweep:
 
 
 def _disturb(sweep: Sweep, chance: random.Random, until: float, console: Console) -> Counter[str]:
-    """Run a sweep to its end; returns the kills under it, by role."""
+    """Run a sweep to its end; returns the kills in it by role."""
     kills = Counter[str]()
     sweep.start()
     while sweep.running:
@@ -100,7 +100,7 @@ def _disturb(sweep: Sweep, chance: random.Random, until: float, console: Console
 
 
 def _differences(sweep: Sweep, expected: tuple[object, object, object]) -> list[str]:
-    """What is not as in the undisturbed sweep."""
+    """What differs from the undisturbed sweep."""
     try:
         result = sweep.result()
     except AssertionError as error:

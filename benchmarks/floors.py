@@ -1,4 +1,4 @@
-"""The two floors of a training step, by operations and by bytes, for each backbone on a device of given rates.
+"""Lower bounds of the time of a training step, by operations and by bytes, for each backbone on a device.
 
     python benchmarks/floors.py [--backbone SiT-B/2 …] [--batch 256] [--tflops 989 --tb-s 3.35]    an H100 (SXM), bf16
     python benchmarks/floors.py --measure cpu --precision fp32 --batch 16                          this machine's rates
@@ -13,7 +13,7 @@ forwards more, and three of the projector. Bytes: what must cross the memory at 
   (two normalised inputs, q, k, v, what attention gives, the MLP's inner state before and after its function, both
   outputs), and the residual stream once in float32.
 
-A step takes at least the larger floor; one that overlaps nothing takes their sum.
+A step takes at least the larger bound. A step without any overlap takes their sum.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROJECTOR = 2048
 
 
 def operations(size: BackboneSize, counted: Cost, batch: int, guided: bool) -> float:
-    """Of one step."""
+    """Operations of one step."""
     forwards = 3 * counted.multiply_adds
     if guided:
         forwards += 2 * (2 * size.depth // 3) / size.depth * counted.multiply_adds
@@ -49,7 +49,7 @@ def operations(size: BackboneSize, counted: Cost, batch: int, guided: bool) -> f
 
 
 def moved(size: BackboneSize, counted: Cost, batch: int, width: int) -> tuple[float, float]:
-    """Bytes of one step: of parameters and of activations; `width`: of a value in a product."""
+    """Bytes that one step moves: of parameters and of activations; `width` is the bytes of a value in a product."""
     copies = 3 * width if width < 4 else 8
     parameters = counted.parameters * (28 + 12 + 4 + 12 + copies)
     activations = batch * counted.tokens * size.depth * size.width * 2 * (18 * width + 4)
@@ -88,19 +88,19 @@ def main() -> None:
         rates = measured_rates(torch.device(options.measure), options.precision)
     title = f"batch {options.batch}, {options.precision}, {rates[0] / 1e12:.3g} Tflop/s, {rates[1] / 1e12:.3g} TB/s"
     heads = ("backbone", "Tflop", "ms", "guided", "GB, weights", "states", "ms", "ms / ms")
-    table, found = Table(*heads, title=title), {}
+    table, results = Table(*heads, title=title), {}
     for name in options.backbone:
         channels, side = options.latent or steps_of.LATENTS[BACKBONES[name].family]
         size, counted = BACKBONES[name], cost(name, (channels, side, side))
         plain, guided = (operations(size, counted, options.batch, guided) for guided in (False, True))
         parameters, activations = moved(size, counted, options.batch, 4 if options.precision == "fp32" else 2)
         by_operations, by_bytes = 1e3 * plain / rates[0], 1e3 * (parameters + activations) / rates[1]
-        found[name] = {"operations_ms": by_operations, "guided_ms": 1e3 * guided / rates[0], "bytes_ms": by_bytes}
+        results[name] = {"operations_ms": by_operations, "guided_ms": 1e3 * guided / rates[0], "bytes_ms": by_bytes}
         cells = [f"{plain / 1e12:.3g}", f"{by_operations:.3g}", f"x {guided / plain:.2f}", f"{parameters / 1e9:.3g}"]
         cells += [f"{activations / 1e9:.3g}", f"{by_bytes:.3g}", f"{by_operations / by_bytes:.1f}"]
         table.add_row(name, *cells)
     Console().print(table)
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

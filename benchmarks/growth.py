@@ -3,24 +3,23 @@
     python benchmarks/growth.py [--trials 10 100 1000 10000] [--batches 64 256 1024 4096] [--ranks 1 2 4]
                                 [--storage FOLDER] [--out FOLDER]
 
-An option without a number leaves its part out. Each measurement has a process of its own and each size its turn, all
-on one machine: wall seconds and CPU seconds from the first call on, imports excluded, and the process's highest memory
-(RSS, imports included). For each number of trials, of Table 5 with a continuous guidance scale:
+An option without a number leaves out its part. Each measurement runs in a process of its own, one after another, on one
+machine. It gives wall seconds and CPU seconds without imports, and the peak memory of the process (RSS) with imports.
+For each number of trials of Table 5 with a continuous guidance scale:
 
-* `plan`: `python -m raysweep.run --plan`.
-* `search`: what a driver does but for Tune and the work: proposals of TPE, turns, ASHA, the journal, Optuna's view of
-  it, over synthetic learning curves. The journal lies in `--storage`, fsync included: on a disk, wall seconds are the
-  disk's. `--database` adds what optuna-dashboard reads, in SQLite.
-* `dispatch`: the simulated sweep of as many random configurations: the dispatcher, its lanes and the study on a virtual
-  clock, everything in memory.
-* `report`: `raysweep report` of the study that `search` has left.
+* `plan`: `raysweep run --plan`.
+* `search`: the driver without Ray Tune and training, over synthetic learning curves: proposals of TPE, event order,
+  ASHA, the journal, and Optuna's view of it. The journal is written to `--storage` with fsync, so wall seconds depend
+  on the disk. `--database` adds the SQLite file of optuna-dashboard.
+* `dispatch`: a simulated sweep of as many random configurations: the dispatcher, its lanes and the study, in memory.
+* `report`: `raysweep report` of the study of `search`.
 
-`batch` is `trainables.train` of SiT-T/2 on random latents of 8x8x8 in micro-batches of 64: seconds of a step, after one
-that is not timed. Every batch takes as many images as the largest in all. `ranks` is benchmarks/scaling.py.
+`batch` trains SiT-T/2 on random latents of 8x8x8 in micro-batches of 64 and gives seconds per step, after one step that
+is not timed. Every batch size sees as many images in all as the largest batch. `ranks` is benchmarks/scaling.py.
 
-The exponent is b in cost = a · size^b, by least squares in the logarithms over the larger half of the sizes, two at
-least: what every size pays alike (a first look at a file, a picture's frame) hides it in the smaller ones. Of trials it
-is that of CPU seconds, which other work on the machine touches least.
+The exponent is b in cost = a · size^b, by least squares in the logarithms over the larger half of the sizes, but at
+least two. Constant costs hide it at smaller sizes. For trials it is the exponent of CPU seconds, which other work on
+the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -65,14 +64,14 @@ FILE = ROOT / "search_spaces" / "table5.yaml"
 WIDE = ("trial.method.guidance_scale={uniform: [1.0, 60.0]}", "enqueue=[{set: {}}]")  # as many trials as one likes
 BACKBONE, LATENT, MICRO_BATCH = "SiT-T/2", (8, 8, 8), 64
 LANES = 16  # of the simulated sweep
-DRIVER = ["raysweep.proposals", "raysweep.report", "raysweep.run", "raysweep.simulation"]
+DRIVER = ["raysweep.study.proposals", "raysweep.report.report", "raysweep.run", "raysweep.planning.simulation"]
 INK = {"plan": COLOURS["RUNNING"], "search": COLOURS["COMPLETE"], "dispatch": "#009E73", "report": COLOURS["FAILED"]}
 
 Row = dict[str, float]
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """b of cost = a · size^b over the larger half of rising sizes; None of fewer than two."""
+    """b in cost = a · size^b over the larger half of the sizes, which increase; None for fewer than two."""
     if len(sizes) < 2:
         return None
     half = max(2, math.ceil(len(sizes) / 2))
@@ -86,9 +85,9 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
 
 
 def measured(work: Callable[..., Row | None], *arguments: Any) -> Row:
-    """What `work(*arguments)` takes in a new process, and what it has measured itself."""
+    """Time and memory of `work(*arguments)` in a new process, and what it measured itself."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(DRIVER)  # imported once, and there in each process from its start
+    context.set_forkserver_preload(DRIVER)  # imported once, before each process is forked
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_measured, work, arguments).result()
 
@@ -98,19 +97,19 @@ def _measured(work: Callable[..., Row | None], arguments: Sequence[Any]) -> Row:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         own = work(*arguments)
     spent = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
-    # Not `ru_maxrss`: that is inherited from whoever started the process.
+    # `ru_maxrss` would include the peak of the parent process.
     (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {**spent, "peak_mib": int(peak.split()[1]) / 1024, **(own or {})}
 
 
 def plan(trials: int) -> None:
     """What `--plan` does."""
-    overrides = [part for each in (f"search.trials={trials}", *WIDE) for part in ("--set", each)]
+    overrides = [part for override in (f"search.trials={trials}", *WIDE) for part in ("--set", override)]
     run.main([str(FILE), "--plan", "--json", *overrides])
 
 
 def search(trials: int, storage: str, database: bool) -> None:
-    """Ask and tell until the study is finished."""
+    """Propose trials and report their metrics until the study is finished."""
     wide = _space(trials)
     study, curve = StudyState(wide, Store(storage)), Synthetic()
     folder = Path(storage, "studies", wide.id)
@@ -144,8 +143,7 @@ def _space(trials: int) -> Space:
 
 
 def accumulate(batch: int, images: int, micro_batch: int) -> Row:
-    """Steps of `batch` images in micro-batches, over `images` in all after a first step: seconds and images a second of
-    those."""
+    """Train steps of `batch` images in micro-batches, over `images` images after a first step that is not timed."""
     import torch
 
     from trainables.config import NoTerm, Phase, Recipe, Run
@@ -174,14 +172,14 @@ def accumulate(batch: int, images: int, micro_batch: int) -> Row:
 
 def over_trials(sizes: Sequence[int], storage: str | None, database: bool) -> dict[str, dict[int, Row]]:
     """Plan, search, dispatch and report by number of trials."""
-    found: dict[str, dict[int, Row]] = {name: {} for name in INK}
+    results: dict[str, dict[int, Row]] = {name: {} for name in INK}
     for trials in sizes:
         with tempfile.TemporaryDirectory(dir=storage) as folder:
-            found["plan"][trials] = measured(plan, trials)
-            found["search"][trials] = measured(search, trials, folder, database)
-            found["dispatch"][trials] = measured(dispatch, trials)
-            found["report"][trials] = measured(tell, trials, folder)
-    return found
+            results["plan"][trials] = measured(plan, trials)
+            results["search"][trials] = measured(search, trials, folder, database)
+            results["dispatch"][trials] = measured(dispatch, trials)
+            results["report"][trials] = measured(tell, trials, folder)
+    return results
 
 
 def over_batches(sizes: Sequence[int], micro_batch: int = MICRO_BATCH) -> dict[int, Row]:
@@ -196,8 +194,8 @@ def over_ranks(sizes: Sequence[int]) -> dict[int, Row]:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-2000:] or done.stdout[-2000:])
-    told = json.loads(done.stdout.splitlines()[-1])["ranks"]
-    return {int(ranks): row for ranks, row in told.items()}
+    rows = json.loads(done.stdout.splitlines()[-1])["ranks"]
+    return {int(ranks): row for ranks, row in rows.items()}
 
 
 def measure(
@@ -207,18 +205,18 @@ def measure(
     storage: str | None = None,
     database: bool = False,
 ) -> dict[str, Any]:
-    """All of it. Sizes rise; a part without sizes is empty.
+    """Measure all parts; a part without sizes is empty.
 
     Returns:
-        `trials` by stage and size, `batch` and `ranks` by size, each with rows of figures; `exponents` by what grows:
-        CPU seconds of a stage, seconds of a training step.
+        `trials` by command and size; `batch` and `ranks` by size; each with rows of figures. `exponents` of the CPU
+        seconds of each command, and of the seconds of a training step.
     """
-    by_stage = over_trials(sorted(trials), storage, database) if trials else {}
+    by_command = over_trials(sorted(trials), storage, database) if trials else {}
     by_batch, by_ranks = over_batches(sorted(batches)), over_ranks(sorted(ranks)) if ranks else {}
-    exponents = {segment: _exponent(rows, "cpu_s") for segment, rows in by_stage.items()}
+    exponents = {command: _exponent(rows, "cpu_s") for command, rows in by_command.items()}
     if by_batch:
         exponents["batch"] = _exponent(by_batch, "step_s")
-    return {"trials": by_stage, "batch": by_batch, "ranks": by_ranks, "exponents": exponents}
+    return {"trials": by_command, "batch": by_batch, "ranks": by_ranks, "exponents": exponents}
 
 
 def _exponent(rows: dict[int, Row], cost: str) -> float | None:
@@ -228,30 +226,36 @@ def _exponent(rows: dict[int, Row], cost: str) -> float | None:
 # --- for people
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(results: dict[str, Any], console: Console) -> None:
     """A table for each part."""
-    if found["trials"]:
+    if results["trials"]:
         table = _table("Trials", "", "trials", "seconds", "CPU s", "peak MiB", "exponent")
-        for segment, rows in found["trials"].items():
+        for command, rows in results["trials"].items():
             for trials, row in rows.items():
-                told = (f"{row['seconds']:.1f}", f"{row['cpu_s']:.1f}", f"{row['peak_mib']:,.0f}")
+                cells = (f"{row['seconds']:.1f}", f"{row['cpu_s']:.1f}", f"{row['peak_mib']:,.0f}")
                 last = trials == max(rows)
                 table.add_row(
-                    segment, f"{trials:,}", *told, _told(found["exponents"][segment]) if last else "", end_section=last
+                    command,
+                    f"{trials:,}",
+                    *cells,
+                    _two_digits(results["exponents"][command]) if last else "",
+                    end_section=last,
                 )
         console.print(table)
-    if found["batch"]:
+    if results["batch"]:
         title = f"Batch: {BACKBONE}, micro-batches of {MICRO_BATCH}"
         table = _table(title, "batch", "seconds a step", "images/s", "peak MiB", "exponent")
-        for batch, row in found["batch"].items():
-            told = (f"{row['step_s']:.2f}", f"{row['images_per_s']:.0f}", f"{row['peak_mib']:,.0f}")
+        for batch, row in results["batch"].items():
+            cells = (f"{row['step_s']:.2f}", f"{row['images_per_s']:.0f}", f"{row['peak_mib']:,.0f}")
             table.add_row(
-                f"{batch:,}", *told, _told(found["exponents"]["batch"]) if batch == max(found["batch"]) else ""
+                f"{batch:,}",
+                *cells,
+                _two_digits(results["exponents"]["batch"]) if batch == max(results["batch"]) else "",
             )
         console.print(table)
-    if found["ranks"]:
+    if results["ranks"]:
         table = _table("Ranks", "ranks", "steps/s", "efficiency")
-        for ranks, row in found["ranks"].items():
+        for ranks, row in results["ranks"].items():
             table.add_row(str(ranks), f"{row['steps_per_s']:.2f}", f"{row['efficiency']:.0%}")
         console.print(table)
 
@@ -263,20 +267,20 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _told(b: float | None) -> str:
+def _two_digits(b: float | None) -> str:
     return "" if b is None else f"{b:.2f}"
 
 
-def draw(found: dict[str, Any], folder: Path) -> None:
-    """`growth.png` and `growth.svg`: cost against size, a panel for each that was measured."""
-    trials = [_draw_seconds, _draw_memory] if found["trials"] else []
-    others = [_draw_steps, _draw_step_memory] if found["batch"] else []
-    others += [_draw_ranks] if found["ranks"] else []
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Write `growth.png` and `growth.svg`: cost against size, one panel per measured cost."""
+    trials = [_draw_seconds, _draw_memory] if results["trials"] else []
+    others = [_draw_steps, _draw_step_memory] if results["batch"] else []
+    others += [_draw_ranks] if results["ranks"] else []
     rows = [row for row in (trials, others) if row]
     picture = figure(0.4 + 3.6 * len(rows), "How cost grows with size")
     for part, row in zip(picture.subfigures(len(rows), 1, squeeze=False).flat, rows, strict=True):
         for axes, panel in zip(part.subplots(1, len(row), squeeze=False).flat, row, strict=True):
-            panel(axes, found)
+            panel(axes, results)
             tidy(axes)
             axes.legend(fontsize=9, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +289,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
 
 
 def _line(axes: Axes, rows: dict[int, Row], cost: str, label: str, colour: str, style: str = "o-") -> None:
-    """One line on two logarithmic axes, of which the first is marked where something was measured."""
+    """One line on two logarithmic axes, with ticks at the measured sizes."""
     axes.plot(list(rows), [row[cost] for row in rows.values()], style, color=colour, label=label, markersize=5)
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(list(rows), [f"{size:,}" for size in rows])
@@ -297,36 +301,36 @@ def _in_mib(axes: Axes) -> None:
     axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
 
 
-def _draw_seconds(axes: Axes, found: dict[str, Any]) -> None:
-    for segment, rows in found["trials"].items():
-        b = _told(found["exponents"][segment])
-        _line(axes, rows, "cpu_s", f"{segment}: N^{b}" if b else segment, INK[segment])
+def _draw_seconds(axes: Axes, results: dict[str, Any]) -> None:
+    for command, rows in results["trials"].items():
+        b = _two_digits(results["exponents"][command])
+        _line(axes, rows, "cpu_s", f"{command}: N^{b}" if b else command, INK[command])
     axes.set(xlabel="trials N", ylabel="CPU seconds", title="Trials: time")
 
 
-def _draw_memory(axes: Axes, found: dict[str, Any]) -> None:
-    for segment, rows in found["trials"].items():
+def _draw_memory(axes: Axes, results: dict[str, Any]) -> None:
+    for command, rows in results["trials"].items():
         few, many = sorted(rows)[-2:] if len(rows) > 1 else (0, 0)
         kib = 1024 * (rows[many]["peak_mib"] - rows[few]["peak_mib"]) / (many - few) if many else None
-        _line(axes, rows, "peak_mib", f"{segment}: {kib:.0f} KiB a trial" if kib else segment, INK[segment])
+        _line(axes, rows, "peak_mib", f"{command}: {kib:.0f} KiB a trial" if kib else command, INK[command])
     axes.set(xlabel="trials N", title="Trials: memory")
     _in_mib(axes)
 
 
-def _draw_steps(axes: Axes, found: dict[str, Any]) -> None:
-    b = _told(found["exponents"]["batch"])
-    _line(axes, found["batch"], "step_s", f"a step: B^{b}" if b else "a step", INK["search"])
+def _draw_steps(axes: Axes, results: dict[str, Any]) -> None:
+    b = _two_digits(results["exponents"]["batch"])
+    _line(axes, results["batch"], "step_s", f"a step: B^{b}" if b else "a step", INK["search"])
     axes.set(xlabel="batch B", ylabel="seconds", title="Accumulated gradients: time")
 
 
-def _draw_step_memory(axes: Axes, found: dict[str, Any]) -> None:
-    _line(axes, found["batch"], "peak_mib", f"micro-batches of {MICRO_BATCH}", INK["search"])
+def _draw_step_memory(axes: Axes, results: dict[str, Any]) -> None:
+    _line(axes, results["batch"], "peak_mib", f"micro-batches of {MICRO_BATCH}", INK["search"])
     axes.set(xlabel="batch B", title="Accumulated gradients: memory")
     _in_mib(axes)
 
 
-def _draw_ranks(axes: Axes, found: dict[str, Any]) -> None:
-    rows = found["ranks"]
+def _draw_ranks(axes: Axes, results: dict[str, Any]) -> None:
+    rows = results["ranks"]
     fewest = min(rows)
     ideal = {ranks: {"steps_per_s": rows[fewest]["steps_per_s"] * ranks / fewest} for ranks in rows}
     _line(axes, ideal, "steps_per_s", "ideal", COLOURS["PRUNED"], "--")
@@ -347,11 +351,11 @@ def main() -> None:
     parser.add_argument("--database", action="store_true", help="with optuna-dashboard's SQLite file")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for growth.png and growth.svg")
     options = parser.parse_args()
-    found = measure(options.trials, options.batches, options.ranks, options.storage, options.database)
-    show(found, Console(width=max(100, Console().width)))
+    results = measure(options.trials, options.batches, options.ranks, options.storage, options.database)
+    show(results, Console(width=max(100, Console().width)))
     if options.out and (options.trials or options.batches or options.ranks):
-        draw(found, options.out)
-    print(json.dumps(found))
+        draw(results, options.out)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

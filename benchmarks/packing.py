@@ -1,16 +1,16 @@
-"""Several small trials on one device: one after the other, by processes side by side, or by a cohort.
+"""Several small trials on one device: one after another, in parallel processes, or as a cohort.
 
     python benchmarks/packing.py --backbone SiT-S/2 SiT-B/2 SiT-L/2 --batch 256 --precision bf16 --device cuda
     python benchmarks/packing.py --backbone SiT-T/2 --latent 8 8 --batch 16 --projector 256 --threads 2
 
-`--trials` guided students of one teacher, all the same number of steps. Student-steps a second of all together:
+Trains `--trials` guided students of one teacher for the same number of steps. Measures student-steps per second:
 
-* `in turn`: one process, one student after the other, with all of the device.
-* `side by side`: two processes, or `--trials`, as fractions of a GPU give them (`gpus_per_worker: 0.5`); through MPS
-  where its daemon runs (`nvidia-cuda-mps-control -d`), which the title says. On a CPU they share the threads.
-* `cohort`: one process, all in lockstep.
+* `in turn`: one process trains one student after another, with the whole device.
+* `side by side`: two processes, or `--trials` of them, as with fractions of a GPU (`gpus_per_worker: 0.5`). They use
+  MPS where its daemon runs (`nvidia-cuda-mps-control -d`); the title says so. On a CPU they share the threads.
+* `cohort`: one process trains all students in lockstep.
 
-Clocks start when all processes have warmed up, and the slowest one's counts. Medians over `--repeats`.
+Clocks start when all processes have warmed up, and the slowest process counts. Figures are medians over `--repeats`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def guided(name: str, options: argparse.Namespace) -> tuple[Run, ...]:
 
 
 def work(rank: int, groups: list[list[tuple[Run, ...]]], options: argparse.Namespace, gate: Any, out: Any) -> None:
-    """One process: train its groups of students one after the other; tells the seconds from its first timed step."""
+    """One process: train its groups of students in turn, and report the seconds since its first timed step."""
     torch.set_num_threads(max(1, options.threads // len(groups)))
     device = torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -59,7 +59,7 @@ def work(rank: int, groups: list[list[tuple[Run, ...]]], options: argparse.Names
 
     def progress(step: int) -> None:
         nonlocal began
-        if step == steps_of.WARM_UP and not began:  # of the first group alone: the others go on at once
+        if step == steps_of.WARM_UP and not began:  # only for the first group; the others continue without waiting
             steps_of.synchronise(device)
             gate.wait()
             began = time.perf_counter()
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     mps = ", MPS" if os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) else ""
-    found: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float]] = {}
     for name in options.backbone:
         students = guided(name, options)
         alone = [(run,) for run in students]
@@ -118,8 +118,8 @@ def main() -> None:
         for way, measured in middle.items():
             table.add_row(way, f"{measured:.2f}", f"{measured / middle['in turn']:.2f}")
         Console().print(table)
-        found[name] = {way: measured / middle["in turn"] for way, measured in middle.items()}
-    print(json.dumps(found))
+        ratios[name] = {way: measured / middle["in turn"] for way, measured in middle.items()}
+    print(json.dumps(ratios))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Batches per second from a prepared set, beside a loader of one .npy file an image; memory of 1 and 4 ranks.
+"""Batches per second from a prepared set, compared with a loader of one .npy file per image; memory of 1 and 4 ranks.
 
     python benchmarks/reading.py [--images 20000] [--batch 256] [--batches 60] [--folder DISK]
     python benchmarks/reading.py --imagenet --folder DISK        # 1,281,167 x 4x32x32, 20 GiB: open, shuffle, read
 
-The loader beside ours is re-created from REPA's description: latents as float32 mean and deviation, a file an image,
-torch's DataLoader with shuffling and four workers; without the images that REPA reads too, so that both read the same
-numbers. It is timed without workers as well. Cold: the kernel is told to forget the files before. Ours is timed as
-training uses it: the next step's rows are announced, no workers. Memory is that of all processes: what belongs to each
-alone (USS) and its part of what is shared (PSS).
+The other loader is re-created from REPA's description: latents as float32 mean and standard deviation, one file per
+image, torch's DataLoader with shuffling and four workers. It does not read the images that REPA also reads, so that
+both loaders read the same numbers. It is timed without workers as well. Cold: the files are first dropped from the
+kernel's cache. Ours is timed as training uses it: the rows of the next step are announced, and there are no workers.
+Memory is that of all processes: unique to each (USS), and its part of what is shared (PSS).
 """
 
 from __future__ import annotations
@@ -136,18 +136,18 @@ def rate(batches: Iterator[Any], count: int) -> float:
 
 def memory_mib(pid: int) -> dict[str, float]:
     """USS and PSS of a process and its children, in MiB."""
-    found = {"uss": 0.0, "pss": 0.0}
+    memory = {"uss": 0.0, "pss": 0.0}
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("Private_Clean", "Private_Dirty"):
-            found["uss"] += int(value.split()[0]) / 1024
+            memory["uss"] += int(value.split()[0]) / 1024
         if name == "Pss":
-            found["pss"] += int(value.split()[0]) / 1024
+            memory["pss"] += int(value.split()[0]) / 1024
     for child in children:
         below = memory_mib(int(child))
-        found = {name: found[name] + below[name] for name in found}
-    return found
+        memory = {name: memory[name] + below[name] for name in memory}
+    return memory
 
 
 def _rank(kind: str, folder: str, batch: int, count: int, done: Any, go: Any) -> None:
@@ -167,11 +167,11 @@ def ranks(kind: str, folder: Path, batch: int, count: int, number: int) -> dict[
     for process in processes:
         process.start()
     pids = [done.get(timeout=300) for _ in processes]
-    found = [memory_mib(pid) for pid in pids]
+    memory = [memory_mib(pid) for pid in pids]
     go.set()
     for process in processes:
         process.join()
-    return {name: sum(each[name] for each in found) for name in ("uss", "pss")}
+    return {name: sum(rank[name] for rank in memory) for name in ("uss", "pss")}
 
 
 def compare(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -195,10 +195,10 @@ def compare(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     table = Table(title=f"{options.images:,} images, batches of {options.batch}, medians of {options.repeats}")
     for column in ("loader", "cold, batches/s", "warm, batches/s", "ours is times as fast, cold", "warm"):
         table.add_column(column, justify="left" if column == "loader" else "right")
-    median = {name: {s: statistics.median(v) for s, v in each.items()} for name, each in rates.items()}
-    for name, each in median.items():
-        ratio = {state: median["ours"][state] / each[state] for state in each}
-        table.add_row(name, *(f"{each[s]:.1f}" for s in each), *(f"{ratio[s]:.1f}" for s in ratio))
+    median = {name: {s: statistics.median(v) for s, v in states.items()} for name, states in rates.items()}
+    for name, states in median.items():
+        ratio = {state: median["ours"][state] / states[state] for state in states}
+        table.add_row(name, *(f"{states[s]:.1f}" for s in states), *(f"{ratio[s]:.1f}" for s in ratio))
     console.print(table)
     memory = Table(title="memory of all ranks together, MiB: USS (PSS)")
     for column in ("loader", "1 rank", "4 ranks"):
@@ -216,12 +216,12 @@ def imagenet(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     folder = options.folder / "imagenet"
     if not (folder / prepared.MANIFEST).is_file():
         write_set(folder, IMAGENET)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def timed(name: str, what: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         value = what()
-        found[name] = time.perf_counter() - began
+        results[name] = time.perf_counter() - began
         return value
 
     before = memory_mib(os.getpid())["uss"]
@@ -231,19 +231,19 @@ def imagenet(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     data = load_latents(str(folder), options.folder)
     batches = ours(data, options.batch)
     next(batches)
-    found["time to the first batch, s"] = time.perf_counter() - began
+    results["time to the first batch, s"] = time.perf_counter() - began
     timed("plan an epoch (its permutation), s", lambda: draw_images(0, 5004, batch_size=256, num_images=IMAGENET))
-    found["batches/s, as cached as they are"] = rate(batches, options.batches)
+    results["batches/s, as cached as they are"] = rate(batches, options.batches)
     forget(folder)
-    found["batches/s, cold"] = rate(ours(data, options.batch, seed=1), options.batches)
-    found["USS beyond the start, MiB"] = memory_mib(os.getpid())["uss"] - before
+    results["batches/s, cold"] = rate(ours(data, options.batch, seed=1), options.batches)
+    results["USS beyond the start, MiB"] = memory_mib(os.getpid())["uss"] - before
     table = Table(title=f"{IMAGENET:,} images of {SHAPE}, {len(list((folder / 'shards').iterdir()))} shards")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in found.items():
+    for name, value in results.items():
         table.add_row(name, f"{value:,.2f}")
     console.print(table)
-    return found
+    return results
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def train(
     for step, (moments, labels) in enumerate(loader(run, files, steps)):
         draws = drawn[step]
         moments, labels = moments.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        given = [each.to(device) for each in (draws.posterior, draws.noise, draws.time, draws.dropped)]
+        given = [tensor.to(device) for tensor in (draws.posterior, draws.noise, draws.time, draws.dropped)]
         posterior, noise, t, dropped = given
         mean, std = moments.unbind(1)
         latents = mean + std * posterior

@@ -3,10 +3,10 @@
     python benchmarks/sampling.py --backbone SiT-B/2 --batches 64 128 256 --precision bf16 --device cuda
     python benchmarks/sampling.py --backbone SiT-T/2 --latent 8 8 --threads 2
 
-`evaluation.probe.sample` itself draws one chunk at each batch size with few steps, which finds the best one; there each
-sampler then draws a whole chunk with all its steps. `x` is against the 250-step SDE of the plain network at the same
-batch. Medians over `--repeats` rounds, every row in turn. Samples of the compiled network are compared with the plain
-one's.
+`trainables.evaluation.probing.sample` draws one chunk at each batch size with few steps to find the fastest size.
+Each sampler then draws a whole chunk of that size with all its steps. `x` is relative to the 250-step SDE of the
+plain network at the same batch size. Figures are medians over `--repeats` rounds, with all rows in each round.
+Samples of the compiled network are compared with those of the plain one.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def main() -> None:
         took = [draw(networks[False], "euler", FEW, batch, options)[0] for _ in range(options.repeats)]
         rates[batch] = batch * FEW / statistics.median(took)
     best = max(rates, key=rates.__getitem__)
-    told = ", ".join(f"{batch}: {rate:.0f}" for batch, rate in rates.items())
-    print(f"network evaluations of one image a second, by batch: {told}; taken: {best}")
+    text = ", ".join(f"{batch}: {rate:.0f}" for batch, rate in rates.items())
+    print(f"network evaluations of one image a second, by batch: {text}; taken: {best}")
     if options.compile:
         draw(networks[True], "euler", FEW, best, options)  # which takes half a minute once
     seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
@@ -107,15 +107,18 @@ def main() -> None:
     table = Table(
         "sampler", "samples/s", "x", "compiled", "x", title=f"{options.backbone}, batch {best}, {options.device}"
     )
-    base, found = statistics.median(seconds["SDE, 250 steps", False]), {}
+    base, results = statistics.median(seconds["SDE, 250 steps", False]), {}
     for name in SAMPLERS:
         middle = [statistics.median(seconds[name, which]) for which in ways]
-        found[name] = {"samples_per_s": [best / each for each in middle], "x": [base / each for each in middle]}
-        cells = [(f"{best / each:.2f}", f"{base / each:.1f}") for each in middle]
+        results[name] = {
+            "samples_per_s": [best / taken_s for taken_s in middle],
+            "x": [base / taken_s for taken_s in middle],
+        }
+        cells = [(f"{best / taken_s:.2f}", f"{base / taken_s:.1f}") for taken_s in middle]
         table.add_row(name, *(cell for pair in cells for cell in pair))
     Console().print(table)
     print(f"compiled samples differ by at most {apart:.1e} of their norm")
-    print(json.dumps({"batch": best, "samplers": found, "apart": apart}))
+    print(json.dumps({"batch": best, "samplers": results, "apart": apart}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a sweep would take and find, before any money is spent: the same study, order and scheduler on a virtual clock.
+"""What a sweep would cost and find: the real study, order and scheduler on a virtual clock, before any money is spent.
 
     python benchmarks/simulate.py search_spaces/table5.yaml --noise 0.05 0.1 0.5 --seeds 100 --picture simulated.png
 
-Compared, over `--seeds` draws of the learning curves and of the order of proposal: `--schedulers` (`never` is a grid);
-with `--alone` each of them also as trial-based tuners do, where each trial trains its own teacher. The configurations
-are the space's rows, then random ones (samplers are not simulated). Curves are synthetic, or a study's own with
-`--curves STUDY --storage URI`; times are those that `raysweep.price` assumes. `regret` is how far the best trial that
-was finished is from the truly best configuration, without the noise of probes.
+Compares `--schedulers` (`never` is a grid) over `--seeds` draws of the learning curves and of the order of proposal.
+`--alone` also simulates each of them without sharing: each trial trains its own teacher, as in trial-based tuners.
+The configurations are the rows of the space, then random ones: samplers are not simulated. Curves are synthetic, or
+those of a study with `--curves STUDY --storage URI`. Times are estimated by `raysweep.planning.price`. `regret` is
+the difference between the best finished trial and the best configuration, without the noise of probes.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def _loaded(file: Path, profile: str, overrides: tuple[str, ...]) -> Space:
 def curves(
     options: argparse.Namespace, chosen: list[Configuration], noise: float, seed: int
 ) -> tuple[Curve, list[Configuration]]:
-    """The learning curves, and the configurations that have one, in an order of their own for each seed."""
+    """The learning curves, and the configurations that have one, shuffled by the seed where curves are synthetic."""
     if options.curves:
         recorded = Recorded.of(StudyState.reopen(Store(options.storage), options.curves))
-        return recorded, [each for each in chosen if recorded.known(each)]
+        return recorded, [configuration for configuration in chosen if recorded.known(configuration)]
     references = [configuration.reference for configuration in chosen if configuration.reference is not None]
     shuffled = random.Random(seed).sample(chosen, len(chosen))
     return Synthetic(
@@ -99,20 +99,20 @@ def facts(outcome: Outcome, truth: list[float]) -> dict[str, Any]:
     }
 
 
-def carry_out(options: argparse.Namespace, job: Job) -> dict[str, Any]:
+def simulate_job(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     trust_names()
     lanes = max(1, options.gpus // options.gpus_per_lane)
     whole = loaded(options, job.scheduler)
     curve, known = curves(options, list(configurations(whole, [])), job.noise, job.seed)
     began = time.perf_counter()
     outcome = simulate(whole, known, curve, lanes, options.gpus_per_lane, job.sharing)
-    told = facts(outcome, [curve.final(each) for each in known])
-    return vars(job) | {"trials": len(known), "wall_s": time.perf_counter() - began, **told}
+    result = facts(outcome, [curve.final(configuration) for configuration in known])
+    return vars(job) | {"trials": len(known), "wall_s": time.perf_counter() - began, **result}
 
 
 def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     for scheduler in options.schedulers:
-        loaded(options, scheduler)  # a mistake is told before anything is simulated
+        loaded(options, scheduler)  # reports a mistake before anything is simulated
     jobs = [
         Job(*job)
         for job in itertools.product(
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
         )
     ]
     with ProcessPoolExecutor(options.processes) as pool:
-        rows = pool.map(partial(carry_out, options), jobs)
+        rows = pool.map(partial(simulate_job, options), jobs)
         return list(track(rows, "Simulating", len(jobs), console=console, transient=True))
 
 
@@ -153,8 +153,8 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def draw(rows: list[dict[str, Any]], options: argparse.Namespace, file: Path) -> None:
-    """Regret against steps, a point for each scheduler, a panel for each noise; and the best metric found against days,
-    of the first seed."""
+    """Regret against steps: a point for each scheduler and a panel for each noise. The last panel shows the best metric
+    found against days, for the first seed."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -165,10 +165,10 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         files = reference.Files(Path(folder), data.labels(torch.arange(IMAGES)))
         for number in range(options.repeats):
             network = build_backbone(every[0].runs[0], data).to(device)
-            told = list(reference.train(every[0].runs[0], network, files, device, steps))
-            theirs.append(statistics.median(seconds for seconds, _ in told[WARM_UP:]))
-            their_losses = [loss for _, loss in told]
-            for row in every[:: 1 if number % 2 else -1]:  # whoever comes last is another one each time
+            trained = list(reference.train(every[0].runs[0], network, files, device, steps))
+            theirs.append(statistics.median(seconds for seconds, _ in trained[WARM_UP:]))
+            their_losses = [loss for _, loss in trained]
+            for row in every[:: 1 if number % 2 else -1]:  # reversed every other round
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
                 seconds, mine = seconds_per_step(row, data, device)
@@ -179,19 +179,19 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     memory[row] = torch.cuda.max_memory_allocated(device) / 2**30
     peak, forward = measured_peak(device, options.precision), cost(name, (channels, size, size)).multiply_adds
     plain = {row.compiled: took[row] for row in every if row.name == "none"}
-    found = [{"row": "reference", "ms": 1e3 * statistics.median(theirs), "x_reference": 1.0}]
+    results = [{"row": "reference", "ms": 1e3 * statistics.median(theirs), "x_reference": 1.0}]
     for row in every:
         seconds = statistics.median(took[row])
-        told = {"row": row.name + (", compiled" if row.compiled else ""), "ms": 1e3 * seconds}
-        told |= {"x_reference": middle(theirs, took[row]), "of_plain": middle(took[row], plain[row.compiled])}
-        told |= {"utilisation": row.forwards * forward * options.batch / seconds / peak}
-        found.append(told | ({"memory_gib": memory[row]} if row in memory else {}))
+        figures = {"row": row.name + (", compiled" if row.compiled else ""), "ms": 1e3 * seconds}
+        figures |= {"x_reference": middle(theirs, took[row]), "of_plain": middle(took[row], plain[row.compiled])}
+        figures |= {"utilisation": row.forwards * forward * options.batch / seconds / peak}
+        results.append(figures | ({"memory_gib": memory[row]} if row in memory else {}))
     for compiled, mine in losses.items():
         begins = [0, *mine]
         theirs_then = [statistics.fmean(their_losses[begin:end]) for begin, end in pairwise(begins)]
         apart = max(abs(a - b) / b for a, b in zip(mine.values(), theirs_then, strict=True))
-        found.append({"row": "losses apart" + (", compiled" if compiled else ""), "share": apart})
-    return found
+        results.append({"row": "losses apart" + (", compiled" if compiled else ""), "share": apart})
+    return results
 
 
 def middle(these: list[float], those: list[float]) -> float:
@@ -199,18 +199,18 @@ def middle(these: list[float], those: list[float]) -> float:
     return statistics.median(this / that for this, that in zip(these, those, strict=True))
 
 
-def show(name: str, found: list[dict[str, Any]], options: argparse.Namespace) -> None:
+def show(name: str, results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     title = f"{name}, batch {options.batch}, {options.precision}, {options.device}: medians of {options.repeats} rounds"
     table = Table("a step of one student", "ms", "x reference", "of plain", "utilisation", "GiB", title=title)
-    for told in found:
-        if "ms" in told:
-            cells = [f"{told['ms']:.1f}", f"{told['x_reference']:.2f}"]
-            cells += [f"{told[key]:{form}}" if key in told else "" for key, form in SHOWN.items()]
-            table.add_row(told["row"], *cells)
+    for figures in results:
+        if "ms" in figures:
+            cells = [f"{figures['ms']:.1f}", f"{figures['x_reference']:.2f}"]
+            cells += [f"{figures[key]:{form}}" if key in figures else "" for key, form in SHOWN.items()]
+            table.add_row(figures["row"], *cells)
     Console().print(table)
-    for told in found:
-        if "share" in told:
-            Console().print(f"{told['row']}: at most {told['share']:.1e} of themselves, of the reference's")
+    for figures in results:
+        if "share" in figures:
+            Console().print(f"{figures['row']}: at most {figures['share']:.1e} of themselves, of the reference's")
 
 
 SHOWN = {"of_plain": ".2f", "utilisation": ".0%", "memory_gib": ".1f"}
@@ -234,11 +234,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    told = {}
+    figures = {}
     for name in options.backbone:
-        told[name] = measure(name, options)
-        show(name, told[name], options)
-    print(json.dumps(told))
+        figures[name] = measure(name, options)
+        show(name, figures[name], options)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

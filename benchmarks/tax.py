@@ -6,7 +6,7 @@ Side by side in one run, two processes of one thread each:
 
 * `raysweep`: two sweeps of the smoke profile, without pruning, of few and of more trials. Wall time less the seconds
   that training and probes took on the lane is the tax; what more trials add to it is the tax of a trial, and what is
-  left is that of a sweep. The first step is when the first published stretch began.
+  left is that of a sweep. The first step is the begin of the first committed segment.
 * Of the first of them, without a second run: where its wall time goes, part by part, and the CPU time of each kind of
   process (`anatomy.py`).
 * `nested`: a plain `ray.tune.Tuner` around a two-worker `TorchTrainer` that trains nothing, one trial after another.
@@ -57,11 +57,11 @@ print("seconds", (ends[-1] - ends[0]) / (len(ends) - 1))
 
 
 class Swept(NamedTuple):
-    """A sweep that is over: when its process began, its wall time, what it said, and what its lane did."""
+    """A finished sweep: when its process began, its wall time, its JSON output, and what its lane did."""
 
     began: float
     wall_s: float
-    told: dict[str, Any]
+    output: dict[str, Any]
     work: list[Piece]
     processes: Processes
 
@@ -95,9 +95,9 @@ def sweep(trials: int, storage: Path, address: str) -> Swept:
 
 def show(swept: Swept) -> dict[str, float]:
     """Print where a sweep's time went; returns the parts of its wall time in seconds."""
-    found = parts(swept.began, swept.wall_s, swept.told, swept.work)
+    seconds_of = parts(swept.began, swept.wall_s, swept.output, swept.work)
     wall = Table("part", "seconds", title=f"{swept.wall_s:.1f} s from the first process to the last")
-    for name, seconds in found.items():
+    for name, seconds in seconds_of.items():
         wall.add_row(name, f"{seconds:.2f}")
     spent = swept.processes.by_name()
     cpu = Table("process", "how many", "CPU seconds", title=f"{sum(s for _, s in spent.values()):.1f} s of CPU")
@@ -106,7 +106,7 @@ def show(swept: Swept) -> dict[str, float]:
     console = Console()
     console.print(wall)
     console.print(cpu)
-    return found
+    return seconds_of
 
 
 def nested(trials: int) -> float:
@@ -114,10 +114,10 @@ def nested(trials: int) -> float:
     done = subprocess.run(
         [sys.executable, "-c", NESTED, str(trials)], env=os.environ | QUIET, capture_output=True, text=True
     )
-    told = [line for line in done.stdout.splitlines() if line.startswith("seconds ")]
-    if not told:
+    lines = [line for line in done.stdout.splitlines() if line.startswith("seconds ")]
+    if not lines:
         sys.exit(done.stderr[-2000:])
-    return float(told[-1].split()[1])
+    return float(lines[-1].split()[1])
 
 
 def main() -> None:
@@ -137,20 +137,20 @@ def main() -> None:
             f"first step after {swept[-1].first_step_s:.1f} s"
         )
     profile = show(swept[0])
-    taxes = [each.wall_s - each.busy_s for each in swept]
+    taxes = [sweep.wall_s - sweep.busy_s for sweep in swept]
     few, more = options.trials
     per_trial = (taxes[1] - taxes[0]) / (more - few)
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "per_trial_s": per_trial,
         "per_sweep_s": taxes[0] - few * per_trial,
-        "first_step_s": min(each.first_step_s for each in swept),
+        "first_step_s": min(sweep.first_step_s for sweep in swept),
     }
-    told |= {"parts_s": profile}
-    print(f"raysweep: {per_trial:.2f} s a trial, {told['per_sweep_s']:.1f} s a sweep")
+    result |= {"parts_s": profile}
+    print(f"raysweep: {per_trial:.2f} s a trial, {result['per_sweep_s']:.1f} s a sweep")
     if options.plain:
-        told["nested_s"] = nested(options.plain)
-        print(f"nested: {told['nested_s']:.1f} s a trial, {told['nested_s'] / per_trial:.0f} times as much")
-    print(json.dumps(told))
+        result["nested_s"] = nested(options.plain)
+        print(f"nested: {result['nested_s']:.1f} s a trial, {result['nested_s'] / per_trial:.0f} times as much")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

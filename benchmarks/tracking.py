@@ -34,15 +34,15 @@ def main() -> None:
     cost = summarize(study).cost
     trained = cost.spent - cost.probes
     steps = sum(trial.step for trial in study.distinct)
-    told = []
+    times = []
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             mirror = Mirror(study, f"sqlite:///{Path(folder, 'mlflow.db')}")
             began = time.process_time()
             for trial in study.trials:
                 mirror.sync_trial(trial)
-            told.append(time.process_time() - began)
-    seconds = statistics.median(told)
+            times.append(time.process_time() - began)
+    seconds = statistics.median(times)
     print(
         f"{study.space.id}: {len(study.trials)} trials, {steps} steps of students\n"
         f"training {trained:.0f} device-seconds, MLflow {seconds:.2f} s of CPU (median of {options.repeats}): "
