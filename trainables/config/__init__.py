@@ -1,4 +1,4 @@
-"""Frozen descriptions of what is trained and how it is judged. No torch in here, so that the sweep can check them.
+"""Frozen descriptions of what is trained and how it is evaluated. Nothing here imports torch or looks at the machine.
 
 Steps are optimizer steps. Blocks count from 1 and are read after the block. Unknown keys, NaN and infinity are refused.
 """

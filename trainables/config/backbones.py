@@ -1,4 +1,4 @@
-"""The backbones by name: a table of their sizes."""
+"""The sizes of the backbones, by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Family = Literal["SiT", "LightningDiT"]
 
 
 class BackboneSize(NamedTuple):
-    """Shape of a transformer: number of blocks, width, attention heads, patch size; and who it belongs to."""
+    """Shape of a transformer: number of blocks, width, attention heads, patch size, and the family it belongs to."""
 
     depth: int
     width: int
@@ -17,7 +17,8 @@ class BackboneSize(NamedTuple):
     family: Family
 
 
-# S to XL are published. T, T24 and T28 are for small machines: as deep as B, L and XL, so that layer pairs stay.
+# S to XL are those of the papers. T, T24 and T28 are for small machines: as deep as B, L and XL, so that the block
+# numbers of a method stay valid.
 _TINY = {"T": (12, 96, 3), "T24": (24, 96, 3), "T28": (28, 96, 3)}
 _SHAPES = _TINY | {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 _PATCHES: dict[Family, tuple[int, ...]] = {"SiT": (2, 4, 8), "LightningDiT": (1, 2)}

@@ -1,4 +1,4 @@
-"""What every spec is, and how a rule between keys is said to be broken."""
+"""The base of all specs, and the error for a broken rule between keys."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ Steps = Annotated[int, Field(gt=0)]
 
 
 class Spec(BaseModel):
-    """What every spec is: immutable, strict about its keys, finite."""
+    """The base of all specs: immutable, without unknown keys, NaN or infinity. The string below a field describes it in
+    the JSON Schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WrongKey(ValueError):
-    """A rule between several keys is broken; `key` is the one to change, as a path below the spec that found it."""
+    """A rule between several keys is broken. `key` is the one to change, a dotted path below the spec that raises
+    this."""
 
     def __init__(self, key: str, message: str):
         super().__init__(message)

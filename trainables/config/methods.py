@@ -1,7 +1,7 @@
-"""The losses that join the diffusion loss, as a search space writes them and as a run trains with them.
+"""The losses that are added to the diffusion loss, as a search space writes them and as a run trains with them.
 
-A *term* is what one phase of a run trains with. A *method* is what a search space writes: a term, how long it acts and
-who teaches it. Blocks count from 1 and are read after the block; `[m, n]` is "block m guides block n".
+A *term* is the added loss of one phase of a run. A *method* is what a search space writes: a term, the step at which it
+ends, and its teacher. Blocks count from 1 and are read after the block; `[m, n]` means that block m guides block n.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Block = Annotated[int, Field(ge=1)]
 class Schedule(Spec):
     """A weight that changes with the step: `weights[i]` at `steps[i]`, constant before the first and after the last.
 
-    Between two of them a straight line, or with `curve: geometric` one on a logarithmic scale. Steps are in the units
-    of the trial's `iterations`.
+    Between two steps the weight is interpolated linearly, or with `curve: geometric` on a logarithmic scale. Steps are
+    in the units of the trial's `iterations`.
     """
 
     steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -44,7 +44,7 @@ class Schedule(Spec):
         return self
 
     def scaled(self, scale: Callable[[int], int]) -> Schedule:
-        """In other units of steps. Steps that fall together keep the first weight."""
+        """The schedule in other units of steps. Of steps that become equal, the first keeps its weight."""
         points: dict[int, float] = {}
         for step, weight in zip(self.steps, self.weights, strict=True):
             points.setdefault(scale(step) if step else 0, weight)
@@ -70,12 +70,12 @@ Weight = Annotated[
 
 
 class _Term(Spec):
-    """What all terms share. The class variables say what a term needs, so that nobody asks for its class."""
+    """What all terms share. The class variables say what a term needs, so that no code checks for its class."""
 
     has_projector: ClassVar[bool] = False
     """It trains a projector, whose hidden width is the trial's `projector_width`."""
     has_weights: ClassVar[bool] = False
-    """It trains weights of its own (a projector or another head), drawn from the run's seed."""
+    """It trains weights (a projector or another head), which are drawn from the run's seed."""
     needs_teacher: ClassVar[bool] = False
     """It compares with features of a frozen teacher."""
     needs_encoder: ClassVar[bool] = False
@@ -83,28 +83,28 @@ class _Term(Spec):
     needs_latent_geometry: ClassVar[bool] = False
     """Its target is a clean latent, so that its projector's width follows from patch size and channels."""
     needs_whole_batch: ClassVar[bool] = False
-    """It compares the images of the global batch with each other: neither micro-batches nor unequal ranks."""
+    """It compares the images of the global batch with each other, so micro-batches and unequal ranks are impossible."""
 
     @property
     def teacher_spec(self) -> TeacherSpec | None:
-        """Who teaches, for a method that needs a teacher."""
+        """The teacher of a method that needs one."""
         return None
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
-        """The blocks that are written down, by key."""
+        """The blocks that the spec names, by key."""
         return {}
 
     def resolved(self, size: BackboneSize) -> Self:
-        """With what the defaults mean in a backbone of this size."""
+        """The term with its defaults filled in for a backbone of this size."""
         return self
 
     def scaled(self, scale: Callable[[int], int]) -> Self:
-        """In other units of steps."""
+        """The term in other units of steps."""
         return self
 
     def weight_at(self, step: int) -> float:
-        """What the method's loss is multiplied by in the step that leads from `step` to `step + 1`."""
+        """The weight of the method's loss in the step that leads from `step` to `step + 1`."""
         return 0.0
 
 
@@ -152,14 +152,15 @@ class _OnePair(_Weighted):
 
 
 class VaeAlignTerm(_OneBlock):
-    """Pull one block toward the clean VAE latent (Self-Transcendence, Eq. 1). Default: half of the blocks."""
+    """Align one block with the clean VAE latent (Self-Transcendence, Eq. 1). Default: the middle block."""
 
     has_projector = has_weights = needs_latent_geometry = True
     kind: Literal["vae_align"] = "vae_align"
 
 
 class SelfGuidedTerm(_OnePair):
-    """Pull block n toward a frozen teacher's guided feature of block m (Self-Transcendence, Eq. 3 and 4)."""
+    """Align block n with a frozen teacher's guided feature of block m (Self-Transcendence, Eq. 3 and 4). Default: block
+    2/3 of the teacher guides block 1/2."""
 
     has_projector = has_weights = needs_teacher = True
     kind: Literal["self_guided"] = "self_guided"
@@ -175,7 +176,7 @@ class SelfGuidedTerm(_OnePair):
 
 
 class RepaTerm(_OneBlock):
-    """Pull one block toward a frozen external encoder's patch tokens (REPA). Default: block 4 of 12, else 8."""
+    """Align one block with a frozen external encoder's patch tokens (REPA). Default: block 4 of 12, else block 8."""
 
     has_projector = has_weights = needs_encoder = True
     kind: Literal["repa"] = "repa"
@@ -185,7 +186,7 @@ class RepaTerm(_OneBlock):
 
 
 class DispersiveTerm(_OneBlock):
-    """Push the images of a batch apart in one block (Dispersive Loss). Default: the last block."""
+    """Push the features of a batch's images apart in one block (Dispersive Loss). Default: the last block."""
 
     needs_whole_batch = True
     kind: Literal["dispersive"] = "dispersive"
@@ -210,7 +211,7 @@ _Pairs = Annotated[tuple[tuple[Block, Block], ...], Field(min_length=1)]
 
 
 class LayerSyncTerm(_Weighted):
-    """Pull a shallow block toward the network's own deep one (LayerSync). Default: 4/7 -> 2/7 of the blocks."""
+    """Align a shallow block with a deep block of the same network (LayerSync). Default: block 4/7 guides block 2/7."""
 
     kind: Literal["layersync"] = "layersync"
     weight: Weight = 0.2
@@ -235,12 +236,12 @@ class LayerSyncTerm(_Weighted):
         return self.model_copy(update={"layers": self.layers or default})
 
 
-# SRA's train.py: 0.2 up to epoch 149, from there a tenth every thousand epochs (of 5,004 steps).
+# SRA's train.py: 0.2 up to epoch 149, then a tenfold decrease per 1,000 epochs (of 5,004 steps).
 _SRA_WEIGHT = Schedule(steps=(149 * 5004, 1149 * 5004), weights=(0.2, 0.02), curve="geometric")
 
 
 class SraTerm(_OnePair):
-    """Pull block n toward the EMA network's block m at a time with less noise (SRA). Default: 8 -> 4."""
+    """Align block n with the EMA network's block m at an earlier, less noisy time (SRA). Default: block 8 guides 4."""
 
     has_weights = True
     kind: Literal["sra"] = "sra"
@@ -325,8 +326,7 @@ TeacherPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 class TeacherSpec(Spec):
-    """Who teaches: a run of the same backbone, data and seed with its own method, as it was after `iterations`
-    steps."""
+    """The teacher: a run of the same backbone, data and seed with its own method, after `iterations` steps."""
 
     method: Method = VaeAlign()
     """The method that the teacher is trained with."""

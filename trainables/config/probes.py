@@ -1,4 +1,4 @@
-"""How a snapshot is judged."""
+"""How a snapshot is evaluated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from trainables.config.base import Spec, WrongKey
 
 Time = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
-INCEPTION_SHA256 = "6726825d"  # how that of the FID Inception's weights begins
-# Samples at least: IS is a mean over ten parts, neighbours are the third ones, and quarters must be samples too.
+INCEPTION_SHA256 = "6726825d"  # of the FID Inception's weights: how it begins
+# Fewest samples: IS is a mean over ten parts; precision and recall use the third neighbour; FID-infinity needs
+# quarters of two samples.
 MIN_SAMPLES: dict[Metric, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # how a SHA-256 begins
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # a SHA-256, or how it begins
 
 
 class ProbeSpec(Spec):
-    """How a snapshot is judged: how many samples, by which sampler, through which detector.
+    """How a snapshot is evaluated: the number of samples, the sampler, the detector and the metrics.
 
     `seed` fixes noise and labels, so that every trial of a study draws the same ones.
     """
@@ -60,7 +61,7 @@ class ProbeSpec(Spec):
     @model_validator(mode="after")
     def _options_fit(self) -> ProbeSpec:
         if not self.metrics or self.metrics[0] not in ("fid", "kid"):
-            raise WrongKey("metrics", "the first metric decides, and must be one that falls: fid or kid")
+            raise WrongKey("metrics", "the first metric decides, and lower must be better: put fid or kid first")
         if self.detector != "inception":
             for key in ("resize", "detector_weights", "detector_sha256", "reference"):
                 if getattr(self, key) != type(self).model_fields[key].default:
@@ -81,8 +82,11 @@ class ProbeSpec(Spec):
         return self
 
     def name(self, judged: Metric) -> str:
-        """A metric's name with what decides whether numbers compare: `fid_10k` for the Inception that FID means, its
-        images resized as it does itself, `fid_clean_10k` as clean-fid does, `fd_effnet_1k` for another detector."""
+        """The full name of a metric. Two numbers are comparable if their full names are equal.
+
+        `fid_10k` is the standard FID of 10,000 samples, `fid_clean_10k` that with clean-fid's resizing, and
+        `fd_effnet_1k` the Fréchet distance of another detector's features.
+        """
         if self.detector == "inception":
             marks = ["" if self.resize == "tensorflow" else f"_{self.resize}"]
             marks.append("" if self.detector_sha256.startswith(INCEPTION_SHA256) else f"_{self.detector_sha256[:8]}")
@@ -91,29 +95,29 @@ class ProbeSpec(Spec):
 
     @property
     def detector_name(self) -> str:
-        """What images are seen by, as files are named after it: its kind, and for the Inception how its images are
-        resized and how the SHA-256 of its weights begins."""
+        """The detector's name as it stands in file names. For the Inception it has the resizing and the beginning of
+        the SHA-256 of the weights."""
         if self.detector == "inception":
             return f"inception-{self.resize}-{self.detector_sha256[:8]}"
         return self.detector
 
     @property
     def metric(self) -> str:
-        """The name of the metric that decides."""
+        """The full name of the metric that decides."""
         return self.name(self.metrics[0])
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The names of all metrics."""
+        """The full names of all metrics."""
         return tuple(map(self.name, self.metrics))
 
     @property
     def reported(self) -> tuple[str, ...]:
-        """Those names, each before that of its standard error."""
+        """The full names of all metrics, each followed by the name of its standard error."""
         return tuple(name for metric in self.measured for name in (metric, error_name(metric)))
 
     def described(self) -> dict[str, Any]:
-        """What decides its numbers, as plain data: not where files lie."""
+        """What decides the probe's numbers, as plain data. Paths of files are left out."""
         return self.model_dump(mode="json", exclude={"detector_weights", "reference"})
 
 
@@ -122,7 +126,7 @@ def count_name(count: int) -> str:
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
-GRID_COLUMNS = 10  # of a probe's picture, one a class: at most so many
+GRID_COLUMNS = 10  # most columns of a probe's sample grid, one per class
 
 
 def error_name(metric: str) -> str:

@@ -12,7 +12,7 @@ from trainables.config.methods import Method, NoMethod, TeacherPrecision, Term
 
 
 class EncoderSpec(Spec):
-    """REPA's frozen encoder of images. Its weights' checksum enters the history, its path does not."""
+    """REPA's frozen image encoder. The checksum of its weights enters history keys; its path does not."""
 
     kind: Literal["dinov2", "effnet_lite0"] = "dinov2"
     """`dinov2`, or the small `effnet_lite0` of the laptop extra."""
@@ -21,7 +21,7 @@ class EncoderSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    """AdamW at a constant rate, after REPA's train.py."""
+    """AdamW at a constant learning rate, as in REPA's train.py."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Learning rate, constant."""
@@ -37,12 +37,12 @@ class OptimizerSpec(Spec):
     """Largest joint norm of all gradients; null does not clip."""
 
 
-# Of a recipe: what decides, with the step, which images a run sees, at which times, under which noise and labels.
+# The fields of a recipe that, with the step, decide the batch: images, times, noise and labels.
 BATCH_FIELDS = frozenset({"data", "batch_size", "seed", "label_dropout", "time", "path", "horizontal_flip"})
 
 
 class Recipe(Spec):
-    """What a teacher and its student have in common: everything but the method and the length."""
+    """What a teacher and its student share: everything but the method and the number of steps."""
 
     backbone: str = "SiT-B/2"
     """SiT-S/2 … SiT-XL/8, LightningDiT-B/1 … LightningDiT-XL/2."""
@@ -80,7 +80,7 @@ class Recipe(Spec):
         return self
 
 
-# What differs from the defaults above where the family's authors train it otherwise (LightningDiT: train.py, configs).
+# Defaults that a family's authors use instead of those above (LightningDiT: train.py, configs).
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "SiT": {},
     "LightningDiT": {
@@ -133,7 +133,7 @@ class Trial(Recipe):
 
 
 class TeacherRef(Spec):
-    """A checkpoint that another run looks up to."""
+    """A checkpoint that guides another run: its run, its step, and which of its weights."""
 
     run: Run
     step: Steps
@@ -142,7 +142,7 @@ class TeacherRef(Spec):
 
 
 class Phase(Spec):
-    """A stretch of steps with one term, up to and including step `until`."""
+    """Consecutive steps of a run with one term, up to and including step `until`."""
 
     until: Steps
     """Last step of the phase."""

@@ -1,4 +1,4 @@
-"""Files of tensors that can be made again: written whole, and read only as they were written."""
+"""Cached tensor files. They are written atomically, and read only if their checksum is right."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import Tensor
 
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write aside, then rename: whoever looks sees a whole file or none, and of two writers the last one stays. Where
-    there is no room, nothing is written: who needs it makes it again."""
+    """Write to a temporary file, then rename it: readers see a whole file or none, and the last of two writers wins.
+
+    Errors of the filesystem are ignored, as the tensors can be computed again.
+    """
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,9 +30,9 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
-    """What `write` wrote, or None where it is missing, torn or altered."""
+    """The tensors in a file, or None where the file is missing, truncated or altered."""
     try:
-        # Read in one go: safetensors' own reader opens the path twice and may meet two writers' files.
+        # Read at once: the reader of safetensors opens the path twice, and may see the files of two writers.
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None

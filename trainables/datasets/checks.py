@@ -1,4 +1,4 @@
-"""Whether this machine has the files and packages that a spec needs: its detector, reference statistics and encoder."""
+"""Whether this machine has the files and packages that a spec needs."""
 
 from __future__ import annotations
 

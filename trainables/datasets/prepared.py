@@ -1,12 +1,12 @@
-"""Prepared data sets: folders of latents that `raysweep prepare` writes, on any filesystem of pyarrow's.
+"""Prepared data sets: folders of latents that `raysweep prepare` writes, on any filesystem that pyarrow knows.
 
-    manifest.json                what is in it; written last
-    shards/00000.arrow …         the latents (latent_files.py)
-    autoencoder/                 the one that made them, in diffusers' form: probes decode with it
+    manifest.json                        the list of contents; written last
+    shards/00000.arrow …                 the latents (latent_files.py)
+    autoencoder/                         the one that made the latents, in diffusers' format; probes decode with it
     reference-<detector>.safetensors     statistics of the real images, for probes
 
-The manifest's `content` is all that training's numbers follow from; its SHA-256 is the set's identity, which enters
-histories. Where a set lies does not.
+The manifest's `content` is everything that the numbers of a training depend on. Its SHA-256 is the set's identity,
+which enters history keys; the place of the set does not.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pyarrow import fs
 
 from trainables.errors import one_line
 
-ROOT = "RAYSWEEP_DATA"  # the environment variable that says where sets lie by name
-BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # how much of remote sets a machine keeps
+ROOT = "RAYSWEEP_DATA"  # environment variable with the folder or URI in which sets lie by name
+BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # environment variable: GiB of remote sets that a machine keeps
 DEFAULT_BUDGET_GIB = 500.0
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 22
-_THREADS = 8  # that copy or read files: what a disk or a network needs to be busy
+_THREADS = 8  # that copy or read files; enough to saturate a disk or a network
 
 
 class Absent(LookupError):
@@ -49,14 +49,14 @@ class Prepared:
     """A prepared set's manifest."""
 
     location: str  # a folder or a URI
-    content: dict[str, Any]  # what training's numbers follow from
-    pictures: str | None  # SHA-256 of the images that the shards keep
-    files: dict[str, dict[str, Any]]  # by path: bytes and SHA-256 of all files
+    content: dict[str, Any]  # everything that the numbers of a training depend on
+    pictures: str | None  # SHA-256 of the images in the shards, if they are kept
+    files: dict[str, dict[str, Any]]  # by path: bytes and SHA-256
     about: dict[str, Any]  # for people: source, classes, statistics, versions
 
     @property
     def identity(self) -> str:
-        """What enters histories."""
+        """SHA-256 (hex) of the content, which enters history keys."""
         return _sealed(self.content)
 
     @property
@@ -66,16 +66,16 @@ class Prepared:
 
     @property
     def images(self) -> list[int]:
-        """How many each shard has, in order."""
+        """The number of images of each shard, in order."""
         return [shard["images"] for shard in self.content["shards"]]
 
     @property
     def shards(self) -> list[str]:
-        """Their paths in the set, in order."""
+        """The paths of the shards in the set, in order."""
         return [f"shards/{number:05}.arrow" for number in range(len(self.content["shards"]))]
 
     def spell(self) -> bytes:
-        """The manifest, as it is written."""
+        """The bytes of the manifest file."""
         facts = {name: value for name, value in vars(self).items() if name != "location"}
         facts |= {"format": FORMAT, "identity": self.identity}
         return json.dumps(facts | {"sha256": _sealed(facts)}, indent=1).encode()
@@ -88,7 +88,8 @@ def _sealed(facts: dict[str, Any]) -> str:
 
 
 def locate(name: str) -> str | None:
-    """Where a set of that name would lie: names with a slash are places themselves, others lie in `RAYSWEEP_DATA`."""
+    """The place of a set: a name with a slash is a place itself, others lie in `RAYSWEEP_DATA`; None if that is not
+    set."""
     if "/" in name:
         return name if "://" in name else os.path.abspath(os.path.expanduser(name))
     root = os.environ.get(ROOT)
@@ -101,12 +102,12 @@ def locate(name: str) -> str | None:
 
 
 def absolute(name: str) -> str:
-    """`name`, with a folder made absolute: processes with other working directories then mean the same set."""
+    """`name`, with a relative folder made absolute, so that it means the same set in every working directory."""
     return locate(name) or name if "/" in name else name
 
 
 def names() -> list[str]:
-    """Of the sets in `RAYSWEEP_DATA`."""
+    """The names of the sets in `RAYSWEEP_DATA`."""
     root = os.environ.get(ROOT)
     if not root:
         return []
@@ -121,10 +122,11 @@ def names() -> list[str]:
 
 @lru_cache
 def read(location: str) -> Prepared:
-    """The manifest of the set at `location`. Read once per process.
+    """The manifest of the set at `location`. Cached per process.
 
     Raises:
-        LookupError: there is no prepared set, or no storage; or its manifest is torn or altered, or of another format.
+        LookupError: there is no prepared set, the storage cannot be read, or the manifest is truncated, altered or of
+            another format.
     """
     try:
         filesystem, path = _filesystem(location)
@@ -139,7 +141,7 @@ def read(location: str) -> Prepared:
         whole, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
         parts = {name: facts[name] for name in ("content", "pictures", "files", "about")}
     except (ValueError, LookupError, TypeError):
-        raise LookupError(f"{location}/{MANIFEST} is torn; prepare the set again") from None
+        raise LookupError(f"{location}/{MANIFEST} is truncated; prepare the set again") from None
     if written_as != FORMAT:
         raise LookupError(f"{location}/{MANIFEST}: of format {written_as}, but this version reads {FORMAT}")
     if not whole:
@@ -148,11 +150,11 @@ def read(location: str) -> Prepared:
 
 
 def fetch(prepared: Prepared, cache: Path) -> Path:
-    """The set's folder on this machine, each file compared with the manifest once.
+    """The set's folder on this machine. Each file is compared with the manifest once.
 
-    A set on a local filesystem is used where it is. Another one is copied into `cache`; of those that no process uses,
-    the ones that were used longest ago go when all together are larger than `RAYSWEEP_DATA_CACHE_GIB`. Processes wait
-    for the one that copies.
+    A set on a local filesystem is used in place. A remote set is copied into `cache`, where the least recently used
+    sets are deleted once all together exceed `RAYSWEEP_DATA_CACHE_GIB`; sets in use by a process stay. One process
+    copies, and others wait for it.
 
     Raises:
         LookupError: a file is missing, truncated or altered; the message names it.
@@ -174,8 +176,8 @@ def fetch(prepared: Prepared, cache: Path) -> Path:
 
 
 def examine(prepared: Prepared, cache: Path) -> None:
-    """Compare the set with its manifest: a local one as `fetch` does; of a remote one the files' sizes, as whoever
-    copies it compares the rest.
+    """Compare the set with its manifest. A local set is compared as in `fetch`. Of a remote set only the sizes of its
+    files are compared, as `fetch` compares the contents of what it copies.
 
     Raises:
         LookupError: a file is missing, truncated or altered; the message names it.
@@ -190,7 +192,7 @@ def examine(prepared: Prepared, cache: Path) -> None:
 
 
 def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
-    """Compare sizes now, and contents unless this machine has done so since the file was last written."""
+    """Compare the sizes of all files, and the contents of those that changed since this machine last compared them."""
     known = _noted(noted)
     due = []
     for name, wanted in prepared.files.items():
@@ -221,8 +223,8 @@ def _check_size(place: str, size: int | None, wanted: int) -> None:
 
 
 def _checked(prepared: Prepared) -> Path:
-    """Where this machine notes which files it has compared, each with the size and time of change that it had. Of each
-    place apart: a copy may have another's times."""
+    """The file in which this machine notes the size and modification time of every file that it has compared. There is
+    one per location, as a copy of a set may have the same times."""
     name = _sealed({"location": prepared.location, "identity": prepared.identity})
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
 
@@ -253,11 +255,11 @@ def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path
 
 
 def _evict(kept: Path, coming: Prepared) -> None:
-    """Make room for a set: drop copies, those used longest ago first, until all fit into the budget. A copy that a
+    """Make room for a set: delete copies, least recently used first, until all fit into the budget. A copy that a
     process uses stays, whatever the budget."""
     budget = float(os.environ.get(BUDGET) or DEFAULT_BUDGET_GIB) * 2**30
     for torn in kept.glob("????????????????????????????????????????????????????????????????.????????"):
-        shutil.rmtree(torn, ignore_errors=True)  # what a copy that was killed has left; nobody else copies now
+        shutil.rmtree(torn, ignore_errors=True)  # left by a killed process; this one holds the lock for copying
     copies = [place for place in kept.iterdir() if (place / MANIFEST).is_file()]
     sizes = {place: sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) for place in copies}
     needed = sum(file["bytes"] for file in coming.files.values())
@@ -273,7 +275,7 @@ def _evict(kept: Path, coming: Prepared) -> None:
             del sizes[place]
 
 
-_held: dict[Path, Any] = {}  # open files whose locks say that this process uses a copy
+_held: dict[Path, Any] = {}  # open files whose locks mark the copies that this process uses
 
 
 def _hold(file: Path) -> None:
@@ -285,7 +287,7 @@ def _hold(file: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
+    """Exclude other processes of this machine."""
     with file.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -300,7 +302,7 @@ def _noted(file: Path) -> dict[str, list[int]]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all; where there is no room, it is made again."""
+    """Write atomically. Errors are ignored, as the content can be computed again."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
