@@ -89,5 +89,5 @@ def test_latents_are_normalised_as_the_config_says(config, shift, scale, autoenc
 
 def test_two_kinds_of_shift_are_refused():
     config = {"latents_mean": [1.0], "latents_std": [1.0], "shift_factor": 0.1, "scaling_factor": 1.0}
-    with pytest.raises(ValueError, match="one of them must go"):
+    with pytest.raises(ValueError, match="remove one of them"):
         normalisation(SimpleNamespace(config=config))

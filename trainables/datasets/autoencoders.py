@@ -14,37 +14,39 @@ from torch import Tensor
 from trainables.datasets import catalog, ldm
 from trainables.errors import one_line
 
-BATCH = 64  # images that the encoder sees at once
+BATCH = 64  # images per call of the encoder
 
 Autoencoder = Any  # a diffusers.AutoencoderKL, whose members mypy does not see
 
 
 class Normalisation(NamedTuple):
-    """What lies between an autoencoder's latents and a backbone's: (latent - shift) * scale, for each channel."""
+    """From an autoencoder's latents to a backbone's: (latent - shift) * scale, per channel."""
 
     shift: Tensor  # (C, 1, 1) or ()
     scale: Tensor  # (C, 1, 1) or ()
 
     def apply(self, latents: Tensor) -> Tensor:
-        """(..., C, h, w) of the autoencoder -> as the backbone sees them."""
+        """Latents (..., C, h, w) of the autoencoder -> latents of the backbone."""
         return (latents - self.shift.to(latents)) * self.scale.to(latents)
 
     def undo(self, latents: Tensor) -> Tensor:
-        """The way back."""
+        """Latents (..., C, h, w) of the backbone -> latents of the autoencoder."""
         return latents / self.scale.to(latents) + self.shift.to(latents)
 
 
 def normalisation(autoencoder: Autoencoder) -> Normalisation:
-    """What the autoencoder's configuration says: SD-VAE has a `scaling_factor`, SD3's a `shift_factor` too, and VA-VAE
-    the mean and standard deviation of each channel (`latents_mean`, `latents_std`).
+    """The normalisation that the autoencoder's configuration gives.
+
+    SD-VAE has a `scaling_factor`, SD3's also a `shift_factor`, and VA-VAE the mean and standard deviation of each
+    channel (`latents_mean`, `latents_std`).
 
     Raises:
-        ValueError: both kinds of shift.
+        ValueError: the configuration has both `latents_mean` and `shift_factor`.
     """
     config = autoencoder.config
     mean, std, shift = (config.get(key) for key in ("latents_mean", "latents_std", "shift_factor"))
     if mean and shift:
-        raise ValueError("the autoencoder's config has both latents_mean and shift_factor; one of them must go")
+        raise ValueError("the autoencoder's config has both latents_mean and shift_factor; remove one of them")
 
     def of_channels(values: Any, missing: float) -> Tensor:
         values = torch.tensor(values or missing, dtype=torch.float32)
@@ -54,25 +56,27 @@ def normalisation(autoencoder: Autoencoder) -> Normalisation:
 
 
 def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
-    """A frozen autoencoder in evaluation mode from a local folder (or diffusers' cache); default: the embedded one.
+    """A frozen autoencoder in evaluation mode from a local folder or diffusers' cache; default: the embedded one.
 
     Raises:
-        OSError: nothing to load there; never downloads.
+        OSError: there is none. This function never downloads.
     """
     autoencoder: Autoencoder = diffusers.AutoencoderKL.from_pretrained(
         path or catalog.files("emoji9")[1],
         local_files_only=True,
         use_safetensors=True,
-        low_cpu_mem_usage=False,  # else a notice is printed where accelerate is missing
+        low_cpu_mem_usage=False,  # otherwise diffusers prints a notice where accelerate is missing
     )
-    autoencoder.decoder.to(memory_format=torch.channels_last)  # a third faster on a CPU; the encoder's bits stay
+    autoencoder.decoder.to(memory_format=torch.channels_last)  # a third faster on a CPU; the encoder stays as it is
     return autoencoder.requires_grad_(False).eval()
 
 
 def open_autoencoder(given: str) -> Autoencoder:
-    """A frozen autoencoder from wherever people have one: a folder in diffusers' form, or one that has it as `vae`; a
-    checkpoint of the latent-diffusion code base such as VA-VAE's; or a name on the Hugging Face hub, from where it is
-    downloaded.
+    """A frozen autoencoder in evaluation mode, from one of several forms.
+
+    Args:
+        given: a folder in diffusers' format, or a pipeline's folder with a `vae` in it; a checkpoint of the
+            latent-diffusion code base, such as VA-VAE's; or a name on the Hugging Face hub, which is downloaded.
 
     Raises:
         ValueError: there is none, or it cannot be read.
@@ -87,14 +91,14 @@ def open_autoencoder(given: str) -> Autoencoder:
         autoencoder: Autoencoder = diffusers.AutoencoderKL.from_pretrained(
             str(place) if place.exists() else given, subfolder=inside, low_cpu_mem_usage=False
         )
-    except Exception as error:  # of diffusers, the hub's client, or whatever lies under that
+    except Exception as error:  # diffusers and the hub's client raise errors of many kinds
         reason = f"no autoencoder there, and none of that name on the hub ({one_line(error)})"
         raise ValueError(f"{given}: {reason}") from None
     return autoencoder.float().requires_grad_(False).eval()
 
 
 def autoencoder_identity(autoencoder: Autoencoder) -> str:
-    """SHA-256 (hex) of its configuration and weights, whatever files they came from."""
+    """SHA-256 (hex) of an autoencoder's configuration and weights; the files they came from do not enter."""
     config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
@@ -105,13 +109,13 @@ def autoencoder_identity(autoencoder: Autoencoder) -> str:
 
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = BATCH) -> tuple[Tensor, Tensor]:
-    """The posterior's (mean, std) of images, not yet normalised.
+    """Mean and standard deviation of the autoencoder's posterior, before normalisation.
 
     Args:
         images: (N, 3, H, W) uint8, RGB.
 
     Returns:
-        Twice (N, C, h, w) float32, where `images` are.
+        Two tensors (N, C, h, w) float32, on the device of `images`.
     """
     means, stds = [], []
     for batch in images.split(batch_size):
@@ -124,14 +128,14 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = BATCH) ->
 
 @torch.no_grad()
 def decode(autoencoder: Autoencoder, latents: Tensor, batch_size: int = 32) -> Tensor:
-    """Images of scaled latents.
+    """Images of normalised latents.
 
     Args:
-        latents: (N, C, h, w), as the backbones see them: normalised.
+        latents: (N, C, h, w), normalised as for the backbones.
 
     Returns:
-        (N, 3, H, W) uint8, RGB, where `latents` are. Cut off, not rounded, as the images behind published FIDs are
-        (REPA generate.py).
+        (N, 3, H, W) uint8, RGB, on the device of `latents`. Values are truncated, not rounded, as in the images behind
+        REPA's FIDs (REPA generate.py).
     """
     images, as_encoded = [], normalisation(autoencoder)
     for batch in latents.split(batch_size):
@@ -142,11 +146,11 @@ def decode(autoencoder: Autoencoder, latents: Tensor, batch_size: int = 32) -> T
 
 
 def normalised_by(autoencoder: Autoencoder, mean: list[float], std: list[float]) -> None:
-    """Have `normalisation` say these statistics of the channels, whatever the configuration said."""
+    """Set the mean and standard deviation of the channels, which `normalisation` then returns."""
     autoencoder.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
 
 
 def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> list[str]:
-    """Write it in diffusers' form; returns the names of its files."""
+    """Write an autoencoder in diffusers' format; returns the names of the files."""
     autoencoder.save_pretrained(folder)
     return sorted(file.name for file in folder.iterdir())

@@ -186,9 +186,7 @@ def reference_file(name: str, detector: str) -> str:
         names = [path for path in manifest.files if "/" not in path]
         has = ", ".join(path.removeprefix("reference-").removesuffix(".safetensors") for path in names) or "none"
         lack = f"data set '{name}' has no statistics of its images for {detector} (for {has})"
-        raise LookupError(
-            f"{lack}: name a file by probe.reference, or prepare the set with that detector"
-        )
+        raise LookupError(f"{lack}: name a file by probe.reference, or prepare the set with that detector")
     return file
 
 

@@ -1,7 +1,7 @@
-"""Image files to pixels, as ADM cuts them.
+"""Image files to pixels, cropped as in ADM.
 
-The cut is that of ADM (guided-diffusion `image_datasets.py`, `center_crop_arr`), which SiT, REPA and the reference
-statistics of ImageNet 256 share. Unlike there, an image is turned upright first where its EXIF data say so.
+The crop is that of ADM (guided-diffusion `image_datasets.py`, `center_crop_arr`), which SiT, REPA and the reference
+statistics of ImageNet 256 share. Unlike ADM, images are first rotated as their EXIF data say.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Unreadable(ValueError):
-    """An image file that is torn, or none at all."""
+    """The file is no image, or a damaged one."""
 
 
 def decode(content: bytes) -> Image.Image:
-    """An image file's picture: RGB, upright.
+    """The image in a file's content: RGB, upright.
 
     Raises:
-        Unreadable: it is torn, of no known format, or larger than Pillow takes for an honest picture.
+        Unreadable: it is damaged, of no known format, or larger than Pillow's limit against decompression bombs.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which a set of a million has thousands of
+            warnings.simplefilter("ignore")  # about odd metadata, of which a large set has thousands
             picture: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-            if picture.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+            if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             return picture.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever their parsers do
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise Unreadable(one_line(error).split(" <_io.")[0]) from None
 
 
 def centre_crop(picture: Image.Image, size: int) -> Pixels:
-    """The middle square of a picture at size x size, (size, size, 3) uint8.
+    """The central square of a picture, resized to (size, size, 3) uint8.
 
-    Halved by box filtering while its shorter side is at least twice `size`, then bicubic until that is `size`.
+    The picture is halved by box filtering while its shorter side is at least twice `size`, then resized bicubically so
+    that its shorter side is `size`, then cropped.
     """
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)

@@ -1,11 +1,11 @@
-"""Shards of a prepared data set: Arrow files of one record batch, a row an image, read where they lie.
+"""Shards of a prepared data set: memory-mapped Arrow files of one record batch, one row per image.
 
-Columns are `latent` (2, C, H, W) float16, the posterior's mean and standard deviation as the autoencoder gives them;
-`label` int32; `source` string, where the image came from; and where asked for `mirrored`, as `latent` of the mirror
-image, `image` (3, h, w) uint8, and `features` (T, D) float16 of an encoder with `features_mirrored`. An Arrow reader
-of any language sees the shapes: they are in the schema.
+Columns are `latent` (2, C, H, W) float16, the mean and standard deviation of the autoencoder's posterior before
+normalisation; `label` int32; `source` string, where the image came from. Optional columns are `mirrored`, the `latent`
+of the mirrored image; `image` (3, h, w) uint8; and `features` (T, D) float16 of an encoder, with `features_mirrored`.
+The shapes are in the Arrow schema.
 
-A mapped file costs no memory of its own: what is read stays in the page cache, which all processes of a host share.
+A mapped file takes no memory of its own: its pages are in the page cache, which all processes of a host share.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[np.generic]
-SAME_BITS = ("latent", "mirrored", "label")  # what training's numbers follow from, unless a method looks at more
+SAME_BITS = ("latent", "mirrored", "label")  # columns that decide the numbers of a training, unless a method reads more
 
 
 def write_shard(path: Path, columns: Mapping[str, Array | Sequence[str]]) -> None:
-    """Write one shard; arrays are (N, …), `source` a list of N strings."""
+    """Write one shard. Arrays have shape (N, …); `source` is a list of N strings."""
     arrays = {
         name: pa.array(values, pa.string()) if name == "source" else _arrow(np.asarray(values))
         for name, values in columns.items()
@@ -37,7 +37,7 @@ def write_shard(path: Path, columns: Mapping[str, Array | Sequence[str]]) -> Non
 
 
 def content_sha256(columns: Mapping[str, Array | Sequence[str]], names: Iterable[str] = SAME_BITS) -> str:
-    """SHA-256 (hex) of the values of those of the columns that are there, whatever file they lie in."""
+    """SHA-256 (hex) of the values of the named columns, of those that exist."""
     digest = hashlib.sha256()
     for name in names:
         if name in columns:
@@ -48,10 +48,10 @@ def content_sha256(columns: Mapping[str, Array | Sequence[str]], names: Iterable
 
 
 class Shard:
-    """One mapped file.
+    """One memory-mapped shard.
 
     Raises:
-        ValueError: it is not a shard, or a torn one.
+        ValueError: the file is no shard, or a truncated one.
     """
 
     def __init__(self, path: Path):
@@ -64,32 +64,33 @@ class Shard:
                 raise pa.ArrowInvalid("more than one record batch")
             self.batch = reader.get_batch(0)
         except (OSError, ValueError) as error:  # pa.ArrowInvalid is a ValueError
-            raise ValueError(f"{path}: cannot be read, perhaps torn ({error})") from None
+            raise ValueError(f"{path}: cannot be read, perhaps truncated ({error})") from None
         self.columns = {
             field.name: _values(self.batch.column(field.name)) for field in self.batch.schema if field.name != "source"
         }
         begin = np.frombuffer(self._map, np.uint8).ctypes.data
-        self._extents = {  # where in the file a column begins, and the bytes of a row
+        self._extents = {  # offset of a column in the file, and bytes per row
             name: (values.ctypes.data - begin, values.strides[0]) for name, values in self.columns.items()
         }
 
     def will_need(self, column: str, row: int) -> None:
-        """Tell the kernel to have a row at hand soon; returns at once."""
+        """Ask the kernel to read a row ahead. Returns at once."""
         first, size = self._extents[column]
         begin = first + row * size
         page = begin - begin % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
 
-    def let_go(self) -> None:
-        """Give pages back that were looked at: they stay in the page cache, and out of this process's account."""
+    def release_pages(self) -> None:
+        """Drop the pages from this process's resident memory. They stay in the page cache."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Mapped:
-    """The columns of a prepared set, from its shards. One is opened when it is first needed.
+    """The columns of a prepared set on disk. A shard is opened when it is first needed.
 
     Args:
-        files: the shards, in order; `images`: how many rows each has.
+        files: the shards, in order.
+        images: the number of rows of each shard.
     """
 
     def __init__(self, files: Sequence[Path], images: Sequence[int]):
@@ -97,7 +98,7 @@ class Mapped:
         self._shards: dict[int, Shard] = {}
 
     def take(self, column: str, indices: Tensor) -> Tensor:
-        """Rows `indices` (B,) int64 of a column, (B, …), as a copy."""
+        """Copy the rows `indices` (B,) int64 of a column: (B, …)."""
         places = list(self._places(indices))
         for shard, row in places:
             shard.will_need(column, row)
@@ -106,11 +107,11 @@ class Mapped:
         for number, (shard, row) in enumerate(places):
             rows[number] = shard.columns[column][row]
         for shard in {id(shard): shard for shard, _ in places}.values():
-            shard.let_go()
+            shard.release_pages()
         return torch.from_numpy(rows)
 
     def expect(self, column: str, indices: Tensor) -> None:
-        """Have rows read ahead, without waiting for them."""
+        """Read rows ahead. Returns at once."""
         for shard, row in self._places(indices):
             shard.will_need(column, row)
 
@@ -128,7 +129,7 @@ class Mapped:
 
 
 class Held:
-    """The columns of a set in memory, or on a GPU: tensors (N, …) by name."""
+    """The columns of a set in the memory of the host or a GPU: tensors (N, …) by name."""
 
     def __init__(self, columns: Mapping[str, Tensor]):
         self.columns = dict(columns)
@@ -139,7 +140,7 @@ class Held:
         return values[indices.to(values.device)]
 
     def expect(self, column: str, indices: Tensor) -> None:
-        """Nothing: all is here."""
+        """Do nothing: all rows are in memory."""
 
 
 def _arrow(array: Array) -> pa.Array:
@@ -152,7 +153,7 @@ def _arrow(array: Array) -> pa.Array:
 
 
 def _values(array: pa.Array) -> Array:
-    """A column's values (N, …) where they lie."""
+    """A column's values (N, …), without a copy."""
     if isinstance(array.type, pa.FixedShapeTensorType):
         flat = array.storage.flatten().to_numpy(zero_copy_only=True)
         return flat.reshape(len(array), *array.type.shape)

@@ -1,4 +1,4 @@
-"""What training sees of a data set: latents, labels and pictures by number; the embedded set, and prepared ones."""
+"""A data set as training reads it: latents, labels and images by index. Sets are the embedded one or prepared ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from trainables.datasets.autoencoders import BATCH, Normalisation, encode, load_
 from trainables.datasets.latent_files import Held, Mapped
 from trainables.process_group import ALONE, ProcessGroup
 
-MIRRORED_BELOW = 0.5  # of `Draws.flipped`, where a recipe mirrors
+MIRRORED_BELOW = 0.5  # an image is mirrored where `Draws.flipped` is below this
 
 
 class Columns(Protocol):
-    """Where rows come from: `Mapped` files, or `Held` tensors. Columns are those of latent_files.py."""
+    """Where rows come from: `Mapped` files or `Held` tensors. latent_files.py lists the columns."""
 
     def take(self, column: str, indices: Tensor) -> Tensor: ...
     def expect(self, column: str, indices: Tensor) -> None: ...
@@ -31,22 +31,23 @@ class Columns(Protocol):
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Posteriors of an autoencoder over a set of N images, as it gives them; `sample` normalises."""
+    """The posteriors of an autoencoder over N images, before normalisation. `sample` normalises."""
 
     columns: Columns
     num_images: int
     latent_shape: tuple[int, ...]  # (C, H, W)
     num_classes: int
     normalisation: Normalisation
-    mirrored: bool = False  # whether there are latents of the mirror images
-    has_images: bool = False  # whether there are the images themselves
+    mirrored: bool = False  # whether there are latents of the mirrored images
+    has_images: bool = False  # whether the set has the images themselves
 
     def sample(self, indices: Tensor, noise: Tensor, mirror: Tensor | None = None) -> Tensor:
-        """Normalised latents (B, C, H, W) float32 of the images `indices` (B,), at `noise` (B, C, H, W) within the
-        posterior; on the device of the set.
+        """Normalised latents (B, C, H, W) float32 sampled from the posteriors of images, on the device of the set.
 
         Args:
-            mirror: (B,) bool, which images are mirrored left to right; none where missing.
+            indices: (B,) int64.
+            noise: (B, C, H, W) standard normal, which is scaled by the posterior's standard deviation.
+            mirror: (B,) bool, the images to mirror left to right. None mirrors none.
         """
         if mirror is None or not self.mirrored or not mirror.any():
             moments = self.columns.take("latent", indices)
@@ -60,11 +61,11 @@ class LatentSet:
         return self.normalisation.apply(mean + std * noise.to(mean.device, non_blocking=True))
 
     def labels(self, indices: Tensor) -> Tensor:
-        """(B,) int64, in the host's memory."""
+        """The labels (B,) int64 of images, in the host's memory."""
         return self.columns.take("label", indices).long().cpu()
 
     def images(self, indices: Tensor, mirror: Tensor | None = None) -> Tensor | None:
-        """The images (B, 3, h, w) uint8 themselves, mirrored alike; None where this set carries none."""
+        """The images (B, 3, h, w) uint8, mirrored where `mirror` (B,) says so. None where the set has no images."""
         if not self.has_images:
             return None
         chosen = self.columns.take("image", indices)
@@ -73,10 +74,11 @@ class LatentSet:
         return torch.where(mirror.to(chosen.device)[:, None, None, None], chosen.flip(-1), chosen)
 
     def expect(self, indices: Tensor, flipped: Tensor) -> None:
-        """Have the latents of images read ahead of their step; returns at once.
+        """Read the latents of images ahead of their step. Returns at once.
 
         Args:
-            flipped: (B,) as `Draws` has it.
+            indices: (B,) int64.
+            flipped: (B,), `Draws.flipped`.
         """
         mirror = flipped < MIRRORED_BELOW if self.mirrored else torch.zeros(len(indices), dtype=torch.bool)
         self.columns.expect("latent", indices[~mirror])
@@ -85,7 +87,7 @@ class LatentSet:
 
 
 def load_images(name: str, split: catalog.Split) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one split, in the order of the file.
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one split of an embedded set, in the order of the file.
 
     Raises:
         LookupError: no such data set, or one that this package does not ship.
@@ -110,19 +112,20 @@ def load_latents(
     device: torch.device | None = None,
     group: ProcessGroup = ALONE,
 ) -> LatentSet:
-    """A data set's training latents: the embedded one's encoded once, then read from `cache_dir`; a prepared one's
-    where they lie, or from a copy in `cache_dir` where that is on no filesystem of this machine.
+    """The training latents of a data set.
 
-    Any number of processes may ask at once. A cached file that is torn or altered is made anew.
+    The embedded set is encoded once, then read from `cache_dir`. A prepared set is read in place if it is on a local
+    filesystem, else from a copy in `cache_dir`. Several processes may call this at once. A damaged cached file is made
+    again.
 
     Args:
-        mirrored: with the latents of the mirror images.
-        images: with the images themselves.
-        device: where all of it is to be held; default: in the host's memory, a prepared set's on disk.
-        crew: ranks that all call this, and encode together where one of them finds nothing cached.
+        mirrored: include the latents of the mirrored images.
+        images: include the images themselves.
+        device: hold the whole set there. Default: in the host's memory, or on disk for a prepared set.
+        group: the ranks that call this. They divide the encoding if one of them has no cached file.
 
     Raises:
-        LookupError: no such data set; or a prepared one lacks what is asked for, or is torn or altered.
+        LookupError: there is no such data set; or a prepared set lacks what is asked for, or is damaged.
     """
     latents = (
         _embedded(name, cache_dir, mirrored, images, group)
@@ -133,7 +136,7 @@ def load_latents(
 
 
 def folder(name: str, cache_dir: Path) -> Path:
-    """The folder of a prepared set on this machine, its files compared with its manifest.
+    """The folder of a prepared set on this machine, after comparing its files with its manifest.
 
     Raises:
         LookupError: as `load_latents`.
@@ -190,7 +193,7 @@ def _embedded(name: str, cache_dir: Path, mirrored: bool, images: bool, group: P
 def _cached_latents(name: str, cache_dir: Path, mirror: bool, group: ProcessGroup) -> dict[str, Tensor]:
     path = cache_dir / f"{catalog.identity(name)}{'-mirrored' if mirror else ''}.safetensors"
     tensors = cached.read(path) or {}
-    if not all(group.gather("scale" in tensors)):  # an earlier version's file has no such entry
+    if not all(group.gather("scale" in tensors)):  # files of earlier versions have no such entry
         tensors = _encode_training_split(name, mirror, group)
         cached.write(tensors, path)
     return tensors

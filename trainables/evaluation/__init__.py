@@ -1,4 +1,4 @@
-"""How images are judged: detectors turn them into features, statistics merge across ranks, distances compare them."""
+"""Metrics of generated images: detectors compute features, statistics merge across ranks, distances compare them."""
 
 from trainables.evaluation.frechet import frechet_distance
 from trainables.evaluation.manifold import precision_recall

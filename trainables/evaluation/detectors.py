@@ -1,6 +1,6 @@
 """Networks that turn images into features and class probabilities.
 
-Only the FID Inception makes a Frechet distance an FID; another detector's metrics carry its suffix.
+A Frechet distance is an FID only with the FID Inception; the metrics of another detector have its suffix.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from trainables.datasets import catalog, checks
 from trainables.encoders import effnet
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
 
-BATCH = 32  # images at once: activations of more leave a CPU's caches
+BATCH = 32  # images per call; the activations of more do not fit a CPU's caches
 
 
 class DetectorOutput(NamedTuple):
-    """What a detector makes of images."""
+    """The output of a detector for N images."""
 
     features: Tensor  # (N, feature_dim) float32
-    probs: Tensor  # (N, K) of classes
-    spatial: Tensor | None = None  # (N, S) float32, where a detector has such: sFID
+    probs: Tensor  # (N, K) class probabilities
+    spatial: Tensor | None = None  # (N, S) float32 for sFID, where the detector has them
 
     def cpu(self) -> DetectorOutput:
-        """The same in the host's memory."""
+        """A copy in the host's memory."""
         return DetectorOutput(
             self.features.cpu(), self.probs.cpu(), None if self.spatial is None else self.spatial.cpu()
         )
 
 
 class Detector(nn.Module, ABC):
-    """images (N, 3, H, W) uint8 -> `Seen`, where the detector is."""
+    """images (N, 3, H, W) uint8 -> `DetectorOutput`, on the detector's device."""
 
     feature_dim: int
     spatial_dim: int = 0
-    identity: str  # SHA-256 (hex) of the weights, and of how images are resized where that is a choice
+    identity: str  # SHA-256 (hex) of the weights, and of the resizing where there is a choice
 
     @abstractmethod
     def forward(self, images: Tensor) -> DetectorOutput:
-        """What it makes of the images."""
+        """Features and class probabilities of images."""
 
 
 class EfficientNetLite0(Detector):
     """EfficientNet-Lite0 of ImageNet-1k at 64 px: pooled features, softmax over 1000 classes.
 
     Raises:
-        ImportError: its packages are not installed.
+        ImportError: a package is missing.
     """
 
     feature_dim = 1280
@@ -78,7 +78,7 @@ class FidInception(Detector):
     """The Inception of FID, sFID and IS, from the weights of pytorch-fid or torch-fidelity.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file does not hold these weights.
     """
 
     feature_dim, spatial_dim = FEATURES, SPATIAL
@@ -106,12 +106,12 @@ def create(spec: ProbeSpec) -> Detector:
     """The frozen detector of a probe in evaluation mode, on the CPU.
 
     Raises:
-        ImportError: its packages are not installed; the message says what to install.
-        LookupError: its files are not here, or not those that the probe names; the message says what to do.
-        ValueError: its file holds something else.
+        ImportError: a package is missing; the message says what to install.
+        LookupError: its files are missing, or not those that the probe names; the message says what to do.
+        ValueError: its file does not hold the weights.
     """
     if spec.detector == "effnet_lite0":
         return EfficientNetLite0()
-    if fault := checks.probe_fault(spec):  # each machine has files of its own
+    if fault := checks.probe_fault(spec):  # checked on each machine, as files differ between machines
         raise LookupError(fault)
     return FidInception(catalog.inception_file(spec.detector_weights), spec.resize)

@@ -1,9 +1,9 @@
 """A metric with its sampling error.
 
-Every metric here is a function of a sample's distribution, and comes with its *influence*: how much each sample's own
-weight would move it (the infinitesimal jackknife, Efron 1981). That is what a bootstrap converges to, at the price of
-the metric itself rather than of hundreds of matrix roots; and as all probes of a study draw the same noise and labels,
-influences pair sample by sample, so that two checkpoints' difference has an error of its own, smaller than theirs.
+Every metric here is a function of the samples' empirical distribution. Its *influence* is the derivative of the metric
+by each sample's weight (the infinitesimal jackknife, Efron 1981). Its standard error is what a bootstrap converges to,
+for the cost of one metric instead of hundreds. All probes of a study draw the same noise and labels, so influences pair
+sample by sample. The difference of two checkpoints therefore has an error of its own, smaller than theirs.
 """
 
 from __future__ import annotations
@@ -17,46 +17,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, and its standard error."""
+    """A number and its standard error."""
 
     value: float
     se: float
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Where it lies, at this level."""
+        """The confidence interval (low, high) at this level."""
         half = NormalDist().inv_cdf((1 + level) / 2) * self.se
         return self.value - half, self.value + half
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value, and the influence of each sample on it: (N,) float64 with mean 0."""
+    """A metric's value, and the influence (N,) of each sample on it, float64 with mean 0."""
 
     value: float
     influence: Tensor
 
     @property
     def se(self) -> float:
-        """The standard error of the value over samples of this size; NaN for fewer than two."""
+        """The standard error of the value; NaN for fewer than two samples."""
         return float(self.influence.std() / len(self.influence) ** 0.5)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Where the metric of such samples lies, at this level. A Frechet distance falls as samples grow, and its limit
-        lies lower: `frechet.Target.limit`."""
+        """The confidence interval (low, high) of the metric for this number of samples.
+
+        A Frechet distance falls with the number of samples; `frechet.Target.limit` estimates its limit.
+        """
         return Measured(self.value, self.se).interval(level)
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """The difference of two metrics of samples that were drawn in pairs.
+        """The difference of two metrics whose samples were drawn in pairs.
 
         Raises:
-            ValueError: they are not as many.
+            ValueError: the numbers of samples differ.
         """
         if len(self.influence) != len(other.influence):
             raise ValueError(f"{len(self.influence)} and {len(other.influence)} samples do not pair")
         return Estimate(self.value - other.value, self.influence - other.influence)
 
     def bootstrap(self, replicates: int = 1000, seed: int = 0) -> Tensor:
-        """(replicates,) values as of samples drawn from this one with replacement, to first order."""
+        """Values (replicates,) of the metric for bootstrap resamples, to first order."""
         chance = torch.Generator().manual_seed(seed)
         influence = self.influence.cpu()
         drawn = torch.randint(len(influence), (replicates, len(influence)), generator=chance)

@@ -17,13 +17,14 @@ Array = Tensor | np.ndarray
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
     """|mu1 - mu2|^2 + Tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^1/2), in float64 (Heusel et al. 2017).
 
-    With sigma = R R', the trace of the root is the sum of the singular values of R1' R2: roots of the eigenvalues of a
-    Gram matrix, where what their rounding may do is far below a millionth of the distance; else by a decomposition that
-    takes twice as long and keeps the digits of small ones. Computed where `mu1` is.
+    With sigma = R R', the trace of the root is the sum of the singular values of R1' R2. They are computed as roots of
+    the eigenvalues of a Gram matrix if its rounding changes the distance by less than 1e-7 of itself, else by a
+    singular value decomposition, which takes twice as long and is exact for small values. Computed on the device of
+    `mu1`.
 
     Args:
-        mu1, mu2: (D,) means.
-        sigma1, sigma2: (D, D) covariances, symmetric; of any rank.
+        mu1, mu2: (D,) means, tensors or NumPy arrays.
+        sigma1, sigma2: (D, D) covariances, symmetric, of any rank.
 
     Raises:
         ValueError: shapes disagree, or a value is not finite.
@@ -40,7 +41,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 
 def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
-    """The same by roots of the covariances, (D, rank) each."""
+    """`frechet_distance` from roots (D, rank) of the covariances."""
     apart = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum()
     product = root1.T @ root2 if root1.shape[1] <= root2.shape[1] else root2.T @ root1
     squares = torch.linalg.eigvalsh(product @ product.T)
@@ -52,10 +53,10 @@ def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
 
 
 class Target:
-    """A Gaussian that many samples are compared with: the real images' features.
+    """The Gaussian of the real images' features, with which samples are compared.
 
     Args:
-        mean, covariance: (D,) and (D, D), symmetric; of any rank.
+        mean, covariance: (D,) and (D, D), symmetric, of any rank.
     """
 
     def __init__(self, mean: Array, covariance: Array):
@@ -64,14 +65,15 @@ class Target:
         self.root = root(self.covariance)
 
     def distance(self, statistics: FeatureStatistics) -> float:
-        """`frechet_distance` of a sample's statistics from here."""
+        """`frechet_distance` between samples' statistics and the target."""
         return _distance(self.mean, self.root, statistics.mean.to(self.mean), root(statistics.covariance.to(self.mean)))
 
     def estimate(self, features: Tensor) -> Estimate:
-        """The distance of features (N, D), with its error. Computed where the target is.
+        """The distance of features (N, D), with its error. Computed on the target's device.
 
-        To first order a sample at x moves the distance by 2 (mu - m)' (x - mu) + (x - mu)' (I - T) (x - mu), less its
-        mean, where T carries the sample's Gaussian over to the target's (the gradient of Bures' distance).
+        The influence of a sample x is 2 (mu - m)' (x - mu) + (x - mu)' (I - T) (x - mu), minus its mean over samples.
+        mu is the samples' mean, m the target's, and T the optimal transport map from the samples' Gaussian to the
+        target's (the gradient of the Bures distance).
         """
         features = features.to(self.mean)
         mean = features.mean(dim=0)
@@ -80,11 +82,11 @@ class Target:
         return Estimate(self._of(features), influence - influence.mean())
 
     def limit(self, features: Tensor) -> Measured:
-        """The distance that endless samples would have (FID-infinity; Chong, Forsyth 2020), from features (N, D) whose
-        classes are spread evenly over the rows: halves of a sample have twice its bias, and as all its rows are in
-        them, the same first-order error.
+        """The distance for infinitely many samples (FID-infinity; Chong, Forsyth 2020), from features (N, D).
 
-        How far quarters say otherwise is added to the error: the bias falls as 1 / N only once N is well over D.
+        Classes must be spread evenly over the rows. The bias falls as 1 / N once N is well over D, so the halves of the
+        sample have twice its bias; as they hold all rows, they have the same first-order error. The difference to an
+        extrapolation with quarters is added to the error.
 
         Raises:
             ValueError: fewer than eight features.
@@ -102,12 +104,13 @@ class Target:
         """The distance of features (N, D) float64."""
         if len(features) > features.shape[1]:
             return self.distance(FeatureStatistics.of(features))
-        mean = features.mean(dim=0)  # fewer, once centred, are a root of their covariance themselves
+        mean = features.mean(dim=0)  # centred rows are a root of their covariance
         return _distance(self.mean, self.root, mean, (features - mean).T / max(1, len(features) - 1) ** 0.5)
 
 
 def _carried(rows: Tensor) -> Tensor:
-    """|S^-1/4 y|^2 of each row y of (N, R), for S = rows' rows / (N - 1): (N,). By whichever Gram matrix is smaller."""
+    """|S^-1/4 y|^2 (N,) of each row y of (N, R), for S = rows' rows / (N - 1), by the smaller of the two Gram
+    matrices."""
     scale = len(rows) - 1
     wide = len(rows) <= rows.shape[1]
     values, vectors = torch.linalg.eigh((rows @ rows.T if wide else rows.T @ rows) / scale)
@@ -120,12 +123,12 @@ def _carried(rows: Tensor) -> Tensor:
 
 def root(sigma: Tensor) -> Tensor:
     """R (D, rank) with R R' = sigma, for a symmetric sigma (D, D) without negative eigenvalues."""
-    # Relative to the largest: at or below this an eigenvalue is the rounding of zero.
+    # An eigenvalue at or below this fraction of the largest is a rounded zero.
     noise = len(sigma) * torch.finfo(sigma.dtype).eps
     triangle, failed = torch.linalg.cholesky_ex(sigma)
     pivots = triangle.diagonal().square()
-    if not failed and pivots.amin() > 10 * noise * pivots.amax():  # ten times as fast, where the rank is full
+    if not failed and pivots.amin() > 10 * noise * pivots.amax():  # ten times as fast, for matrices of full rank
         return triangle
     values, vectors = torch.linalg.eigh(sigma)
-    genuine = values > noise * values.abs().amax()  # the root of rounding would not be small
+    genuine = values > noise * values.abs().amax()  # a rounded zero would have a root that is not small
     return vectors[:, genuine] * values[genuine].sqrt()

@@ -1,6 +1,6 @@
-"""The Inception of 2015 that FID, sFID and IS are defined by, and the three ways in which its images are resized.
+"""The Inception of 2015 that defines FID, sFID and IS, and three ways to resize its images.
 
-The published weights are those of TensorFlow's graph `classify_image_graph_def.pb`; pytorch-fid and torch-fidelity ship
+The weights are those of TensorFlow's graph `classify_image_graph_def.pb`; pytorch-fid and torch-fidelity ship
 them under the same names (`Mixed_5b.branch1x1.conv.weight`, ...), and they load here. The graph differs from the
 Inception v3 of the paper and of torchvision: average pools leave their padding out, the last block pools by maximum,
 and there are 1,008 classes.
@@ -20,19 +20,19 @@ SIZE = 299  # pixels a side
 FEATURES, SPATIAL, CLASSES = 2048, 7 * 17 * 17, 1008
 
 Kernel = int | tuple[int, int]
-Chain = tuple["str | tuple[str, ...]", ...]  # convolutions one after another; in a tuple: side by side
+Chain = tuple["str | tuple[str, ...]", ...]  # names of convolutions in sequence; those in a tuple run in parallel
 
 
 class InceptionOutput(NamedTuple):
-    """What the network makes of a batch of images."""
+    """The output of the network for N images."""
 
     pool: Tensor  # (N, 2048): FID, KID, precision and recall
-    spatial: Tensor  # (N, 2023): the first 7 channels of `mixed_6/conv`, pixels first, as ADM's evaluator has it: sFID
-    logits: Tensor  # (N, 1008) without the bias, as the graph gives them: IS
+    spatial: Tensor  # (N, 2023): the first 7 channels of `mixed_6/conv`, pixels first, as in ADM's evaluator: sFID
+    logits: Tensor  # (N, 1008) without the bias, as in the graph: IS
 
 
 class Inception(nn.Module):
-    """images (N, 3, 299, 299) float, by `prepare` -> `Seen`."""
+    """images (N, 3, 299, 299) float from `prepare` -> `InceptionOutput`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Inception(nn.Module):
 
 
 class _Conv(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU. `padded` keeps the size."""
+    """Convolution without bias, batch normalisation, ReLU. With `padded` the size stays the same."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1, padded: bool = False):
         super().__init__()
@@ -80,8 +80,8 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches whose outputs are joined along the channels: each a chain of convolutions, the last one after a pool,
-    which may also stand alone."""
+    """Branches whose outputs are concatenated along the channels. Each is a chain of convolutions; the last is a pool,
+    followed by the convolution `branch_pool` if there is one."""
 
     def __init__(self, convs: Mapping[str, _Conv], chains: tuple[Chain, ...], pool: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -189,18 +189,18 @@ def _chain(name: str, length: int) -> Chain:
     return tuple(f"{name}_{number}" for number in range(1, length + 1))
 
 
-# --- what the network is shown
+# --- preprocessing of images
 
 
 def prepare(images: Tensor, resize: str) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, 299, 299) float32 as the network wants it.
+    """Images (N, 3, H, W) uint8 -> the network's input (N, 3, 299, 299) float32.
 
     Args:
-        resize: `tensorflow`, as the graph itself does (the papers, torch-fidelity); `clean`, by Pillow's bicubic with
-            antialiasing (clean-fid); `pytorch`, as pytorch-fid does. Their distances are not comparable.
+        resize: `tensorflow`: as in the graph, which the papers and torch-fidelity use. `clean`: Pillow's bicubic
+            filter with antialiasing, as in clean-fid. `pytorch`: as in pytorch-fid. Their distances are not comparable.
 
     Raises:
-        ValueError: no such way.
+        ValueError: there is no such option.
     """
     if resize == "tensorflow":
         return (_bilinear_tensorflow(images.float()) - 128) / 128
@@ -209,11 +209,11 @@ def prepare(images: Tensor, resize: str) -> Tensor:
     if resize == "pytorch":
         pixels = F.interpolate(images.float() / 255, (SIZE, SIZE), mode="bilinear", align_corners=False)
         return 2 * pixels - 1
-    raise ValueError(f"no way to resize called '{resize}'; there are tensorflow, clean and pytorch")
+    raise ValueError(f"no resize '{resize}'; known: tensorflow, clean, pytorch")
 
 
 def _bilinear_tensorflow(images: Tensor) -> Tensor:
-    """Bilinear as TensorFlow 1's resize: a pixel's place is its corner, and nothing is averaged."""
+    """TensorFlow 1's bilinear resize: pixels are located by their corners, without antialiasing."""
     for dim in (2, 3):
         old = images.shape[dim]
         place = torch.arange(SIZE, device=images.device, dtype=torch.float32) * (old / SIZE)
@@ -226,7 +226,7 @@ def _bilinear_tensorflow(images: Tensor) -> Tensor:
 
 
 def _bicubic_pillow(images: Tensor) -> Tensor:
-    """clean-fid's own resizer, an image at a time, on the CPU."""
+    """clean-fid's own resizer, one image at a time on the CPU."""
     resize = build_resizer("clean")
     pixels = [torch.from_numpy(resize(image.permute(1, 2, 0).numpy())) for image in images.cpu()]
     return torch.stack(pixels).permute(0, 3, 1, 2).to(images.device)

@@ -12,10 +12,10 @@ BLOCK = 2048  # rows of a kernel matrix at a time
 
 
 def kernel_estimate(features: Tensor, reference: Tensor) -> Estimate:
-    """The unbiased estimate from all pairs, of which the usual mean over subsets is a noisier one.
+    """The unbiased estimate from all pairs. The usual mean over random subsets is a noisier estimate of the same.
 
     Args:
-        features, reference: (N, D) and (M, D), any float type; computed in float64 where `features` are.
+        features, reference: (N, D) and (M, D), any float type; computed in float64 on the device of `features`.
 
     Raises:
         ValueError: fewer than two rows, or dimensions that differ.
@@ -34,9 +34,9 @@ def kernel_estimate(features: Tensor, reference: Tensor) -> Estimate:
 def kernel_distance(
     features: Tensor, reference: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Mean and standard deviation over random subsets of both, as torch-fidelity and clean-fid print it.
+    """Mean and standard deviation over random subsets of both, as torch-fidelity and clean-fid compute it.
 
-    Both draw as here: torch-fidelity by this seed, clean-fid by NumPy's global generator.
+    The subsets are those of torch-fidelity (which uses this seed) and of clean-fid (which uses NumPy's global state).
 
     Raises:
         ValueError: fewer rows than a subset has, or dimensions that differ.
@@ -58,7 +58,7 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _kernel_of(a: Tensor, b: Tensor) -> Tensor:
-    """The kernel of each row with the one across from it."""
+    """The kernel (N,) of each row of `a` with the same row of `b`."""
     return ((a * b).sum(dim=1) / a.shape[1] + 1) ** 3
 
 

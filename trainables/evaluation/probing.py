@@ -1,7 +1,7 @@
-"""Judge a snapshot: draw samples from its EMA weights, look at them through a detector, compare with the real images.
+"""Probe a snapshot: draw samples from its EMA weights, compute their features, compare them with the real images.
 
-Noise and labels come from the probe's own seed, chunk by chunk, so that every snapshot of a study draws the same ones
-whatever the number of ranks. Chunks go round the ranks; statistics merge.
+Noise and labels come from the probe's own seed, chunk by chunk, so that every snapshot of a study gets the same ones on
+any number of ranks. Chunks are dealt to the ranks in turn.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from trainables.evaluation.reference import Reference
 from trainables.interpolant import Path
 from trainables.process_group import ProcessGroup
 
-GRID_ROWS = 4  # of the picture: samples of a class below each other
+GRID_ROWS = 4  # of the sample grid: samples of one class in a column
 
 
 @dataclass
 class ProbeResult:
-    """What a probe finds.
+    """The result of a probe.
 
     Args:
-        metrics: and their standard errors, by name.
-        influence: (N,) float32, what each sample weighs in the metric that decides (`Estimate`); None where it is NaN.
+        metrics: metrics and their standard errors, by full name.
+        influence: (N,) float32, the influence of each sample on the deciding metric (`Estimate`); None where that is
+            NaN.
         grid: the first images of the first classes, (rows * columns, 3, H, W) uint8, row by row.
-        columns: of the grid, one a class.
+        columns: of the grid, one per class.
     """
 
     metrics: dict[str, float]
@@ -48,7 +49,7 @@ class ProbeResult:
     columns: int
 
     def save(self, folder: File) -> dict[str, File]:
-        """Write the grid as a PNG and the influences as an .npy; returns the files by their endings."""
+        """Write the grid as a PNG and the influences as an .npy file; returns the files by their endings."""
         files = {"png": folder / "grid.png"}
         save_grid(self.grid, files["png"], self.columns)
         if self.influence is not None:
@@ -58,7 +59,7 @@ class ProbeResult:
 
 
 class Shards(Protocol):
-    """Finished chunks of a probe, as safetensors: a dict, or something that outlives the process."""
+    """The finished chunks of a probe as safetensors bytes, by number: a dict, or a store that outlives the process."""
 
     def get(self, number: int, /) -> bytes | None: ...
     def __setitem__(self, number: int, content: bytes, /) -> None: ...
@@ -66,15 +67,15 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive samples of a probe: `first` is the number of the first one."""
+    """Consecutive samples of a probe; `first` is the index of the first one."""
 
     first: int
-    labels: Tensor  # (B,) int64, every class in turn
+    labels: Tensor  # (B,) int64, the classes in turn
     noise: Tensor  # (B, C, H, W) standard normal
 
 
 def chunk(spec: ProbeSpec, number: int, latent_shape: tuple[int, ...], num_classes: int) -> Chunk:
-    """The `number`-th chunk of a probe's samples: `batch_size` of them, fewer at the end."""
+    """Chunk `number` of a probe: `batch_size` samples, fewer in the last one."""
     first = number * spec.batch_size
     count = min(spec.batch_size, spec.samples - first)
     noise = torch.randn(count, *latent_shape, generator=generator(spec.seed, "probe", number))
@@ -83,7 +84,7 @@ def chunk(spec: ProbeSpec, number: int, latent_shape: tuple[int, ...], num_class
 
 @torch.no_grad()
 def sample(backbone: Any, spec: ProbeSpec, part: Chunk, device: torch.device, path: Path = "linear") -> Tensor:
-    """Normalised latents (B, C, H, W) float32 for one chunk, by the probe's sampler; `path`: as it was trained."""
+    """Normalised latents (B, C, H, W) float32 of one chunk. `path` is the path on which the backbone was trained."""
     labels = part.labels.to(device)
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -125,14 +126,14 @@ def probe(
     progress: Callable[[int], None] = lambda done: None,
     shards: Shards | None = None,
 ) -> ProbeResult:
-    """Metrics of a frozen backbone, NaN where a sample was not finite. With several ranks each calls this and each gets
-    the same answer.
+    """The metrics of a frozen backbone; NaN if a sample is not finite. All ranks call this and get the same result.
 
     Args:
-        reference: the real images through the same detector.
-        path: on which the backbone was trained.
-        progress: called with the number of samples drawn so far, this rank's share.
-        shards: what is known of its chunks, by their numbers: not drawn again; the others are put there.
+        reference: statistics of the real images from the same detector.
+        latent_shape: (C, H, W).
+        path: the path on which the backbone was trained.
+        progress: called with the number of samples drawn so far.
+        shards: finished chunks, which are not drawn again. New chunks are added.
     """
     chunks = -(-spec.samples // spec.batch_size)
     shards = {} if shards is None else shards
@@ -164,7 +165,7 @@ def probe(
 
 
 def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
-    """Write a probe's pictures as one PNG: one class a column."""
+    """Write images (rows * columns, 3, H, W) uint8 as one PNG, with one class per column."""
     rows = len(grid) // columns
     tiles = grid[: rows * columns].reshape(rows, columns, *grid.shape[1:])  # (rows, columns, 3, H, W)
     sheet = tiles.permute(0, 3, 1, 4, 2).reshape(rows * grid.shape[2], columns * grid.shape[3], 3)
@@ -173,8 +174,8 @@ def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
 
 
 def _shard(latents: Tensor, part: Chunk, num_classes: int, autoencoder: Any, detector: Detector) -> dict[str, Tensor]:
-    """All that is kept of a chunk: what the detector makes of it, the pictures that are shown, whether it is finite."""
-    images = decode(autoencoder, latents.nan_to_num())  # as pixels what is not finite would look like any other
+    """What is kept of a chunk: the detector's output, the images of the grid, and whether all latents are finite."""
+    images = decode(autoencoder, latents.nan_to_num())  # uint8 would hide values that are not finite
     output = detector(images).cpu()
     number_of = part.first + torch.arange(len(images))
     shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)

@@ -1,4 +1,4 @@
-"""The real images, as a detector sees them."""
+"""Statistics of the real images' features, with which samples are compared."""
 
 from __future__ import annotations
 
@@ -24,39 +24,41 @@ from trainables.evaluation.statistics import FeatureStatistics
 from trainables.process_group import ALONE, ProcessGroup
 
 Array = npt.NDArray[np.float32]
-DRAWS = 4  # of real images, for the floor
-KEPT = 10_000  # features, spread evenly over the images, for what compares samples one by one; ADM keeps as many
+DRAWS = 4  # of real images, for `Reference.floor`
+KEPT = 10_000  # features kept for metrics that compare single images, spread evenly over the images; as many as in ADM
 
 
 class Reference:
-    """What samples are compared with.
+    """The reference statistics of a data set for one detector.
 
     Args:
-        state: `mean` (D,) and `covariance` (D, D) float64 of all real images' features; `spatial_mean` and
-            `spatial_covariance` where the detector has those; `features` (M, D) of some images where there are images.
+        state: `mean` (D,) and `covariance` (D, D) float64 of all real images' features; optionally `spatial_mean` and
+            `spatial_covariance` for sFID, and `features` (M, D) of some images for metrics that compare single images.
     """
 
     def __init__(self, state: dict[str, Tensor]):
         self.state = state
         self._target = Target(state["mean"], state["covariance"])
-        self._spatial: Target | None = None  # its root takes seconds: made when it is asked for
+        self._spatial: Target | None = None  # made on first use, as its root takes seconds
         self._floors: dict[int, Measured] = {}  # by the number of samples
 
     @classmethod
     def of(cls, images: Tensor, detector: Detector, batch_size: int = 256, group: ProcessGroup = ALONE) -> Reference:
-        """Of real images (N, 3, H, W) uint8 through a detector, which the crew's ranks show it together."""
-        gathering = ReferenceBuilder(detector.feature_dim, detector.spatial_dim, len(images))
+        """The reference of real images (N, 3, H, W) uint8. The ranks of `group` divide the images."""
+        builder = ReferenceBuilder(detector.feature_dim, detector.spatial_dim, len(images))
         for output in group.share(images.split(batch_size), lambda batch: detector(batch).cpu()):
-            gathering.update(output.features, output.spatial)
-        return cls(gathering.reference)
+            builder.update(output.features, output.spatial)
+        return cls(builder.reference)
 
     @classmethod
     def read(cls, file: Path, detector: Detector) -> Reference:
-        """Of an .npz as ADM's evaluator and clean-fid have them: `mu`, `sigma`; `mu_s`, `sigma_s` for sFID; and images
-        `arr_0` (N, H, W, 3) uint8 for what compares samples one by one.
+        """The reference in an .npz file in the format of ADM's evaluator and clean-fid.
+
+        The file has `mu` and `sigma`; for sFID `mu_s` and `sigma_s`; and for metrics that compare single images `arr_0`
+        (N, H, W, 3) uint8.
 
         Raises:
-            ValueError: it holds something else, or is of another detector.
+            ValueError: the file has no mu and sigma of this detector's dimension.
         """
         names = {"mu": "mean", "sigma": "covariance", "mu_s": "spatial_mean", "sigma_s": "spatial_covariance"}
         with np.load(file, allow_pickle=False) as arrays:
@@ -74,10 +76,10 @@ class Reference:
         return cls(state)
 
     def estimates_of(self, output: DetectorOutput, metrics: tuple[Metric, ...]) -> dict[Metric, Estimate | Measured]:
-        """Metrics of samples, the classes spread evenly over them.
+        """Metrics of samples, whose classes must be spread evenly over the rows.
 
         Raises:
-            ValueError: the reference lacks what a metric compares with.
+            ValueError: the reference lacks what a metric needs.
         """
         estimates: dict[Metric, Estimate | Measured] = {}
         if "fid" in metrics:
@@ -98,8 +100,10 @@ class Reference:
         return {metric: estimates[metric] for metric in metrics}
 
     def floor(self, samples: int) -> Measured:
-        """The Frechet distance of so many real images, drawn with replacement from those whose features are kept; where
-        none are, of features drawn from the reference's own Gaussian."""
+        """The Frechet distance of `samples` real images from the reference: what a perfect model would score.
+
+        Real images are drawn with replacement from the kept features; without those, from the reference's Gaussian.
+        """
         if samples not in self._floors:
             chance, kept = torch.Generator().manual_seed(0), self.state.get("features")
             distances = []
@@ -127,11 +131,11 @@ class Reference:
 
 
 class ReferenceBuilder:
-    """A reference in the making, of images that come in order.
+    """Builds a reference from images that come in order.
 
     Args:
-        feature_dim, spatial_dim: of the detector.
-        count: how many images are to come, at most.
+        feature_dim, spatial_dim: dimensions of the detector's outputs.
+        count: largest number of images.
     """
 
     def __init__(self, feature_dim: int, spatial_dim: int, count: int):
@@ -140,7 +144,8 @@ class ReferenceBuilder:
         self._kept: list[Tensor] = []
 
     def update(self, features: Tensor, spatial: Tensor | None) -> None:
-        """Take in features (N, D) and, where the detector has such, spatial ones (N, S) of the next N images."""
+        """Add the features (N, D) and, where the detector has them, the spatial features (N, S) of the next N
+        images."""
         first = -self._pooled.count % self._every
         self._kept.append(features[first :: self._every].clone())
         self._pooled.update(features)
@@ -149,14 +154,14 @@ class ReferenceBuilder:
 
     @property
     def reference(self) -> dict[str, Tensor]:
-        """The state of a `Reference` of all so far."""
+        """The state of the `Reference` of all images so far."""
         state = {"mean": self._pooled.mean, "covariance": self._pooled.covariance, "features": torch.cat(self._kept)}
         if self._spatial.count:
             state |= {"spatial_mean": self._spatial.mean, "spatial_covariance": self._spatial.covariance}
         return state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that is needed to go on."""
+        """Everything needed to continue."""
         parts = {"pooled": self._pooled, "spatial": self._spatial}
         state = {
             f"{part}.{name}": tensor
@@ -167,22 +172,22 @@ class ReferenceBuilder:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> ReferenceBuilder:
-        """What `state_dict` described."""
-        gathering = cls(0, 0, 1)
-        gathering._every = int(state["every"])
-        gathering._kept = [state["kept"]]
-        gathering._pooled, gathering._spatial = (
+        """The builder that `state_dict` describes."""
+        builder = cls(0, 0, 1)
+        builder._every = int(state["every"])
+        builder._kept = [state["kept"]]
+        builder._pooled, builder._spatial = (
             FeatureStatistics.from_state_dict({name: state[f"{part}.{name}"] for name in ("count", "mean", "scatter")})
             for part in ("pooled", "spatial")
         )
-        return gathering
+        return builder
 
 
 class ReferenceBuilders:
-    """References in the making, by detector.
+    """Builds the references of several detectors, by name.
 
     Args:
-        count: how many images are to come, at most.
+        count: largest number of images.
     """
 
     def __init__(self, count: int):
@@ -190,7 +195,11 @@ class ReferenceBuilders:
         self._by_detector: dict[str, ReferenceBuilder] = {}
 
     def update(self, seen: Sequence[Mapping[str, tuple[Array, Array | None]]]) -> None:
-        """Take in what each detector saw in the next images, batch by batch: pooled features (N, D), spatial (N, S)."""
+        """Add batches of the next images.
+
+        Args:
+            seen: for each batch, by detector, the pooled features (N, D) and the spatial ones (N, S) or None.
+        """
         for name in seen[0] if seen else ():
             features = np.concatenate([part[name][0] for part in seen])
             parts = [spatial for part in seen if (spatial := part[name][1]) is not None]
@@ -202,21 +211,21 @@ class ReferenceBuilders:
             self._by_detector[name].update(torch.from_numpy(features), around)
 
     def save_references(self, folder: Path) -> list[str]:
-        """Write the references so far into a folder; returns the names of the files."""
+        """Write the references of all images so far into a folder; returns the names of the files."""
         names = [f"reference-{name}.safetensors" for name in self._by_detector]
-        for file, gathering in zip(names, self._by_detector.values(), strict=True):
-            cached.write(gathering.reference, folder / file)
+        for file, builder in zip(names, self._by_detector.values(), strict=True):
+            cached.write(builder.reference, folder / file)
         return names
 
     def save(self) -> bytes:
-        """All that is needed to go on."""
-        states = {name: gathering.state_dict() for name, gathering in self._by_detector.items()}
+        """Everything needed to continue."""
+        states = {name: builder.state_dict() for name, builder in self._by_detector.items()}
         tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
         return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
 
     @classmethod
     def load(cls, saved: bytes | None, count: int) -> ReferenceBuilders:
-        """What `save` has saved, if anything."""
+        """The builders that `save` saved; new ones if `saved` is None or empty."""
         builders = cls(count)
         tensors = safetensors.torch.load(saved) if saved else {}
         for name in dict.fromkeys(key.split("/")[0] for key in tensors):
@@ -226,5 +235,5 @@ class ReferenceBuilders:
 
 
 def _spread(count: int) -> range:
-    """The places of at most `KEPT` of so many images, spread evenly."""
+    """The indices of at most `KEPT` of `count` images, spread evenly."""
     return range(0, count, max(1, -(-count // KEPT)))

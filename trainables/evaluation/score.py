@@ -10,13 +10,13 @@ from trainables.evaluation.frechet import Array
 
 
 def inception_score(probs: Array, splits: int = 10) -> tuple[float, float]:
-    """exp of the mean KL divergence of rows from their marginal: mean and standard deviation over `splits` parts.
+    """exp of the mean KL divergence of the rows from their mean, as mean and standard deviation over `splits` parts.
 
-    Parts are consecutive rows: the classes must be spread evenly over them, or the rows shuffled before. torch-fidelity
-    cuts 10 parts of shuffled rows, ADM's evaluator parts of 5,000.
+    Parts are consecutive rows, so the classes must be spread evenly over the rows, or the rows shuffled. torch-fidelity
+    uses 10 parts of shuffled rows, ADM's evaluator parts of 5,000 rows.
 
     Args:
-        probs: (N, K), each row a distribution over classes.
+        probs: (N, K), tensor or NumPy array; each row is a distribution over classes.
 
     Raises:
         ValueError: fewer rows than parts.
@@ -26,17 +26,19 @@ def inception_score(probs: Array, splits: int = 10) -> tuple[float, float]:
 
 
 def inception_score_estimate(probs: Tensor, splits: int = 10) -> Estimate:
-    """`inception_score` with its error. The standard deviation over parts is not that: parts of a tenth of the rows
-    scatter more, and are biased alike."""
+    """The mean of `inception_score` with its standard error, for probs (N, K).
+
+    The standard deviation over parts is no standard error: parts have fewer rows and so scatter more.
+    """
     parts = _parts(probs, splits)
     value = torch.stack([score for score, _ in parts]).mean()
-    # A part's row moves its own part alone: the mean over parts by a share of that.
+    # A row influences only the score of its own part, which has a share of 1 / splits in the mean.
     influence = torch.cat([part * len(probs) / (splits * len(part)) for _, part in parts])
     return Estimate(value.item(), influence)
 
 
 def _parts(probs: Tensor, splits: int) -> list[tuple[Tensor, Tensor]]:
-    """Each part's score, and the influence of its rows on it."""
+    """The score of each part, and the influence of its rows on that score."""
     rows = len(probs)
     if not 1 <= splits <= rows:
         raise ValueError(f"{rows} rows cannot be cut into {splits} parts")
@@ -49,5 +51,5 @@ def _score(probs: Tensor) -> tuple[Tensor, Tensor]:
     marginal = probs.mean(dim=0)
     divergence = (torch.xlogy(probs, probs) - torch.xlogy(probs, marginal)).sum(dim=1)  # 0 log 0 = 0
     mean = divergence.mean()
-    # The marginal moves too, but the mean divergence is stationary in it.
+    # The derivative through the marginal is zero: the mean divergence is stationary in it.
     return mean.exp(), mean.exp() * (divergence - mean)

@@ -9,8 +9,8 @@ from torch import Tensor
 class FeatureStatistics:
     """Running count, mean and scatter of D-dimensional features, in float64.
 
-    The scatter is the sum of outer products about the mean, so that features far from zero cancel nothing. Parts merge
-    to what one pass gives, up to rounding (Chan, Golub, LeVeque 1979).
+    The scatter is the sum of outer products about the mean, which avoids cancellation for features far from zero.
+    Merged parts equal one pass up to rounding (Chan, Golub, LeVeque 1979).
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
@@ -20,13 +20,13 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureStatistics:
-        """Those of features (N, D), where they are."""
+        """The statistics of features (N, D), on their device."""
         statistics = cls(features.shape[1], features.device)
         statistics.update(features)
         return statistics
 
     def update(self, features: Tensor) -> None:
-        """Take in features (N, D), any float type, from any device.
+        """Add features (N, D) of any float type, from any device.
 
         Raises:
             ValueError: the shape is not (N, D).
@@ -41,7 +41,7 @@ class FeatureStatistics:
             self._absorb(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of both parts' features together, as a new object."""
+        """The statistics of the features of both, as a new object."""
         both = FeatureStatistics(len(self._mean), self._mean.device)
         for part in (self, other):
             if part.count:
@@ -60,7 +60,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D) float64, with N - 1.
+        """(D, D) float64, normalised by N - 1.
 
         Raises:
             ValueError: fewer than two features.
@@ -74,7 +74,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> FeatureStatistics:
-        """What `state_dict` described, on the device of its tensors."""
+        """The statistics that `state_dict` describes, on the device of its tensors."""
         statistics = cls(len(state["mean"]), state["mean"].device)
         statistics._absorb(int(state["count"]), state["mean"], state["scatter"])
         return statistics
