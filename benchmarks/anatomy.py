@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 
 LOOK_S = 0.25
@@ -45,14 +46,14 @@ class Piece(NamedTuple):
 def pieces(storage: Path) -> list[Piece]:
     """What one lane has done, in order."""
     store, found = Store(str(storage)), []
-    for each in store.published():
+    for each in store.checkpoints():
         kept = (storage / "checkpoints" / str(each.step) / each.key / "manifest.json").stat().st_mtime
-        facts = each.manifest
-        found.append(Piece("train", facts["taken"], facts["time"] - facts["seconds"], facts["time"], kept))
+        facts = each.manifest.training
+        found.append(Piece("train", facts.taken, facts.time - facts.seconds, facts.time, kept))
     for file in (storage / "records" / "probes").glob("*.json"):
-        if record := store.record("probes", file.stem):
+        if record := store.record(ProbeRecord, file.stem):
             kept = file.stat().st_mtime
-            found.append(Piece("probe", kept - record["seconds"], kept - record["seconds"], kept, kept))
+            found.append(Piece("probe", kept - record.seconds, kept - record.seconds, kept, kept))
     return sorted(found, key=lambda piece: piece.taken)
 
 

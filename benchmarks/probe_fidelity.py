@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     for spec, trial in track(jobs, "Probing", console=console, transient=True):
         checkpoint = study.store.find(study.run(trial), step)
         assert checkpoint is not None, "it was there a moment ago"
-        folder = study.store.open(checkpoint.key)
+        folder = study.store.open(checkpoint)
         began = time.perf_counter()
         measured[spec].found.append(worker_cache.probe(study.run(trial), spec, folder))
         measured[spec].seconds += time.perf_counter() - began

@@ -29,7 +29,7 @@ import step as steps_of
 
 from raysweep.execution.checkpointer import Checkpointer
 from raysweep.planning.simulation import trust_names
-from raysweep.store.history import key
+from raysweep.store.manifest import TrainingFacts
 from raysweep.store.store import Store
 from trainables.config import BACKBONES, NoTerm, Phase, Run
 from trainables.datasets.latent_set import LatentSet
@@ -41,7 +41,7 @@ EVERY_S = 600  # launch.checkpoint_every_s
 
 def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
     """As a lane does."""
-    checkpointer = Checkpointer(store, [run], 0, lambda run, step: {"between": step < run.steps})
+    checkpointer = Checkpointer(store, [run], 0, lambda run, step: TrainingFacts(between=step < run.steps))
     context = Context(device, should_checkpoint=lambda step: step % every == 0, on_checkpoint=checkpointer.begin)
     checkpointer.finish([train(run, run.steps, data=data, context=context)])
     checkpointer.close()
@@ -53,10 +53,12 @@ def with_stops(run: Run, data: LatentSet, device: torch.device, every: int, stor
     while begin < run.steps:
         end = min(begin + every, run.steps)
         outcome = train(run, end, data=data, context=Context(device), start=start)
-        checkpointer = Checkpointer(store, [run], begin, lambda run, step: {"between": step < run.steps})
+        checkpointer = Checkpointer(store, [run], begin, lambda run, step: TrainingFacts(between=step < run.steps))
         checkpointer.finish([outcome])
         checkpointer.close()
-        start, begin = Checkpoint.load(store.open(key(run, end)), end), end
+        checkpoint = store.find(run, end)
+        assert checkpoint is not None
+        start, begin = Checkpoint.load(store.open(checkpoint), end), end
 
 
 def main() -> None:

@@ -56,9 +56,9 @@ def measure(ranks: int, repeat: int, storage: str, options: argparse.Namespace) 
         )
     if done.returncode:
         sys.exit(done.stderr[-2000:])
-    (found,) = Store(storage).published()
-    curve = [point["loss_diffusion"] for point in found.manifest["curve"]]
-    return options.steps / found.manifest["seconds"], curve
+    (found,) = Store(storage).checkpoints()
+    curve = [point["loss_diffusion"] for point in found.manifest.training.curve]
+    return options.steps / found.manifest.training.seconds, curve
 
 
 def main() -> None:

@@ -182,9 +182,7 @@ def same_bits(jobs: list[Job], store: Store, reports: dict[int, dict[str, Any]])
     count = 0
     for job in jobs:
         found = store.find(job.run, job.rungs[-1])
-        files = (
-            {name.split("/")[-1]: facts["sha256"] for name, facts in found.manifest["files"].items()} if found else {}
-        )
+        files = found.manifest.checksums if found else {}
         count += files == reports[job.trial]["files"]
     return count
 

@@ -26,7 +26,7 @@ from raysweep.report.progress import Progress
 from raysweep.retry import Notify, retry_storage
 from raysweep.space import runs
 from raysweep.space.space import Space
-from raysweep.store.leases import Leases
+from raysweep.store.leases import LeaseFacts, Leases
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
@@ -48,7 +48,7 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
     _check(spaces, store, options, console)
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
-    leases = Leases(store)
+    leases = Leases(store.files)
     computed, certificates = 0, Certificates()
     stopwatch.ended("checks")
     try:
@@ -129,7 +129,7 @@ def _check(spaces: list[Space], store: Store, options: argparse.Namespace, conso
             check_here(space, store.cache)
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
-    store.check_writable()
+    store.files.check_writable()
     if not options.extend:
         for space in spaces:
             refuse_changed(space, store)
@@ -165,7 +165,7 @@ def _open(space: Space, store: Store, leases: Leases, console: Console, tell: No
     """The study of a space, with the right to write its journal. Waits while another driver has that: two would write
     one journal."""
     name, told = f"study-{space.id}", False
-    facts = {"kind": "study", "milestones": runs.milestones(space)}  # so that other drivers cut their runs there too
+    facts = LeaseFacts("study", milestones=tuple(runs.milestones(space)))
     while not retry_storage(lambda: leases.acquire(name, facts), tell):
         if not told and (holder := leases.holder(name)):
             told = True
@@ -230,7 +230,7 @@ def _proposals(studies: list[StudyState], console: Console, tell: Notify) -> lis
 
 
 def _local_folder(store: Store, *parts: str) -> Path:
-    folder = store.local(*parts) or store.cache.joinpath(*parts)
+    folder = store.files.local(*parts) or store.cache.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from raysweep.store import history
 from raysweep.store.files import sha256_of
 from raysweep.store.history import probe_key
 from raysweep.store.leases import Leases
+from raysweep.store.manifest import Platform, TrainingFacts
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 from raysweep.study.proposals import Proposals
 from raysweep.study.state import StudyState
@@ -68,27 +71,27 @@ class Lane:
     def _train(self, task: Task, folder: Path) -> None:
         run, begin, end = task.run, task.begin, task.end
         start = (self._folder(TeacherRef(run=run, step=begin)), begin) if begin else None
-        facts = {"from_step": begin, "seconds": float(end - begin), "workers": 2, "curve": []}
+        facts = TrainingFacts(begin, seconds=float(end - begin), platform=Platform(workers=2))
         if self.worker_cache:
             (outcome,) = self.worker_cache.train([run], end, [start], self._folder)
             outcome.checkpoint.save(folder)
-            facts |= {"curve": outcome.curve, "memory_mib": 512.0, "time": time.time()}
+            facts = replace(facts, curve=outcome.curve, memory_mib=512.0, time=time.time())
         else:
             time.sleep(0.02)  # long enough for others to come in between
             (folder / "word").write_text("trained")
-        self.store.publish(run, end, folder, facts)
+        self.store.commit(run, end, folder, facts)
         self.trained.append((run, begin, end))
 
     def _probe(self, task: Task, folder: Path) -> None:
         run, step, spec = task.run, task.end, task.probe
         assert self.worker_cache and spec
         probed = self.worker_cache.probe(run, spec, self._folder(TeacherRef(run=run, step=step)))
-        facts = {"checkpoint": history.key(run, step), "step": step, "metrics": probed.metrics}
-        facts |= {"seconds": 1.0, "workers": 2}
-        self.store.put_record("probes", probe_key(run, step, spec), facts, probed.save(folder))
+        record = ProbeRecord(probed.metrics, checkpoint=history.key(run, step), step=step, seconds=1.0)
+        record = replace(record, platform=Platform(workers=2))
+        self.store.put_record(probe_key(run, step, spec), record, probed.save(folder))
 
     def _folder(self, wanted: TeacherRef) -> Path:
-        return self.store.open(self.store.find(wanted.run, wanted.step).key)
+        return self.store.open(self.store.find(wanted.run, wanted.step))
 
 
 def sweep(study: StudyState, cache: Path) -> None:
@@ -106,9 +109,9 @@ def sweep(study: StudyState, cache: Path) -> None:
                 step = study.next_rung(trial)
                 await lane.dispatcher.reach(run, step, name)
                 await lane.dispatcher.probe(run, step, spec, name)
-                record = study.store.record("probes", probe_key(run, step, spec))
+                record = study.store.record(ProbeRecord, probe_key(run, step, spec))
                 assert record
-                study.probed(trial.number, step, record["metrics"])
+                study.probed(trial.number, step, record.metrics)
 
     lane.run(ask())
 
@@ -128,4 +131,4 @@ def alone(run: Run, step: int, worker_cache: WorkerCache, scratch: Path) -> dict
 
 def published(store: Store, run: Run, step: int) -> dict[str, str]:
     """The same of what is in the store."""
-    return {name.split("/")[-1]: facts["sha256"] for name, facts in store.find(run, step).manifest["files"].items()}
+    return store.find(run, step).manifest.checksums

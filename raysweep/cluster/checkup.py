@@ -165,7 +165,7 @@ def _storage(nodes: Nodes, files: Files) -> Iterator[Check]:
         yield Check("storage", "wrong", gist(error), NOT_SHARED)
     finally:
         with contextlib.suppress(OSError):
-            files.fs.delete_dir(files.path(folder))
+            files.delete_folder(folder)
 
 
 def _network(nodes: Nodes, seen: Mapping[str, Any]) -> Check:

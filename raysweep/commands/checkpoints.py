@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,10 +34,10 @@ def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Sna
         if name and Path(name).exists():
             return snapshot.load(Path(name), source=options.source, **chosen)
         step, key = find_key(name, store)
-        folder = store.open(key)
-        with store.fs.open_input_stream(store.path("checkpoints", step, key, "manifest.json")) as stream:
-            manifest = json.loads(stream.read())["manifest"]
-        return snapshot.load_folder(folder, manifest, **chosen)
+        checkpoint = store.get(key, int(step))
+        if checkpoint is None:
+            raise CheckpointMissing(f"the manifest of checkpoint {key[:12]} at step {step} is damaged")
+        return snapshot.load_folder(store.open(checkpoint), {"history": checkpoint.manifest.history}, **chosen)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
     except (CheckpointDamaged, CheckpointMissing) as error:
@@ -51,9 +50,11 @@ def find_key(beginning: str, store: Store, also_freed: bool = False) -> tuple[st
     Raises:
         UserError: there is none, or there are several.
     """
-    keys = {(step, key) for step in store.names("checkpoints") for key in store.names(f"checkpoints/{step}")}
+    keys = {
+        (step, key) for step in store.files.names("checkpoints") for key in store.files.names(f"checkpoints/{step}")
+    }
     if also_freed:
-        keys |= {(step, key) for step, _, key in (name[:-5].partition("-") for name in store.names("freed"))}
+        keys |= {(step, key) for step, _, key in (name[:-5].partition("-") for name in store.files.names("freed"))}
     found = sorted((step, key) for step, key in keys if key.startswith(beginning))
     if not found:
         raise UserError(

@@ -34,9 +34,9 @@ def ls(options: argparse.Namespace, console: Console) -> None:
     seen = _survey(options)
     rows: list[dict[str, Any]] = [
         {
-            "step": each.found.step,
-            "key": each.found.key,
-            "run": title(each.found.manifest["history"]),
+            "step": each.checkpoint.step,
+            "key": each.checkpoint.key,
+            "run": title(each.checkpoint.manifest.history),
             "gib": each.gib,
             "hours_old": each.age_s / 3600,
             "why": each.reason,
@@ -57,7 +57,7 @@ def ls(options: argparse.Namespace, console: Console) -> None:
 def verify(options: argparse.Namespace, console: Console) -> int:
     """Compare every file with its checksum; what is damaged is set aside, so that the next run makes it again."""
     store = _store(options)
-    count = sum(1 for _ in store.published())
+    count = sum(1 for _ in store.checkpoints())
     quiet = not console.is_terminal
     wrong: dict[str, str] = {}
     for found, told in track(store.verify(), "Reading", total=count, console=console, transient=True, disable=quiet):
@@ -77,10 +77,10 @@ def trace(options: argparse.Namespace, console: Console) -> None:
     """Where a checkpoint comes from."""
     store = _store(options)
     step, key = find_key(options.key, store, also_freed=True)
-    manifest = store.told(key, int(step))
+    manifest = store.manifest(key, int(step))
     if manifest is None:
         raise UserError(f"checkpoint {key[:12]} at step {step}: its manifest is damaged; run `verify`")
-    origin = trace_provenance(store, manifest["history"])
+    origin = trace_provenance(store, manifest.history)
     if options.svg:
         try:
             options.svg.write_text(provenance.svg(origin), encoding="utf-8")
@@ -129,7 +129,7 @@ def _tell(facts: dict[str, Any], deleted: bool) -> None:
 def _store(options: argparse.Namespace) -> Store:
     store = Store(options.storage)
     try:
-        stored = any(store.names(place) for place in ("checkpoints", "studies", "freed"))
+        stored = any(store.files.names(place) for place in ("checkpoints", "studies", "freed"))
     except OSError as error:
         raise UserError(f"--storage {options.storage}: cannot be read ({str(error).splitlines()[0]})") from None
     if not stored:

@@ -33,7 +33,7 @@ def sync(options: argparse.Namespace, console: Console) -> None:
     store = Store(options.storage)
     uri = options.tracking_uri or _file(store)
     check_tracking_uri(uri)
-    names = options.study or studies(store)
+    names = options.study or studies(store.files)
     if not names:
         raise UserError(f"--storage {options.storage}: no study is stored there; give the storage of a sweep")
     for study in [StudyState.reopen(store, name) for name in names]:
@@ -46,7 +46,7 @@ def sync(options: argparse.Namespace, console: Console) -> None:
 
 
 def _file(store: Store) -> str:
-    folder = store.local()
+    folder = store.files.local()
     if folder is None:
         raise UserError("--tracking-uri: say which MLflow; only a storage that is a folder has one of its own")
     return f"sqlite:///{folder / 'mlflow.db'}"

@@ -33,13 +33,13 @@ class DispatcherActor:
 
     def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
         store = Store(storage, mark)
-        leases = TaskLeases(Leases(store), store)
+        leases = TaskLeases(Leases(store.files), store)
         self._pool = Pool(launch.lanes, leases, launch.fewest, launch.micro_batch, launch.cohort)
         self._dispatcher = Dispatcher(store, milestones, self._pool)
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._pool.add_note("the dispatcher died and has started anew")
-            own = (checkpoint for checkpoint in store.published() if checkpoint.manifest.get("session") == session)
-            self._pool.computed_steps = sum(checkpoint.step - checkpoint.manifest["from_step"] for checkpoint in own)
+            own = (c for c in store.checkpoints() if c.manifest.training.session == session)
+            self._pool.computed_steps = sum(c.step - c.manifest.training.from_step for c in own)
 
     async def dispatcher(self, method: str, *arguments: Any) -> Any:
         """Call a method of the dispatcher, for a trial."""

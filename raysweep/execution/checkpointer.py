@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from raysweep.store.manifest import TrainingFacts
 from raysweep.store.store import Store
 from trainables.config import Run
 from trainables.training.loop import Outcome
 
-Facts = Callable[[Run, int], dict[str, Any]]
+Facts = Callable[[Run, int], TrainingFacts]
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Checkpointer:
 
     Args:
         begin: the step at which the runs start.
-        facts: returns what a manifest says of a run at a step, beside its origin, curve and seconds.
+        facts: returns what a manifest says of a run at a step; origin, curve and seconds are filled in here.
     """
 
     def __init__(self, store: Store, runs: Sequence[Run], begin: int, facts: Facts):
@@ -90,14 +90,14 @@ class Checkpointer:
         # All are there before any earlier one is deleted: a cohort can then go on from one step together.
         for one, outcome in zip(pending, outcomes, strict=True):
             before = self._store.find(one.run, one.step) if one.step else None
-            if before and before.manifest.get("between"):
+            if before and before.manifest.training.between:
                 self._store.free(before)
             one.step, one.curve, one.seconds = outcome.checkpoint.step, [], 0.0
 
     def _put(self, pending: _Pending, outcome: Outcome) -> None:
         step = outcome.checkpoint.step
-        facts = {"from_step": pending.step, "curve": pending.curve, "seconds": pending.seconds}
-        facts |= self._facts(pending.run, step)
+        facts = self._facts(pending.run, step)
+        facts = replace(facts, from_step=pending.step, curve=pending.curve, seconds=pending.seconds)
         with tempfile.TemporaryDirectory() as folder:
             outcome.checkpoint.save(Path(folder))
-            self._store.publish(pending.run, step, Path(folder), facts)
+            self._store.commit(pending.run, step, Path(folder), facts)

@@ -15,6 +15,7 @@ from raysweep.execution.pool import ATTEMPTS, Pool
 from raysweep.execution.tasks import ClaimedElsewhere, Demand, InputDamaged, RetriesExhausted, Task
 from raysweep.store import history
 from raysweep.store.history import probe_key
+from raysweep.store.records import Certificate, ProbeRecord
 from raysweep.store.store import CheckpointIndex
 from trainables.config import ProbeSpec, Run
 
@@ -65,7 +66,7 @@ class Dispatcher:
             if not demand.waiters:
                 self._demands.pop(key, None)
 
-    async def probe(self, run: Run, step: int, spec: ProbeSpec, trial: str | None) -> dict[str, Any]:
+    async def probe(self, run: Run, step: int, spec: ProbeSpec, trial: str | None) -> ProbeRecord:
         """The record of that probe of `run`'s checkpoint at `step`, which has been reached before.
 
         Raises:
@@ -75,7 +76,7 @@ class Dispatcher:
         key = probe_key(run, step, spec)
         damaged = 0
         while damaged <= ATTEMPTS:
-            if record := await self._look(partial(self.store.record, "probes", key)):
+            if record := await self._look(partial(self.store.record, ProbeRecord, key)):
                 return record
             if key not in self._under_way:
                 demand = Demand(waiters=1, ahead=run.steps - step)
@@ -89,7 +90,7 @@ class Dispatcher:
                 await self.reach(run, step, trial)
         raise RetriesExhausted(f"the checkpoint at step {step} was found damaged {ATTEMPTS} times: check the storage")
 
-    async def replay(self, run: Run, step: int) -> dict[str, Any] | None:
+    async def replay(self, run: Run, step: int) -> Certificate | None:
         """The certificate of `run`'s checkpoint at `step`: whether a training that goes through the checkpoint before
         it without a stop yields the same bits. None where that cannot be tried: a checkpoint before it is gone.
 
@@ -99,7 +100,7 @@ class Dispatcher:
         """
         key = history.key(run, step)
         while True:
-            if certificate := await self._look(partial(self.store.record, "certificates", key)):
+            if certificate := await self._look(partial(self.store.record, Certificate, key)):
                 return certificate
             begin = await self._replay_begin(run, step)
             if begin is None:
@@ -178,12 +179,12 @@ class Dispatcher:
         last = await self._look(partial(self.store.find, run, step))
         if last is None:
             return None
-        begin: int = last.manifest["from_step"]
+        begin = last.manifest.training.from_step
         if begin:
             before = await self._look(partial(self.store.find, run, begin))
             if before is None:
                 return None
-            begin = before.manifest["from_step"]
+            begin = before.manifest.training.from_step
         if begin and await self._look(partial(self.store.find, run, begin)) is None:
             return None
         return begin

@@ -70,7 +70,7 @@ class Lanes:
         remote_class = ray.remote(DispatcherActor).options(
             num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
         )
-        self.actor = remote_class.remote(store.uri, store.mark, milestones, launch, self._session)
+        self.actor = remote_class.remote(store.uri, store.files.mark, milestones, launch, self._session)
         self._lanes = {number: _Lane() for number in range(launch.lanes)}
         self._removed: set[str] = set()  # placement groups
         self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
@@ -121,7 +121,7 @@ class Lanes:
         config = LaneConfig(
             number,
             self._store.uri,
-            self._store.mark,
+            self._store.files.mark,
             self._session,
             self._launch,
             self.actor,

@@ -7,7 +7,7 @@ import math
 import time
 
 from raysweep.execution.tasks import Task
-from raysweep.store.leases import Lease, Leases
+from raysweep.store.leases import Lease, LeaseFacts, Leases
 from raysweep.store.store import CheckpointIndex
 
 POLL_S = 1.0  # between two looks at other drivers' leases
@@ -62,8 +62,8 @@ class TaskLeases:
             return False, holder
         if task.kind == "train" and any(task.begin < step < task.end for step in self._milestones):
             return False, None  # another study has come that needs a checkpoint in between
-        facts = {"kind": task.kind, "begin": task.begin, "end": task.end}
-        if not self._leases.acquire(task.lease, facts | {"run": task.run.model_dump_json()}):
+        facts = LeaseFacts(task.kind, task.begin, task.end, task.run.model_dump_json())
+        if not self._leases.acquire(task.lease, facts):
             return False, self._leases.holder(task.lease)
         if task.kind == "train":  # its last holder may have finished it a moment ago
             checkpoint = self._store.deepest(task.run, task.end)
@@ -82,6 +82,6 @@ class TaskLeases:
     def _others(self) -> list[Lease]:
         """All leases that other drivers hold."""
         leases = list(self._leases.others())
-        self._milestones = frozenset(step for lease in leases for step in lease.facts.get("milestones", []))
+        self._milestones = frozenset(step for lease in leases for step in lease.facts.milestones or ())
         self._looked = time.monotonic()
         return leases

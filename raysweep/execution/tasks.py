@@ -103,13 +103,14 @@ class Task:
 
     def overlaps(self, lease: Lease) -> bool:
         """Whether another driver's lease is on a training that has steps in common with this one."""
-        if self.kind != "train" or lease.facts.get("kind") != "train":
+        facts = lease.facts
+        if self.kind != "train" or facts.kind != "train" or facts.begin is None or facts.end is None or not facts.run:
             return False
-        begin = max(self.begin, lease.facts["begin"])
-        if begin >= min(self.end, lease.facts["end"]):
+        begin = max(self.begin, facts.begin)
+        if begin >= min(self.end, facts.end):
             return False
         try:
-            theirs = history.key(Run.model_validate_json(lease.facts["run"]), begin + 1)
+            theirs = history.key(Run.model_validate_json(facts.run), begin + 1)
         except (LookupError, ValueError):  # of a data set or an encoder that this machine lacks, or another version's
             return False
         return theirs == history.key(self.run, begin + 1)

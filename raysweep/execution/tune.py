@@ -76,7 +76,7 @@ def _run_rung_task(config: dict[str, Any]) -> None:
         kind = next((kind for cause, kind in kinds.items() if isinstance(error, cause)), "failed")
         tune.report({kind: str(error.args[0] if error.args else error)})
     else:
-        tune.report(record["metrics"])
+        tune.report(record.metrics)
 
 
 class _Searcher(Searcher):

@@ -73,10 +73,10 @@ def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certific
             continue
         if certificate is None:
             certificates.not_compared[key] = "what it came from is gone"
-        elif certificate["exact"] is None:
-            certificates.not_compared[key] = certificate["reason"]
+        elif certificate.exact is None:
+            certificates.not_compared[key] = certificate.reason
         else:
-            (certificates.exact if certificate["exact"] else certificates.differ).append(key)
+            (certificates.exact if certificate.exact else certificates.differ).append(key)
     return certificates
 
 

@@ -6,7 +6,6 @@ Loaded by the workers alone: it brings in torch and the training code.
 from __future__ import annotations
 
 import contextlib
-import platform
 import resource
 import tempfile
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from platform import python_version
 from typing import Any, TypeVar
 
 import ray
@@ -22,13 +22,15 @@ from ray.exceptions import RayActorError
 from ray.util import get_current_placement_group
 
 from raysweep.execution.actor import call
-from raysweep.execution.checkpointer import Checkpointer
+from raysweep.execution.checkpointer import Checkpointer, Facts
 from raysweep.execution.ranks import Ranks
 from raysweep.execution.tasks import LaneConfig, Task, describe
 from raysweep.store import history
 from raysweep.store.files import sha256_of
 from raysweep.store.history import probe_key
+from raysweep.store.manifest import DataFiles, Platform, TrainingFacts
 from raysweep.store.probe_shards import Shards
+from raysweep.store.records import Certificate, FailureRecord, ProbeRecord
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store, StoredCheckpoint
 from trainables.config import Run, TeacherRef
 from trainables.datasets import catalog
@@ -164,7 +166,7 @@ class _Worker:
 
     def _folder(self, run: Run, step: int) -> Path:
         """A folder of this machine with the files of a run's checkpoint."""
-        return self._together(lambda: self.store.open(self._stored(run, step).key))
+        return self._together(lambda: self.store.open(self._stored(run, step)))
 
     # --- training
 
@@ -176,15 +178,17 @@ class _Worker:
             torch.cuda.reset_peak_memory_stats(device)
         task = tasks[0]
 
-        def facts(run: Run, step: int) -> dict[str, Any]:
-            found: dict[str, Any] = {"memory_mib": peak_memory_mib(device), "taken": taken, "time": time.time()}
-            found |= {
-                **self._made_by(task),
-                "session": self.config.session,
-                "between": step < task.end,
-                "cohort": len(tasks),
-            }
-            return found | {"data": {"name": run.data, "files": catalog.parts(run.data)}}
+        def facts(run: Run, step: int) -> TrainingFacts:
+            return TrainingFacts(
+                memory_mib=peak_memory_mib(device),
+                taken=taken,
+                time=time.time(),
+                platform=self._platform(task),
+                session=self.config.session,
+                between=step < task.end,
+                cohort=len(tasks),
+                data=DataFiles(run.data, catalog.parts(run.data)),
+            )
 
         results = self._train_once(tasks, facts)
         if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware does not come back
@@ -194,9 +198,7 @@ class _Worker:
                 raise results[0]
         return [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
 
-    def _train_once(
-        self, tasks: list[Task], facts: Callable[[Run, int], dict[str, Any]]
-    ) -> list[Outcome | NonFiniteLoss]:
+    def _train_once(self, tasks: list[Task], facts: Facts) -> list[Outcome | NonFiniteLoss]:
         checkpointer = Checkpointer(self.store, [task.run for task in tasks], tasks[0].begin, facts)
         try:
             results = self._advance(tasks, checkpointer)
@@ -255,21 +257,20 @@ class _Worker:
         self.worker_cache.context = self.context
         return progress
 
-    def _made_by(self, task: Task) -> dict[str, Any]:
-        """What the last bit of a checkpoint may depend on beside its history."""
-        return {
-            "workers": self.context.world_size,
-            "micro_batch": task.micro_batch,
-            "compiled": self.context.compile,
-            "device": str(self.context.device.type),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
+    def _platform(self, task: Task) -> Platform:
+        return Platform(
+            workers=self.context.world_size,
+            micro_batch=task.micro_batch,
+            compiled=self.context.compile,
+            device=str(self.context.device.type),
+            versions={"torch": torch.__version__, "python": python_version()},
+        )
 
     def _record_failure(self, task: Task, error: NonFiniteLoss) -> None:
         if self.leads:
-            facts = {"step": error.step, "terms": error.terms, "before": error.before, "from_step": task.begin}
-            facts |= {"run": task.run.model_dump(mode="json"), **self._made_by(task)}
-            self.store.put_record("failures", task.lease, facts)
+            run, platform = task.run.model_dump(mode="json"), self._platform(task)
+            record = FailureRecord(error.step, error.terms, error.before, task.begin, run, platform)
+            self.store.put_record(task.lease, record)
 
     # --- replays and probes
 
@@ -277,10 +278,10 @@ class _Worker:
         """Train again what led to a checkpoint, without the stop before it, and record whether the bits are the same.
         What was made by other hardware or versions is not compared: nobody promises its last bit."""
         original = self._together(lambda: self._stored(task.run, task.end))
-        made_by = self._made_by(task)
-        facts = {"checkpoint": original.key, "step": task.end, "from_step": task.begin, **made_by}
-        if differs := [name for name, value in made_by.items() if original.manifest.get(name) != value]:
-            facts |= {"exact": None, "reason": f"made with other {' and '.join(differs)}"}
+        platform = self._platform(task)
+        certificate = Certificate(original.key, task.end, task.begin, platform, exact=None)
+        if differs := platform.differences(original.manifest.training.platform):
+            certificate = replace(certificate, reason=f"made with other {' and '.join(differs)}")
         else:
             (outcome,) = self._advance([task])
             if isinstance(outcome, NonFiniteLoss):
@@ -288,9 +289,9 @@ class _Worker:
             if self.leads:
                 outcome.checkpoint.save(folder)
                 files = {file.name: sha256_of(file) for file in folder.iterdir()}
-                committed = {name.split("/")[-1]: file["sha256"] for name, file in original.manifest["files"].items()}
-                facts |= {"exact": files == committed, "reason": "", "files": files, "seconds": outcome.seconds}
-        self._on_lead(lambda: self.store.put_record("certificates", original.key, facts))
+                exact = files == original.manifest.checksums
+                certificate = replace(certificate, exact=exact, files=files, seconds=outcome.seconds)
+        self._on_lead(lambda: self.store.put_record(original.key, certificate))
 
     def _probe(self, task: Task, folder: Path) -> None:
         run, step, spec = task.run, task.end, task.probe
@@ -299,12 +300,19 @@ class _Worker:
         began = time.perf_counter()
         snapshot = self._folder(run, step)
         key = probe_key(run, step, spec)
-        shards = Shards(self.store, f"{key}-{self.context.device.type}-{torch.__version__}")
+        shards = Shards(self.store.files, f"{key}-{self.context.device.type}-{torch.__version__}")
         probed = self.worker_cache.probe(run, spec, snapshot, shards)
-        facts = {"key": key, "checkpoint": history.key(run, step), "step": step, "probe": spec.model_dump(mode="json")}
-        facts |= {"metrics": probed.metrics, "seconds": time.perf_counter() - began, **self._made_by(task)}
+        record = ProbeRecord(
+            probed.metrics,
+            key=key,
+            checkpoint=history.key(run, step),
+            step=step,
+            probe=spec.model_dump(mode="json"),
+            seconds=time.perf_counter() - began,
+            platform=self._platform(task),
+        )
         files = probed.save(folder) if self.leads else {}
-        self._on_lead(lambda: self.store.put_record("probes", key, facts, files))
+        self._on_lead(lambda: self.store.put_record(key, record, files))
         if self.leads:
             shards.clear()
 

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import math
 import selectors
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
 
 from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import Pool
@@ -22,8 +23,11 @@ from raysweep.planning.learning_curves import Curve
 from raysweep.space.configurations import Configuration
 from raysweep.space.space import Space
 from raysweep.store import history
+from raysweep.store.files import Files
 from raysweep.store.history import probe_key
-from raysweep.store.store import Store, StoredCheckpoint
+from raysweep.store.manifest import Manifest, TrainingFacts
+from raysweep.store.records import ProbeRecord, Record
+from raysweep.store.store import RecordType, Store, StoredCheckpoint
 from raysweep.study.ordering import EventOrder, RungTask
 from raysweep.study.rungs import Difference, Recheck
 from raysweep.study.state import StudyState
@@ -58,53 +62,62 @@ class _Jump(selectors.DefaultSelector):
         return super().select(0)
 
 
-class MemoryStore(Store):
-    """A store without files, which only remembers what was committed."""
+class MemoryFiles(Files):
+    """Files in this process's memory."""
 
     def __init__(self) -> None:
         self.uri, self.mark = "memory", None
-        self._files: dict[str, bytes] = {}
-        self._published: dict[str, StoredCheckpoint] = {}
-        self._ends: set[int] = set()
-        self._records: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def note(self, run: Run, begin: int, end: int) -> None:
-        """Remember that `run` was trained from `begin` to `end`."""
-        key = history.key(run, end)
-        self._published[key] = StoredCheckpoint(key, end, {"from_step": begin})
-        self._ends.add(end)
-
-    def find(self, run: Run, step: int) -> StoredCheckpoint | None:
-        return self._published.get(history.key(run, step)) if step in self._ends else None
-
-    def deepest(self, run: Run, step: int) -> StoredCheckpoint | None:
-        for end in sorted(self._ends, reverse=True):
-            if end <= step and (checkpoint := self.find(run, end)):
-                return checkpoint
-        return None
-
-    def record(self, kind: str, key: str) -> dict[str, Any] | None:
-        return self._records.get((kind, key))
-
-    def keep(self, kind: str, key: str, record: dict[str, Any]) -> None:
-        """Remember a record."""
-        self._records[kind, key] = record
-
-    @contextlib.contextmanager
-    def open_picture(self, kind: str, key: str) -> Iterator[None]:
-        yield None
+        self._contents: dict[str, bytes] = {}
 
     def local(self, *parts: str) -> None:
         return None
 
-    def names(self, place: str) -> list[str]:
-        return [name.rpartition("/")[2] for name in self._files if name.rpartition("/")[0] == place]
+    def names(self, folder: str) -> list[str]:
+        return [name.rpartition("/")[2] for name in self._contents if name.rpartition("/")[0] == folder]
 
-    def read(self, place: str) -> bytes | None:
-        return self._files.get(place)
+    def read(self, path: str) -> bytes | None:
+        return self._contents.get(path)
 
-    def write(self, place: str, content: bytes) -> None:
-        self._files[place] = content
+    def write(self, path: str, content: bytes) -> None:
+        self._contents[path] = content
+
+
+class MemoryStore(Store):
+    """A store in memory, whose checkpoints have no files."""
+
+    def __init__(self) -> None:
+        self.files = MemoryFiles()
+        self.uri = self.files.uri
+        self._checkpoints: dict[str, StoredCheckpoint] = {}
+        self._depths: set[int] = set()
+        self._records: dict[str, Record] = {}
+
+    def add_checkpoint(self, run: Run, begin: int, end: int) -> None:
+        """`run` was trained from step `begin` to step `end`."""
+        key = history.key(run, end)
+        manifest = Manifest(key, end, {}, {}, TrainingFacts(from_step=begin))
+        self._checkpoints[key] = StoredCheckpoint(key, end, manifest)
+        self._depths.add(end)
+
+    def find(self, run: Run, step: int) -> StoredCheckpoint | None:
+        return self._checkpoints.get(history.key(run, step)) if step in self._depths else None
+
+    def deepest(self, run: Run, step: int) -> StoredCheckpoint | None:
+        for depth in sorted(self._depths, reverse=True):
+            if depth <= step and (checkpoint := self.find(run, depth)):
+                return checkpoint
+        return None
+
+    def record(self, kind: type[RecordType], key: str) -> RecordType | None:
+        record = self._records.get(f"{kind.KIND}/{key}")
+        return record if isinstance(record, kind) else None
+
+    def put_record(self, key: str, record: Record, files: Mapping[str, Path] = MappingProxyType({})) -> None:
+        self._records[f"{record.KIND}/{key}"] = record
+
+    @contextlib.contextmanager
+    def open_picture(self, key: str) -> Iterator[None]:
+        yield None
 
 
 @dataclass
@@ -235,10 +248,10 @@ class _Sweep:
             await asyncio.sleep(seconds)
             if task.kind == "train":
                 self.training_s += seconds
-                self.store.note(task.run, task.begin, task.end)
+                self.store.add_checkpoint(task.run, task.begin, task.end)
             elif task.probe:
                 self.probe_s += seconds
-                self.store.keep("probes", probe_key(task.run, task.end, task.probe), {"probed": True})
+                self.store.put_record(probe_key(task.run, task.end, task.probe), ProbeRecord({}))
             await self.pool.done(lane, None)
 
     def _seconds(self, task: Task) -> float:

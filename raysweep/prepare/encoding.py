@@ -111,7 +111,7 @@ class _Encode:
         device = best_device()
         self._crop = _Crop(reader, options.size) if reader else None
         networks = {spec.detector_name: detectors.create(spec).to(device) for spec in options.probes}
-        with Files(place).at_hand("autoencoder") as folder:
+        with Files(place).local_copy("autoencoder") as folder:
             autoencoder = load_autoencoder(folder).to(device)
         self._encoder = RowEncoder(autoencoder, networks, mirrored=options.mirrored, keep_images=options.keep_images)
 

@@ -89,12 +89,12 @@ class Preparation:
         self.place, self.source, self.options = place, source, options
         self.autoencoder, self.latent_shape = autoencoder, latent_shape
         channels, classes = latent_shape[0], len(source.class_names)
-        saved = place.sealed(PROGRESS)
+        saved = place.read_sealed(PROGRESS)
         if saved is None or not saved["shards"]:  # a preparation without a shard may be replaced by any other
             zeros = [0.0] * channels
             self.progress = Progress(job=config, counts=[0] * classes, sums=zeros, squares=list(zeros))
             self.features = ReferenceBuilders(len(source.items))
-            place.seal(PROGRESS, self.progress.model_dump(mode="json"))
+            place.write_sealed(PROGRESS, self.progress.model_dump(mode="json"))
         else:
             self.progress = Progress.model_validate(saved)
             refuse_other(self.progress.job, config, place.uri)
@@ -103,7 +103,7 @@ class Preparation:
     @staticmethod
     def in_progress(place: Files) -> bool:
         """Whether a preparation was begun there and not finished."""
-        return place.is_there(PROGRESS)
+        return place.exists(PROGRESS)
 
     @property
     def done(self) -> int:
@@ -180,9 +180,9 @@ class Preparation:
 
     def save(self) -> None:
         """Write down the progress."""
-        before = self.place.sealed(PROGRESS)
+        before = self.place.read_sealed(PROGRESS)
         self.place.write(self._statistics(), self.features.save())
-        self.place.seal(PROGRESS, self.progress.model_dump(mode="json"))
+        self.place.write_sealed(PROGRESS, self.progress.model_dump(mode="json"))
         if before and len(before["shards"]) != len(self.progress.shards):
             self.place.delete(f"progress-{len(before['shards']):05}.safetensors")
 

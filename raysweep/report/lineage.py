@@ -18,6 +18,7 @@ from raysweep.space import runs
 from raysweep.space.domains import Point
 from raysweep.store import history, provenance
 from raysweep.store.history import probe_key
+from raysweep.store.records import ProbeRecord
 from raysweep.study.state import StudyState
 from raysweep.study.summary import StudySummary, TrialSummary, differing_params
 from trainables.config import ProbeSpec, TeacherRef
@@ -161,8 +162,8 @@ def _checkpoint(study: StudyState, ref: TeacherRef, spec: ProbeSpec, known: dict
     description = history.describe(ref.run, ref.step)
     key = history.key_of(description)
     if key not in known:
-        record = study.store.noted("probes", probe_key(ref.run, ref.step, spec)) or {}
-        known[key] = Checkpoint(ref.step, key, description, record.get("metrics", {}))
+        record = study.store.peek(ProbeRecord, probe_key(ref.run, ref.step, spec))
+        known[key] = Checkpoint(ref.step, key, description, record.metrics if record else {})
     return known[key]
 
 

@@ -22,8 +22,8 @@ def write(study: StudyState, summary: StudySummary) -> list[Path]:
     Returns:
         The files, report.html first.
     """
-    folder = study.store.local("studies", study.space.id) or study.store.cache / study.space.id
-    study.store.check_there()
+    folder = study.store.files.local("studies", study.space.id) or study.store.cache / study.space.id
+    study.store.files.check_available()
     folder.mkdir(parents=True, exist_ok=True)
     trials = tables.ordered(summary.trials)
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # files are moved when they are whole: readers see no half

@@ -1,18 +1,18 @@
-"""What was measured on the way of a run, as points in steps and in time."""
+"""What was measured while a run was trained, as points in steps and in time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from raysweep.store.manifest import Manifest
 from raysweep.store.store import Store
 from trainables.config import Run
 
 
 @dataclass(frozen=True)
 class Point:
-    """One number. `time` is in seconds since 1970; 0 where an earlier version did not note it."""
+    """One number. `time` is in seconds since 1970; 0 where an earlier version did not record it."""
 
     name: str
     value: float
@@ -21,30 +21,22 @@ class Point:
 
 
 def training(store: Store, run: Run, step: int, after: int = 0) -> list[Point]:
-    """The training curve from step `after` to `step`: loss terms and gradient norm, and what each stretch took. It is
-    put together from all stretches that led there, whoever trained them, so it is whole for a fork too."""
-    points = []
-    for manifest in store.way(run, step):
-        if manifest["step"] > after:
-            points += _segment(manifest)
-    return points
+    """The training curve of `run` behind step `after` and up to `step`: loss terms, gradient norm, and the speed and
+    memory of each segment. It contains the segments that other runs trained and this one shares."""
+    return [point for manifest in store.segments(run, step) if manifest.step > after for point in _segment(manifest)]
 
 
-def _segment(manifest: Mapping[str, Any]) -> list[Point]:
-    begin, end, seconds = manifest["from_step"], manifest["step"], manifest["seconds"]
-    ended = manifest.get("time", 0.0)
+def _segment(manifest: Manifest) -> Iterator[Point]:
+    facts, end = manifest.training, manifest.step
+    steps = end - facts.from_step
 
-    def when(step: int) -> float:
-        return ended - seconds * (end - step) / (end - begin) if ended else 0.0
+    def time_of(step: int) -> float:
+        return facts.time - facts.seconds * (end - step) / steps if facts.time else 0.0
 
-    points = [
-        Point(name, value, int(point["step"]), when(int(point["step"])))
-        for point in manifest["curve"]
-        for name, value in point.items()
-        if name != "step"
-    ]
-    if seconds:
-        points.append(Point("steps_per_s", (end - begin) / seconds, end, ended))
-    if "memory_mib" in manifest:
-        points.append(Point("memory_mib", manifest["memory_mib"], end, ended))
-    return points
+    for measured in facts.curve:
+        step = int(measured["step"])
+        yield from (Point(name, value, step, time_of(step)) for name, value in measured.items() if name != "step")
+    if facts.seconds:
+        yield Point("steps_per_s", steps / facts.seconds, end, facts.time)
+    if facts.memory_mib is not None:
+        yield Point("memory_mib", facts.memory_mib, end, facts.time)

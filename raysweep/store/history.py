@@ -1,8 +1,8 @@
-"""The canonical description of all that determines a run's weights at a step, and the key that names it.
+"""A history: the canonical description of all that determines a run's weights at a step, and the key that names it.
 
-Everything that bears on the numbers is in it, a teacher's own history included, with the phases cut off at the step.
-Machine, paths, number of workers, logging and probing are not. Whatever changes numerics without showing here must bump
-`NUMERICS`.
+A history contains everything that affects the numbers, including the history of a teacher, with the phases cut off at
+the step. It does not contain machine, paths, number of workers, logging or probing. A change of numerics that leaves
+all descriptions as they are must increase `NUMERICS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 from typing import Any
 
-from raysweep.store import history
 from trainables.config import ProbeSpec, Recipe, Run
 from trainables.datasets import catalog
 
@@ -37,7 +36,7 @@ def describe(run: Run, step: int) -> dict[str, Any]:
         described["until"] = min(phase.until, step)
         if phase.encoder:
             described["encoder"] = catalog.encoder_identity(phase.encoder.kind, phase.encoder.path)
-            if pictures := catalog.pictures_identity(run.data):  # at which it looks
+            if pictures := catalog.pictures_identity(run.data):  # the images that the encoder reads
                 described["pictures"] = pictures
         if phase.teacher:
             teacher = phase.teacher
@@ -70,10 +69,14 @@ def key_of(description: Any) -> str:
 
 
 def key(run: Run, step: int) -> str:
-    """The name of `run`'s checkpoint at `step`."""
+    """The name of `run`'s checkpoint at `step`.
+
+    Raises:
+        ValueError, LookupError: as `describe`.
+    """
     return key_of(describe(run, step))
 
 
 def probe_key(run: Run, step: int, spec: ProbeSpec) -> str:
-    """The name of a probe's record: what was probed, and how."""
-    return history.key_of({"checkpoint": history.key(run, step), "probe": spec.described()})
+    """The name of a probe's record, from the checkpoint that is probed and the probe's spec."""
+    return key_of({"checkpoint": key(run, step), "probe": spec.described()})

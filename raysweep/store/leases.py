@@ -1,11 +1,11 @@
-"""Who is at work on what, among all drivers that share a store.
+"""Which driver is working on what, among all that share a store.
 
     leases/<name>.<generation>.json     an owner's claim on a piece of work, created exclusively
-    owners/<owner>.json                 the owner's heartbeat: a number that grows; and which process it is
+    owners/<owner>.json                 the owner's heartbeat: a growing number, and which process the owner is
 
-A lease counts while its owner's heartbeat moves. Nobody compares clocks: each watcher times for itself how long a
-heartbeat has stood still. A dead owner's lease is not deleted but outbid, with the next generation, so that of several
-who want to take it over one does.
+A lease counts while its owner's heartbeat changes. Clocks of different hosts are never compared: each watcher measures
+by its own clock how long a heartbeat has stood still. A dead owner's lease is not deleted but outbid by the next
+generation of the same name, so that only one of several competitors takes it over.
 """
 
 from __future__ import annotations
@@ -24,26 +24,61 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.errors import SweepError
-from raysweep.store.store import Store
+from raysweep.store.files import Files
 
 BEAT_S = 2.0
-DEAD_S = 12.0  # a heartbeat that has stood still for so long is a dead owner's
+DEAD_S = 12.0  # the owner of a heartbeat that has stood still for so long is dead
+
+
+@dataclass(frozen=True)
+class LeaseFacts:
+    """What a lease is on: a study, or a task. On disk, a field that does not apply is left out.
+
+    Attributes:
+        kind: `study`, or the task's `train`, `probe` or `replay`.
+        begin, end: the steps of a task.
+        run: the run of a task, as JSON.
+        milestones: the steps at which the runs of a study commit, so that other drivers commit there too.
+    """
+
+    kind: str = ""
+    begin: int | None = None
+    end: int | None = None
+    run: str | None = None
+    milestones: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> LeaseFacts:
+        """The facts that a lease's file holds; what else it holds is of another version and ignored."""
+        milestones = facts.get("milestones")
+        return cls(
+            facts.get("kind", ""),
+            facts.get("begin"),
+            facts.get("end"),
+            facts.get("run"),
+            None if milestones is None else tuple(milestones),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A claim: by whom, and what was said about it."""
+    """A claim, and the process that holds it."""
 
     name: str
     generation: int
     owner: str
     host: str
     pid: int
-    facts: dict[str, Any]
+    facts: LeaseFacts
 
     @property
-    def place(self) -> str:
-        return _place(self.name, self.generation)
+    def path(self) -> str:
+        """Of its file, below the storage's root."""
+        return _path(self.name, self.generation)
 
     @property
     def holder(self) -> str:
@@ -52,92 +87,92 @@ class Lease:
 
 
 class Leases:
-    """One owner's leases in a store, kept alive by a thread while any is held."""
+    """The leases of one owner. A thread keeps the owner's heartbeat going, from the first lease on.
 
-    def __init__(self, store: Store, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
+    Args:
+        beat_s: seconds between two heartbeats.
+        dead_s: seconds without a heartbeat after which an owner counts as dead.
+    """
+
+    def __init__(self, files: Files, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
         self.owner = uuid.uuid4().hex[:12]
-        self._store, self._beat_s, self._dead_s = store, beat_s, dead_s
+        self._files, self._beat_s, self._dead_s = files, beat_s, dead_s
         self._held: dict[str, Lease] = {}
-        self._garbage: set[str] = set()  # files that could not be deleted yet
-        self._beats: dict[str, tuple[bytes | None, float]] = {}  # another owner's heartbeat, and since when it is so
+        self._garbage: set[str] = set()  # paths that could not be deleted yet
+        self._beats: dict[str, tuple[bytes | None, float]] = {}  # another owner's last heartbeat, and when it was new
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def acquire(self, name: str, facts: Mapping[str, Any]) -> bool:
-        """Take the lease of that name, unless somebody alive has it. Whoever gets it looks first whether the work is
-        not done already."""
+    def acquire(self, name: str, facts: LeaseFacts) -> bool:
+        """Take the lease of that name, unless a living owner has it. The new holder must look first whether the work is
+        done already."""
         latest = self._latest(name)
         if latest and latest.owner == self.owner:
             return True
         if latest and self._alive(latest):
             return False
-        self._beat()
+        self._start_heart()
         generation = latest.generation + 1 if latest else 1
-        mine = Lease(name, generation, self.owner, socket.gethostname(), os.getpid(), dict(facts))
-        content = {key: value for key, value in vars(mine).items() if key not in ("name", "generation")} | _process()
-        if not self._store.create(mine.place, json.dumps(content).encode()):
+        mine = Lease(name, generation, self.owner, socket.gethostname(), os.getpid(), facts)
+        content = {"owner": mine.owner, "host": mine.host, "pid": mine.pid, "facts": facts.as_dict()} | _process()
+        if not self._files.create(mine.path, json.dumps(content).encode()):
             return False
-        if (after := self._latest(name)) and after.generation > generation:  # somebody had seen a later one
-            self._store.delete(mine.place)
+        if (newer := self._latest(name)) and newer.generation > generation:  # somebody had seen a later one
+            self._files.delete(mine.path)
             return False
         with self._lock:
             self._held[name] = mine
         return True
 
     def release(self, name: str) -> None:
-        """Give a lease back; nothing happens where it is not held."""
+        """Give a lease back, if it is held."""
         with self._lock:
             lease = self._held.pop(name, None)
-        if lease is None:
-            return
-        for generation in range(lease.generation, 0, -1):  # and the dead ones that it outbid
-            self._discard(_place(name, generation))
+        if lease is not None:
+            self._discard_all(lease)
 
     def generation(self, name: str) -> int:
-        """Which lease of that name is held: the first, or one that outbid dead owners'."""
+        """The generation of a held lease: 1, or one more than that of the dead owner's which it outbid."""
         return self._held[name].generation
 
     def check(self, name: str) -> None:
-        """Nothing, while the lease of that name is held.
+        """Make sure that a lease is still held.
 
         Raises:
-            SweepError: somebody has taken it over, since this process had not been heard of for too long.
+            SweepError: another process has taken it over, since this one's heartbeat had stood still for too long.
         """
         mine, latest = self._held[name], self._latest(name)
         if latest and latest.generation > mine.generation:
             raise SweepError(f"{name} was taken over by {latest.holder}, as this process had stood still; it ends here")
 
     def clear(self) -> None:
-        """Delete what owners that are known to be dead have left: on this machine, or watched for long enough."""
+        """Delete the files of owners that are known to be dead: ended on this machine, or watched for long enough."""
         for name in self._names():
             lease = self._latest(name)
             if lease and lease.owner != self.owner and not self._alive(lease):
-                for generation in range(lease.generation, 0, -1):
-                    self._discard(_place(name, generation))
-        for file in self._store.names("owners"):
+                self._discard_all(lease)
+        for file in self._files.names("owners"):
             try:
-                said = json.loads(self._store.read(f"owners/{file}") or b"")
-                gone = _is_gone(said)
+                ended = _has_ended(json.loads(self._files.read(f"owners/{file}") or b""))
             except (ValueError, LookupError, TypeError):
                 continue
-            if gone:
+            if ended:
                 self._discard(f"owners/{file}")
 
     def others(self) -> Iterator[Lease]:
-        """The leases that others hold and that count."""
+        """The leases of other living owners."""
         for name in self._names():
-            lease = self._latest(name)
-            if lease and lease.owner != self.owner and self._alive(lease):
+            if lease := self.holder(name):
                 yield lease
 
     def holder(self, name: str) -> Lease | None:
-        """Who else holds the lease of that name, if somebody alive does."""
+        """The lease of that name, if another living owner holds it."""
         lease = self._latest(name)
         return lease if lease and lease.owner != self.owner and self._alive(lease) else None
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give all leases back and stop the heartbeat."""
         for name in list(self._held):
             self.release(name)
         self._stop.set()
@@ -148,64 +183,67 @@ class Leases:
     # --- inside
 
     def _names(self) -> list[str]:
-        return sorted({file.rsplit(".", 2)[0] for file in self._store.names("leases") if _is_lease(file)})
+        return sorted({file.rsplit(".", 2)[0] for file in self._files.names("leases") if _is_lease(file)})
 
-    def _discard(self, place: str) -> None:
+    def _discard_all(self, lease: Lease) -> None:
+        """Delete a lease, newest generation first, and the dead ones that it outbid."""
+        for generation in range(lease.generation, 0, -1):
+            self._discard(_path(lease.name, generation))
+
+    def _discard(self, path: str) -> None:
         """Delete a file, later if it cannot be deleted now."""
         try:
-            self._store.delete(place)
+            self._files.delete(path)
         except OSError:
-            self._garbage.add(place)
+            self._garbage.add(path)
 
     def _latest(self, name: str) -> Lease | None:
-        files = [file for file in self._store.names("leases") if _is_lease(file) and file.rsplit(".", 2)[0] == name]
+        files = [file for file in self._files.names("leases") if _is_lease(file) and file.rsplit(".", 2)[0] == name]
         if not files:
             return None
         generation = max(int(file.rsplit(".", 2)[1]) for file in files)
         try:
-            said = json.loads(self._store.read(_place(name, generation)) or b"")
-            owner, host, pid, facts = said["owner"], said["host"], said["pid"], said["facts"]
-        except (ValueError, LookupError, TypeError):  # released this moment, or damaged: as if from nobody
-            return Lease(name, generation, "", "", 0, {})
-        if _is_gone(said):
-            owner = ""  # no need to wait for a heartbeat
-        return Lease(name, generation, owner, host, pid, facts)
+            content = json.loads(self._files.read(_path(name, generation)) or b"")
+            owner = "" if _has_ended(content) else content["owner"]  # no need to wait for a heartbeat
+            facts = LeaseFacts.from_dict(content["facts"])
+            return Lease(name, generation, owner, content["host"], content["pid"], facts)
+        except (ValueError, LookupError, TypeError):  # released this moment, or damaged: nobody holds it
+            return Lease(name, generation, "", "", 0, LeaseFacts())
 
     def _alive(self, lease: Lease) -> bool:
         if not lease.owner:
             return False
-        beat, now = self._store.read(f"owners/{lease.owner}.json"), time.monotonic()
+        beat, now = self._files.read(f"owners/{lease.owner}.json"), time.monotonic()
         seen = self._beats.get(lease.owner)
         if seen is None or seen[0] != beat:
             seen = self._beats[lease.owner] = (beat, now)
         return now - seen[1] < self._dead_s
 
-    def _beat(self) -> None:
-        """The first lease starts the heart."""
+    def _start_heart(self) -> None:
         with self._lock:
             if self._heart:
                 return
-            self._show(0)
-            self._heart = threading.Thread(target=self._keep, daemon=True, name="raysweep-heartbeat")
+            self._write_heartbeat(0)
+            self._heart = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
             self._heart.start()
 
-    def _keep(self) -> None:
+    def _keep_alive(self) -> None:
         count = 0
         while not self._stop.wait(self._beat_s):
             count += 1
-            # A storage that cannot be reached for a moment is no reason to die: the next beat may get through.
+            # A storage that is away for a moment must not end this thread: the next heartbeat may get through.
             with contextlib.suppress(OSError, pa.ArrowException):
-                self._show(count)
-            for place in list(self._garbage):
-                self._garbage.discard(place)
-                self._discard(place)
+                self._write_heartbeat(count)
+            for path in list(self._garbage):
+                self._garbage.discard(path)
+                self._discard(path)
 
-    def _show(self, count: int) -> None:
-        facts = {"beat": count, "pid": os.getpid(), **_process()}
-        self._store.write(f"owners/{self.owner}.json", json.dumps(facts).encode())
+    def _write_heartbeat(self, count: int) -> None:
+        content = {"beat": count, "pid": os.getpid(), **_process()}
+        self._files.write(f"owners/{self.owner}.json", json.dumps(content).encode())
 
 
-def _place(name: str, generation: int) -> str:
+def _path(name: str, generation: int) -> str:
     return f"leases/{name}.{generation:06d}.json"
 
 
@@ -215,7 +253,7 @@ def _is_lease(file: str) -> bool:
 
 
 def _process() -> dict[str, Any]:
-    """Where this process's number means something: its machine since its start, and its namespace of processes."""
+    """Where this process's id is valid: the machine since its last start, and the namespace of process ids."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
             return {"space": f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"}
@@ -223,9 +261,9 @@ def _process() -> dict[str, Any]:
         return {"space": None}
 
 
-def _is_gone(said: Mapping[str, Any]) -> bool:
-    """Whether a process that described itself was one of this very machine, and is not any more."""
-    return bool(said["space"]) and said["space"] == _process()["space"] and not _runs(said["pid"])
+def _has_ended(process: Mapping[str, Any]) -> bool:
+    """Whether the process with this `space` and `pid` ran on this very machine and has ended."""
+    return bool(process["space"]) and process["space"] == _process()["space"] and not _runs(process["pid"])
 
 
 def _runs(pid: int) -> bool:

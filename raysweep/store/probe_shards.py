@@ -1,41 +1,41 @@
-"""Parts of probes that are not finished, in the store, so that whoever takes a probe over goes on with it."""
+"""Finished parts of unfinished probes, kept in the store so that another worker can carry the probe on."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 
-from raysweep.store.store import Store
+from raysweep.store.files import Files
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Shards:
-    """The shards of one probe by their numbers. They save time and nothing else: one that cannot be written is not, one
-    that cannot be read or was altered is drawn again.
+    """The shards of one probe by their numbers. They only save time: a shard that cannot be written is left out, and a
+    shard that is missing or altered is drawn again.
 
     Args:
-        name: of the probe, and of all else that decides their bits.
+        name: of the probe and of everything else that decides the bits of its shards.
     """
 
-    def __init__(self, store: Store, name: str):
-        self._store, self._place = store, f"shards/{name}"
+    def __init__(self, files: Files, name: str):
+        self._files, self._folder = files, f"shards/{name}"
 
     def get(self, number: int, /) -> bytes | None:
-        """The content of a shard, if it is there."""
+        """The content of a shard, or None where it is missing or altered."""
         with contextlib.suppress(OSError):
-            if sealed := self._store.read(f"{self._place}/{number}"):
+            if sealed := self._files.read(f"{self._folder}/{number}"):
                 digest, content = sealed[:DIGEST_BYTES], sealed[DIGEST_BYTES:]
                 return content if hashlib.sha256(content).digest() == digest else None
         return None
 
     def __setitem__(self, number: int, content: bytes, /) -> None:
         with contextlib.suppress(OSError):
-            self._store.write(f"{self._place}/{number}", hashlib.sha256(content).digest() + content)
+            self._files.write(f"{self._folder}/{number}", hashlib.sha256(content).digest() + content)
 
     def clear(self) -> None:
-        """Delete them all: the probe is finished."""
+        """Delete all shards: the probe is finished."""
         with contextlib.suppress(OSError):
-            for number in self._store.names(self._place):
-                self._store.delete(f"{self._place}/{number}")
-            self._store.fs.delete_dir(self._store.path(self._place))
+            for number in self._files.names(self._folder):
+                self._files.delete(f"{self._folder}/{number}")
+            self._files.delete_folder(self._folder)

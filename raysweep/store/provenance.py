@@ -6,13 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.store import history
+from raysweep.store.manifest import DataFiles, Manifest
 from raysweep.store.store import Store
 
 
 @dataclass
 class Origin:
-    """One thing that a checkpoint comes from, itself first. `files` are SHA-256 by name; `passed` are the earlier
-    checkpoints of the same run that it went through, by step."""
+    """A checkpoint, a data set or an encoder, with the origins that it comes from itself.
+
+    Attributes:
+        key: the checkpoint's, or the identity of the data or the encoder.
+        files: SHA-256 (hex) by name.
+        passed: keys of the earlier checkpoints of the same run, by step.
+        note: whether the checkpoint is missing or deleted, else empty.
+        parents: the origins behind this one, each with its relation to it.
+    """
 
     title: str
     key: str
@@ -20,7 +28,7 @@ class Origin:
     files: dict[str, str] = field(default_factory=dict)
     passed: dict[int, str] = field(default_factory=dict)
     note: str = ""
-    parents: list[tuple[str, Origin]] = field(default_factory=list)  # with what each was to it
+    parents: list[tuple[str, Origin]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -29,32 +37,31 @@ class Origin:
 
 
 def trace(store: Store, description: dict[str, Any]) -> Origin:
-    """The lineage of the checkpoint with that history, whether or not each part of it is still in the store."""
+    """The provenance of the checkpoint with that history, whether or not each part of it is still in the store."""
     key, step = history.key_of(description), description["step"]
-    manifest = store.told(key, step)
-    facts = manifest or {}
-    files = {name.split("/")[-1]: file["sha256"] for name, file in facts.get("files", {}).items()}
-    note = "" if store.has(key, step) else ("freed" if manifest else "not in this store")
-    found = Origin(title(description), key, step, files, note=note)
-    earlier = facts
-    while begin := earlier.get("from_step"):
-        found.passed[begin] = history.key_of(history.cut(description, begin))
-        earlier = store.told(found.passed[begin], begin) or {}
+    manifest = store.manifest(key, step)
+    note = "" if store.get(key, step) else ("freed" if manifest else "not in this store")
+    origin = Origin(title(description), key, step, manifest.checksums if manifest else {}, note=note)
+    segment = manifest
+    while segment and (begin := segment.training.from_step):
+        origin.passed[begin] = history.key_of(history.cut(description, begin))
+        segment = store.manifest(origin.passed[begin], begin)
     for phase in description["phases"]:
         if teacher := phase.get("teacher"):
-            found.parents.append((f"taught by its {teacher['weights']} weights", trace(store, teacher["history"])))
+            origin.parents.append((f"taught by its {teacher['weights']} weights", trace(store, teacher["history"])))
         if encoder := phase.get("encoder"):
-            found.parents.append(("aligned to it", Origin("encoder of images", encoder)))
-    found.parents.append(("trained on it", _data(description, facts)))
-    return found
+            origin.parents.append(("aligned to it", Origin("encoder of images", encoder)))
+    origin.parents.append(("trained on it", _data(description, manifest)))
+    return origin
 
 
-def _data(description: dict[str, Any], facts: dict[str, Any]) -> Origin:
-    known = facts.get("data", {"name": "data", "files": {}})
-    return Origin(f"latents of {known['name']}: images and autoencoder", description["data"], files=known["files"])
+def _data(description: dict[str, Any], manifest: Manifest | None) -> Origin:
+    data = (manifest and manifest.training.data) or DataFiles("data", {})
+    title = f"latents of {data.name}: images and autoencoder"
+    return Origin(title, description["data"], files=dict(data.files))
 
 
 def title(description: dict[str, Any]) -> str:
-    """What a history is of, in a few words."""
+    """A history in a few words: the backbone, and the methods of its phases."""
     kinds = " then ".join(phase["term"]["kind"] for phase in description["phases"])
     return f"{description['backbone']}, {kinds}"

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from raysweep.space import runs
 from raysweep.store import history
 from raysweep.store.history import probe_key
+from raysweep.store.manifest import Manifest
+from raysweep.store.records import ProbeRecord
 from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
@@ -59,7 +60,7 @@ class Charge:
 
 Payer = tuple[str, int]  # a study's name and a trial's number
 WorkKey = tuple[bool, str]  # whether the work is a probe, and its key
-Manifests = dict[str, list[dict[str, Any]]]  # those on the way to a checkpoint, by the checkpoint's key
+Manifests = dict[str, list[Manifest]]  # those on the way to a checkpoint, by the checkpoint's key
 
 
 def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
@@ -73,9 +74,9 @@ def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
             payer = (study.space.id, trial.number)
             charged[payer] = Charge()
             if trial.repeats is None and trial.state != "UNAVAILABLE":
-                for is_probe, key, facts in _work(study, trial, teachers):
+                for is_probe, key, cost in _work(study, trial, teachers):
                     users[is_probe, key].add(payer)
-                    seconds[is_probe, key] = float(facts.get("seconds", 0.0)) * int(facts.get("workers", 1))
+                    seconds[is_probe, key] = cost
     for (is_probe, key), payers in users.items():
         whole = seconds[is_probe, key]
         share = whole / len(payers)
@@ -85,23 +86,23 @@ def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
     return charged
 
 
-def _work(study: StudyState, trial: TrialState, teachers: Manifests) -> Iterator[tuple[bool, str, dict[str, Any]]]:
+def _work(study: StudyState, trial: TrialState, teachers: Manifests) -> Iterator[tuple[bool, str, float]]:
     """All work behind a trial, whichever trial asked for it first. `teachers` keeps manifests of teachers, so that each
     is read once."""
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
     step = max([trial.step, *ahead])
-    manifests = study.store.way(run, step) if step else []
+    manifests = study.store.segments(run, step) if step else []
     for teacher in runs.teachers(run) if step else []:
         key = history.key(teacher.run, teacher.step)
         if key not in teachers:
-            teachers[key] = study.store.way(teacher.run, teacher.step)
+            teachers[key] = study.store.segments(teacher.run, teacher.step)
         manifests += teachers[key]
-    yield from ((False, manifest["key"], manifest) for manifest in manifests)
+    yield from ((False, manifest.key, manifest.training.device_seconds) for manifest in manifests)
     keys = [probe_key(run, rung, probe) for rung in trial.probes]
     for recheck in trial.rechecks.values():
         both = (trial, study.trials[recheck.rival])
         keys += [probe_key(study.run(one), recheck.step, study.probe(one, recheck)) for one in both]
     for key in keys:
-        if record := study.store.noted("probes", key):
-            yield True, key, record
+        if record := study.store.peek(ProbeRecord, key):
+            yield True, key, record.device_seconds

@@ -18,7 +18,7 @@ SHOWN = 60  # characters of a value
 def changed_from(space: Space, store: Store) -> list[str]:
     """The studies of that name and profile that hold another space than `space`, which is not in the store yet; without
     those that others have extended."""
-    known = {name: opening(store, name) for name in studies(store)}
+    known = {name: opening(store.files, name) for name in studies(store.files)}
     if space.id in known:
         return []
     wanted = (space.study, space.profile)
@@ -35,7 +35,7 @@ def refuse_changed(space: Space, store: Store) -> None:
     """
     told = []
     for name in changed_from(space, store):
-        fields = "\n".join(f"  {line}" for line in difference(opening(store, name)["space"], space.resolved))
+        fields = "\n".join(f"  {line}" for line in difference(opening(store.files, name)["space"], space.resolved))
         told.append(f"it is in this storage as {name}, with another space:\n{fields}")
     if told:
         told.append("--extend goes on with its trials in the new space; --set study=NAME starts another beside it")

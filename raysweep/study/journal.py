@@ -1,8 +1,8 @@
 """The append-only record of a study: proposals, probes, decisions with their reasons, ends. One JSON object a line.
 
-It is the truth about a study. Optuna's storage, MLflow and the tables are views that can be made again from it, and a
-driver that starts anew reads it to carry on. So there are two copies, each line numbered and sealed: what is torn or
-altered in one is read from the other.
+The journal is the truth about a study. Optuna's storage, MLflow and the tables are views that can be made again from
+it, and a restarted driver reads it to carry on. It therefore exists in two copies, each line numbered and sealed: a
+line that is torn or altered in one copy is read from the other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysweep.retry import Notify, retry_storage
-from raysweep.store.store import Store
+from raysweep.store.files import Files
 
 Entry = dict[str, Any]
 COPIES = ("journal", "journal-copy")
@@ -28,48 +28,50 @@ class JournalWriter:
     """The right to write a study's journal.
 
     Args:
-        epoch: grows whenever the right goes to another driver; of two lines of one number, the later epoch's counts.
-        check: raises once the right has gone.
-        tell: is told when writing has to wait for the storage.
+        epoch: the fencing token: it grows whenever the right passes to another driver. Of two lines with one number,
+            the line of the later epoch counts.
+        check: raises an exception once the right is lost.
+        notify: is called with a message when writing has to wait for the storage.
     """
 
     epoch: int = 0
     check: Callable[[], None] = lambda: None
-    tell: Notify = lambda message: None
+    notify: Notify = lambda message: None
 
 
-def studies(store: Store) -> list[str]:
+def studies(files: Files) -> list[str]:
     """The names of the studies in a store."""
-    return sorted(name for name in store.names("studies") if opening(store, name))
+    return sorted(name for name in files.names("studies") if opening(files, name))
 
 
-def opening(store: Store, name: str) -> Entry:
-    """What a study's journal begins with: its `space`, and the studies that it `extends`; empty where it has none."""
-    return Journal(store, name).first()
+def opening(files: Files, name: str) -> Entry:
+    """The first entry of a study's journal: its `space`, and the studies that it `extends`. Empty without a journal."""
+    return Journal(files, name).first()
 
 
 class Journal:
-    """The journal of study `id` in `store`. One driver writes; what a crash cut off is dropped on reading."""
+    """The journal of a study. One driver writes it; a line that a crash cut off is dropped on reading."""
 
-    def __init__(self, store: Store, study: str, writer: JournalWriter | None = None):
-        self._store, self._pen = store, writer or JournalWriter()
+    def __init__(self, files: Files, study: str, writer: JournalWriter | None = None):
+        self._files, self._writer = files, writer or JournalWriter()
         self._folder = f"studies/{study}"
         self._lines: list[bytes] | None = None
-        self._to_mend: list[str] = []
+        self._to_mend: list[str] = []  # copies that differ from `_lines`
 
     def read(self) -> list[Entry]:
         """All entries, oldest first."""
-        contents = [self._contents(name) for name in COPIES]
-        copies = [_lines(content) for content in contents[: 1 if contents[0] == contents[1] else 2]]
-        copies = [copies[0], copies[-1]]  # the same, mostly: read once
+        contents = [self._contents(copy) for copy in COPIES]
+        copies = [_whole_lines(content) for content in contents[: 1 if contents[0] == contents[1] else 2]]
+        copies = [copies[0], copies[-1]]  # usually equal: parsed once
         merged: dict[int, bytes] = {}
-        for number, line in (each for copy in copies for each in copy.items()):
-            if number not in merged or _place(line)[1] > _place(merged[number])[1]:
-                merged[number] = line
+        for copy in copies:
+            for number, line in copy.items():
+                if number not in merged or _position(line)[1] > _position(merged[number])[1]:
+                    merged[number] = line
         self._lines = []
         for number in range(len(merged)):
             if number not in merged:
-                break  # both copies lack an entry: what follows it cannot be read as it was meant
+                break  # both copies lack an entry, so the entries after it cannot be interpreted
             self._lines.append(merged[number])
         self._to_mend = [
             name for name, copy in zip(COPIES, copies, strict=True) if copy != dict(enumerate(self._lines))
@@ -77,7 +79,7 @@ class Journal:
         return [json.loads(line)["entry"] for line in self._lines]
 
     def append(self, kind: str, **facts: Any) -> Entry:
-        """Add one entry; it is on disk, twice, when this returns. Waits for a storage that is full or away.
+        """Add one entry. It is on disk, twice, when this returns. Waits for a storage that is full or away.
 
         Raises:
             SweepError: another driver writes this journal now, or the storage stayed away.
@@ -86,65 +88,65 @@ class Journal:
             self.read()
         assert self._lines is not None
         entry = {"kind": kind, **facts}
-        self._lines.append(_seal(len(self._lines), entry, self._pen.epoch))
-        retry_storage(self._write_last, self._pen.tell)
+        self._lines.append(_seal(len(self._lines), entry, self._writer.epoch))
+        retry_storage(self._write_last, self._writer.notify)
         return entry
 
     def _write_last(self) -> None:
         assert self._lines is not None
-        self._pen.check()
-        self._store.check_there()
-        while self._to_mend:  # left to whoever writes: a reader may meet a line that is half there
+        self._writer.check()
+        self._files.check_available()
+        while self._to_mend:  # here and not in `read`: a reader may see a line that is half written
             self._rewrite(self._to_mend[-1])
             self._to_mend.pop()
-        for name in COPIES:
-            if path := self._store.local(self._folder, f"{name}.jsonl"):
+        for copy in COPIES:
+            if path := self._files.local(self._folder, f"{copy}.jsonl"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as stream:
-                    # A leading newline closes a line that an earlier crash may have cut off.
+                    # The leading newline closes a line that an earlier crash may have cut off.
                     stream.write(b"\n" + self._lines[-1] + b"\n")
                     stream.flush()
                     os.fsync(stream.fileno())
             else:
-                self._write_part(name, (len(self._lines) - 1) // PART_LINES)
+                self._write_part(copy, (len(self._lines) - 1) // PART_LINES)
 
     def first(self) -> Entry:
-        """The first entry, or an empty one."""
-        lines = [line for name in COPIES for content in self._contents(name) for line in content.split(b"\n")]
-        found = _lines([b"\n".join(line for line in lines if line.startswith(b'{"n": 0,'))])
-        return json.loads(found[0])["entry"] if found else {}
+        """The first entry; empty where there is none."""
+        lines = [line for copy in COPIES for content in self._contents(copy) for line in content.split(b"\n")]
+        first = _whole_lines([b"\n".join(line for line in lines if line.startswith(b'{"n": 0,'))])
+        return json.loads(first[0])["entry"] if first else {}
 
-    def _contents(self, name: str) -> list[bytes]:
-        if self._store.local():
-            files = [f"{name}.jsonl"]
+    def _contents(self, copy: str) -> list[bytes]:
+        if self._files.local():
+            names = [f"{copy}.jsonl"]
         else:
-            files = sorted(file for file in self._store.names(self._folder) if file.startswith(f"{name}."))
-        return [self._store.read(f"{self._folder}/{file}") or b"" for file in files]
+            names = sorted(name for name in self._files.names(self._folder) if name.startswith(f"{copy}."))
+        return [self._files.read(f"{self._folder}/{name}") or b"" for name in names]
 
-    def _rewrite(self, name: str) -> None:
+    def _rewrite(self, copy: str) -> None:
         assert self._lines is not None
-        if self._store.local():
-            self._store.write(f"{self._folder}/{name}.jsonl", b"\n".join(self._lines) + b"\n")
+        if self._files.local():
+            self._files.write(f"{self._folder}/{copy}.jsonl", b"\n".join(self._lines) + b"\n")
         else:
             for part in range(-(-len(self._lines) // PART_LINES)):
-                self._write_part(name, part)
+                self._write_part(copy, part)
 
-    def _write_part(self, name: str, part: int) -> None:
+    def _write_part(self, copy: str, part: int) -> None:
         assert self._lines is not None
         lines = self._lines[part * PART_LINES : (part + 1) * PART_LINES]
-        self._store.write(f"{self._folder}/{name}.{part:06d}.jsonl", b"\n".join(lines) + b"\n")
+        self._files.write(f"{self._folder}/{copy}.{part:06d}.jsonl", b"\n".join(lines) + b"\n")
 
 
-def _lines(contents: list[bytes]) -> dict[int, bytes]:
+def _whole_lines(contents: list[bytes]) -> dict[int, bytes]:
     """The lines of a copy that are as they were written, by number."""
-    found: dict[int, bytes] = {}
+    lines: dict[int, bytes] = {}
     epochs: dict[int, int] = {}
     for line in (line for content in contents for line in content.split(b"\n")):
-        number, epoch = _place(line)
-        if epoch >= epochs.get(number, 0):  # a driver that was outbid may have written one line too many
-            found[number], epochs[number] = line, epoch
-    found.pop(TORN, None)
-    return found
+        number, epoch = _position(line)
+        if epoch >= epochs.get(number, 0):  # a driver that lost the right to write may have written one line too many
+            lines[number], epochs[number] = line, epoch
+    lines.pop(TORN, None)
+    return lines
 
 
 def _seal(number: int, entry: Entry, epoch: int) -> bytes:
@@ -153,8 +155,8 @@ def _seal(number: int, entry: Entry, epoch: int) -> bytes:
     return json.dumps({"n": number, "epoch": epoch, "entry": entry, "sha256": digest[:16]}, allow_nan=True).encode()
 
 
-def _place(line: bytes) -> tuple[int, int]:
-    """The number of a line in the journal and its epoch; `TORN` where it is not as it was written."""
+def _position(line: bytes) -> tuple[int, int]:
+    """The number of a line and its epoch; `TORN` where the line is not as it was written."""
     try:
         sealed = json.loads(line)
         number, epoch = sealed["n"], sealed["epoch"]

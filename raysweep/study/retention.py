@@ -1,8 +1,9 @@
-"""Which checkpoints of a store are still worth their bytes, and what it would cost to make the others again.
+"""Which checkpoints of a store are worth their bytes, and what it would cost to make the others again.
 
-Kept in any case: what an unfinished trial goes on from and looks up to, the best of each study with their teachers, and
-what is young. Kept while there is room: where ended trials stopped, so that they can be resumed or given a longer
-budget, their teachers, and what no study here mentions. The rest lies on the way between those.
+Kept in any case: checkpoints that unfinished trials go on from or learn from, the best of each study with their
+teachers, and young ones. Kept while there is room: the last checkpoints of ended trials, so that those can be resumed
+or given a longer budget; their teachers; and checkpoints that no study in the store mentions. All others lie on the way
+to those and are freed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import Run
 
-YOUNG_S = 3600.0  # a driver that is at work may be about to build on what is younger
+YOUNG_S = 3600.0  # a driver at work may be about to build on a younger checkpoint
 GIB = 2**30
 
 NEEDED = (
@@ -36,35 +37,39 @@ PASSED = "passed on the way"
 
 
 @dataclass
-class Kept:
-    """A checkpoint, and the best reason there is to keep it."""
+class Verdict:
+    """A checkpoint, and the best reason to keep it."""
 
-    found: StoredCheckpoint
+    checkpoint: StoredCheckpoint
     gib: float
     age_s: float
     reason: str
 
     @property
     def again_s(self) -> float:
-        """Device-seconds to make it again from the checkpoint before it, in the time that it took."""
-        return float(self.found.manifest.get("seconds", 0.0)) * int(self.found.manifest.get("workers", 1))
+        """Device-seconds to make it again from the checkpoint before it: as many as it took."""
+        return self.checkpoint.manifest.training.device_seconds
 
 
 @dataclass
 class Survey:
-    """All of a store: what is kept, what is to be freed, and torn remains that nobody can use."""
+    """The checkpoints of a store: those that are kept, those to be freed, and files that belong to none.
 
-    kept: list[Kept] = field(default_factory=list)
-    freed: list[Kept] = field(default_factory=list)
-    remains: dict[str, int] = field(default_factory=dict)  # places and their bytes
+    Attributes:
+        remains: bytes, by path, of files that nothing refers to: of torn commits, damaged checkpoints, old shards.
+    """
+
+    kept: list[Verdict] = field(default_factory=list)
+    freed: list[Verdict] = field(default_factory=list)
+    remains: dict[str, int] = field(default_factory=dict)
 
     @property
     def kept_gib(self) -> float:
-        return sum(each.gib for each in self.kept)
+        return sum(verdict.gib for verdict in self.kept)
 
     @property
     def freed_gib(self) -> float:
-        return sum(each.gib for each in self.freed) + sum(self.remains.values()) / GIB
+        return sum(verdict.gib for verdict in self.freed) + sum(self.remains.values()) / GIB
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -74,68 +79,64 @@ class Survey:
             "remains": {"files": len(self.remains), "gib": sum(self.remains.values()) / GIB},
             "kept_gib": self.kept_gib,
             "freed_gib": self.freed_gib,
-            "again_device_hours": sum(each.again_s for each in self.freed) / 3600,
+            "again_device_hours": sum(verdict.again_s for verdict in self.freed) / 3600,
         }
 
 
 def survey(store: Store, keep_best: int = 3, budget_gib: float = math.inf, young_s: float = YOUNG_S) -> Survey:
-    """Look at everything in `store` and say what would go; nothing is deleted.
+    """Look at all checkpoints of `store` and decide which ones would go. Nothing is deleted.
 
     Args:
         keep_best: how many of each study's complete trials count as its best.
-        budget_gib: beyond it, what is kept while there is room goes too: what is cheapest to make again first.
-        young_s: what is younger stays.
+        budget_gib: beyond it, checkpoints that are kept while there is room go too, the cheapest to make again first.
+        young_s: younger checkpoints stay.
 
     Raises:
-        LookupError: a study is about data that this machine lacks, so that its checkpoints cannot be told.
+        LookupError: a study uses data that this machine lacks, so that the keys of its checkpoints are unknown.
     """
-    published = {found.key: found for found in store.published()}
-    reasons = _reasons(store, published, keep_best)
+    checkpoints = {checkpoint.key: checkpoint for checkpoint in store.checkpoints()}
+    reasons = _reasons(store, checkpoints, keep_best)
     ages: dict[str, float] = {}
     sizes: Counter[str] = Counter()
-    remains: dict[str, int] = {}
+    result = Survey()
     now = time.time()
-    for place in ("checkpoints", "aside", "shards"):
-        for entry in store.entries(place, recursive=True):
-            if not entry.is_file:
-                continue
-            name = entry.path.removeprefix(store.root + "/")
-            parts = name.split("/")
-            age = now - entry.mtime.timestamp()
-            key = parts[2] if place == "checkpoints" and len(parts) > 3 else ""
-            listed = key in published and "/".join(parts[3:]) in {"manifest.json", *published[key].manifest["files"]}
-            if listed:
-                sizes[key] += entry.size
+    for folder in ("checkpoints", "aside", "shards"):
+        for entry in store.files.walk(folder):
+            parts = entry.path.split("/")
+            age = now - entry.modified
+            key = parts[2] if folder == "checkpoints" and len(parts) > 3 else ""
+            name = "/".join(parts[3:])
+            if key in checkpoints and (name == "manifest.json" or name in checkpoints[key].manifest.files):
+                sizes[key] += entry.bytes
                 ages[key] = min(age, ages.get(key, math.inf))
             elif age >= young_s:
-                remains[name] = entry.size
-    seen = Survey(remains=remains)
-    for key, found in published.items():
+                result.remains[entry.path] = entry.bytes
+    for key, checkpoint in checkpoints.items():
         age = ages.get(key, 0.0)
-        each = Kept(found, sizes[key] / GIB, age, reasons.get(key, ROOM[2]))
-        if each.reason not in NEEDED and age < young_s:
-            each.reason = "young"
-        (seen.freed if each.reason == PASSED else seen.kept).append(each)
-    room = [each for each in seen.kept if each.reason in ROOM]
-    for each in sorted(room, key=lambda each: each.again_s / max(each.gib, 1e-9)):
-        if seen.kept_gib <= budget_gib:
+        verdict = Verdict(checkpoint, sizes[key] / GIB, age, reasons.get(key, ROOM[2]))
+        if verdict.reason not in NEEDED and age < young_s:
+            verdict.reason = "young"
+        (result.freed if verdict.reason == PASSED else result.kept).append(verdict)
+    optional = [verdict for verdict in result.kept if verdict.reason in ROOM]
+    for verdict in sorted(optional, key=lambda verdict: verdict.again_s / max(verdict.gib, 1e-9)):
+        if result.kept_gib <= budget_gib:
             break
-        seen.kept.remove(each)
-        seen.freed.append(each)
-    return seen
+        result.kept.remove(verdict)
+        result.freed.append(verdict)
+    return result
 
 
-def carry_out(store: Store, seen: Survey) -> None:
+def carry_out(store: Store, result: Survey) -> None:
     """Delete what a survey says."""
-    for each in seen.freed:
-        store.free(each.found)
-    for place in seen.remains:
-        store.delete(place)
+    for verdict in result.freed:
+        store.free(verdict.checkpoint)
+    for path in result.remains:
+        store.files.delete(path)
 
 
-def _reasons(store: Store, published: dict[str, StoredCheckpoint], keep_best: int) -> dict[str, str]:
-    """The best reason to keep each checkpoint that some study mentions."""
-    steps = sorted({found.step for found in published.values()})
+def _reasons(store: Store, checkpoints: dict[str, StoredCheckpoint], keep_best: int) -> dict[str, str]:
+    """The best reason to keep each checkpoint that some study mentions, by its key."""
+    steps = sorted({checkpoint.step for checkpoint in checkpoints.values()})
     order = [*NEEDED, *ROOM, PASSED]
     reasons: dict[str, str] = {}
 
@@ -143,7 +144,16 @@ def _reasons(store: Store, published: dict[str, StoredCheckpoint], keep_best: in
         if key not in reasons or order.index(reason) < order.index(reasons[key]):
             reasons[key] = reason
 
-    for name in studies(store):
+    def note_way(run: Run, last: float, reason: str, also: Sequence[int] = ()) -> None:
+        """Of the checkpoints of `run` up to step `last`: `reason` for the last of them and for those at the steps
+        `also`."""
+        way = _committed(run, [step for step in steps if step <= last], checkpoints)
+        for key in way[:-1]:
+            note(key, reason if checkpoints[key].step in also else PASSED)
+        for key in way[-1:]:
+            note(key, reason)
+
+    for name in studies(store.files):
         study = StudyState.reopen(store, name)
         complete = [trial for trial in study.distinct if trial.state == "COMPLETE"]
         best = sorted(complete, key=lambda trial: trial.last(study.metric) or math.inf)[:keep_best]
@@ -151,48 +161,42 @@ def _reasons(store: Store, published: dict[str, StoredCheckpoint], keep_best: in
             if trial.state == "UNAVAILABLE":
                 continue
             run = study.run(trial)
-            last, teaches = _why(trial, best)
-            way = _way(run, steps if not trial.ended else [s for s in steps if s <= trial.step], published)
-            wanted = [(way, last, _open_rungs(study, trial))]
-            wanted += [
-                (_way(t.run, [s for s in steps if s <= t.step], published), teaches, []) for t in runs.teachers(run)
-            ]
-            for keys, reason, also in wanted:
-                for key in keys[:-1]:
-                    note(key, reason if published[key].step in also else PASSED)
-                for key in keys[-1:]:
-                    note(key, reason)
+            own, teaches = _why(trial, best)
+            note_way(run, trial.step if trial.ended else math.inf, own, _open_rungs(study, trial))
+            for teacher in runs.teachers(run):
+                note_way(teacher.run, teacher.step, teaches)
     return reasons
 
 
 def _why(trial: TrialState, best: Sequence[TrialState]) -> tuple[str, str]:
-    """Why a trial's last checkpoint is kept, and why its teacher's."""
+    """Why the last checkpoint of a trial is kept, and why its teacher's is."""
     if not trial.ended:
         return NEEDED[0], NEEDED[1]
     return (NEEDED[2], NEEDED[3]) if trial in best else (ROOM[0], ROOM[1])
 
 
 def _open_rungs(study: StudyState, trial: TrialState) -> list[int]:
-    """Where an unfinished trial is still to be probed."""
+    """The steps at which an unfinished trial is still to be probed."""
     return [] if trial.ended else [step for step in study.rungs(trial) if step not in trial.probes]
 
 
-def _way(run: Run, steps: Sequence[int], published: dict[str, StoredCheckpoint]) -> list[str]:
-    """The published checkpoints on a run's way, in order."""
+def _committed(run: Run, steps: Sequence[int], checkpoints: dict[str, StoredCheckpoint]) -> list[str]:
+    """The keys of a run's committed checkpoints at these steps, in order."""
     keys = (history.key(run, step) for step in steps if step <= run.steps)
-    return [key for key in keys if key in published]
+    return [key for key in keys if key in checkpoints]
 
 
-def _counts(each: Sequence[Kept]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for one in each:
-        counts = found.setdefault(one.reason, {"checkpoints": 0, "gib": 0.0})
+def _counts(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+    """How many checkpoints and GiB there are for each reason."""
+    by_reason: dict[str, dict[str, float]] = {}
+    for verdict in verdicts:
+        counts = by_reason.setdefault(verdict.reason, {"checkpoints": 0, "gib": 0.0})
         counts["checkpoints"] += 1
-        counts["gib"] += one.gib
-    return found
+        counts["gib"] += verdict.gib
+    return by_reason
 
 
-def listed(seen: Survey) -> Iterator[tuple[Kept, bool]]:
-    """All checkpoints by step, with whether they stay."""
-    both = [(each, True) for each in seen.kept] + [(each, False) for each in seen.freed]
-    yield from sorted(both, key=lambda one: (one[0].found.step, one[0].found.key))
+def listed(result: Survey) -> Iterator[tuple[Verdict, bool]]:
+    """All checkpoints by step, each with whether it stays."""
+    both = [(verdict, True) for verdict in result.kept] + [(verdict, False) for verdict in result.freed]
+    yield from sorted(both, key=lambda item: (item[0].checkpoint.step, item[0].checkpoint.key))

@@ -33,8 +33,8 @@ class StudyState:
 
     def __init__(self, space: Space, store: Store, writer: JournalWriter | None = None, extends: Sequence[str] = ()):
         self.space, self.store = space, store
-        self.journal = Journal(store, space.id, writer)
-        self._tell = writer.tell if writer else lambda message: None
+        self.journal = Journal(store.files, space.id, writer)
+        self._tell = writer.notify if writer else lambda message: None
         self.trials: list[TrialState] = []
         self.distinct: list[TrialState] = []  # those that are not repeats of earlier ones
         self.best: TrialState | None = None  # the complete one with the lowest metric, the earliest of equal ones
@@ -62,13 +62,13 @@ class StudyState:
         Raises:
             UserError: there is none, or there are several.
         """
-        known = studies(store)
+        known = studies(store.files)
         called = [study for study in known if name in (study, study.rsplit("-", 2)[0])]  # or without profile and digest
         found = called or [study for study in known if study.startswith(name)]
         if len(found) != 1:
             said = f"several studies begin with '{name}'" if found else f"no study '{name}'"
             raise UserError(f"{said} in {store.uri}; there are: {', '.join(found or known) or 'none'}")
-        return cls(Space.reopen(opening(store, found[0])["space"]), store)
+        return cls(Space.reopen(opening(store.files, found[0])["space"]), store)
 
     @cached_property
     def milestones(self) -> list[int]:

@@ -177,7 +177,7 @@ class Mirror:
             there = self._client.list_artifacts(run_id, "images")
             if any(file.path.startswith(f"images/samples+step+{step}+") for file in there):
                 return
-        with self.study.store.open_picture("probes", probe_key(run, step, probe)) as stream:
+        with self.study.store.open_picture(probe_key(run, step, probe)) as stream:
             if stream:
                 picture = Image.open(stream).convert("RGB")
                 self._client.log_image(run_id, picture, key="samples", step=step, timestamp=milliseconds(when))
@@ -203,7 +203,7 @@ class Mirror:
                 self._model(run_id, run, step)
                 tags = {f"raysweep.history_key.{step}": found.key, "raysweep.history_key": found.key, _CURVE: str(step)}
                 self._runs.say(run_id, curves.training(self.study.store, run, step, drawn), tags)
-                self._runs.end(run_id, "FINISHED", found.manifest.get("time", 0.0))
+                self._runs.end(run_id, "FINISHED", found.manifest.training.time)
         return int(self._runs.tags(run_id).get(_CURVE, 0))
 
     # --- pieces

@@ -83,7 +83,7 @@ class Runs:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
-        folder = store.local("mlartifacts", name)
+        folder = store.files.local("mlartifacts", name)
         # A server decides itself where artifacts go; a bare database would put them into the working directory.
         location = folder.as_uri() if folder and bare else None
         return str(self._client.create_experiment(name, location, {"mlflow.experimentKind": _KIND}))

@@ -60,7 +60,7 @@ def hosts_with_workers(cluster) -> set[int]:
 
 
 def checkpoints(storage: Path) -> list:
-    return list(Store(str(storage)).published()) if storage.exists() else []
+    return list(Store(str(storage)).checkpoints()) if storage.exists() else []
 
 
 def interrupt(cluster) -> None:
@@ -97,12 +97,12 @@ def test_ranks_and_hosts_give_the_same_losses_to_rounding(cluster, undisturbed, 
     storage = cluster.store / f"ranks{ranks}"
     options = f" --set search.trials=1 --set launch.workers={ranks} --set launch.placement_strategy={spread}"
     ray_exec(cluster, f"cd raysweep && {SWEEP}{LONG}{options} --storage {storage}")
-    expected = {stored.key: stored.manifest["curve"] for stored in checkpoints(cluster.store / "undisturbed")}
+    expected = {stored.key: stored.manifest.training.curve for stored in checkpoints(cluster.store / "undisturbed")}
     manifests = {stored.key: stored.manifest for stored in checkpoints(storage)}
     assert manifests and set(manifests) <= set(expected)
     for key, manifest in manifests.items():
-        assert manifest["workers"] == ranks
-        for mine, theirs in zip(manifest["curve"], expected[key], strict=True):
+        assert manifest.training.platform.workers == ranks
+        for mine, theirs in zip(manifest.training.curve, expected[key], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3), (key, mine, theirs)
 
 
@@ -117,7 +117,7 @@ def test_a_lane_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(cluster, t
     def committed_by(workers: int, after: int = 0) -> int:
         """The last step of which that many workers committed a checkpoint."""
         assert driver.poll() is None, log.read_text()[-3000:]
-        steps = (stored.step for stored in checkpoints(storage) if stored.manifest["workers"] == workers)
+        steps = (stored.step for stored in checkpoints(storage) if stored.manifest.training.platform.workers == workers)
         return max((step for step in steps if step > after), default=0)
 
     until(lambda: workers_of(cluster) == [2, 2, 2], 400, "six workers")

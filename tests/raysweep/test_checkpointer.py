@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from raysweep.execution.checkpointer import Checkpointer
+from raysweep.store.files import Files
+from raysweep.store.manifest import TrainingFacts
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, Run
 from trainables.datasets.latent_set import load_latents
@@ -13,8 +15,8 @@ from trainables.training.loop import Context, Outcome, train
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=6, term=NoTerm())])
 
 
-def facts(run: Run, step: int) -> dict[str, object]:
-    return {"between": step < 6}
+def facts(run: Run, step: int) -> TrainingFacts:
+    return TrainingFacts(between=step < 6)
 
 
 @pytest.fixture
@@ -39,25 +41,22 @@ def go(store: Store, cache: Path, publish_at: tuple[int, ...]) -> list[int]:
 
 def test_the_next_checkpoint_takes_the_place_of_one_between(store, cache):
     assert go(store, cache, (2, 4)) == [2, 4]
-    assert [found.step for found in store.published()] == [6]
-    way = store.way(RUN, 6)
-    assert [(each["from_step"], each["step"]) for each in way] == [(0, 2), (2, 4), (4, 6)]
-    assert [point["step"] for each in way for point in each["curve"]] == [1, 2, 3, 4, 5, 6]
-    assert all(each["seconds"] > 0 for each in way)
+    assert [found.step for found in store.checkpoints()] == [6]
+    way = store.segments(RUN, 6)
+    assert [(manifest.training.from_step, manifest.step) for manifest in way] == [(0, 2), (2, 4), (4, 6)]
+    assert [point["step"] for manifest in way for point in manifest.training.curve] == [1, 2, 3, 4, 5, 6]
+    assert all(manifest.training.seconds > 0 for manifest in way)
 
 
 def test_it_is_the_checkpoint_of_a_training_that_was_left_alone(tmp_path, store, cache):
     go(store, cache, (1, 3))
     other = Store(str(tmp_path / "other"))
     go(other, cache, ())
-    (one,), (two,) = list(store.published()), list(other.published())
-    digests = [
-        {name.split("/")[-1]: file["sha256"] for name, file in each.manifest["files"].items()} for each in (one, two)
-    ]
-    assert digests[0] == digests[1] and one.key == two.key
+    (one,), (two,) = list(store.checkpoints()), list(other.checkpoints())
+    assert one.manifest.checksums == two.manifest.checksums and one.key == two.key
 
 
-class Full(Store):
+class Full(Files):
     """A storage without room until it is said to have some."""
 
     full = True
@@ -69,22 +68,17 @@ class Full(Store):
 
 
 def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
-    store = Full(str(tmp_path / "store"))
+    store = Store(str(tmp_path / "store"))
+    store.files = files = Full(store.uri)
     checkpointer = Checkpointer(store, [RUN], 0, facts)
     context = Context(should_checkpoint=lambda step: step == 2, on_checkpoint=checkpointer.begin)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             checkpointer.finish([outcome])
-    store.full = False
+    files.full = False
     checkpointer.finish([outcome])
     checkpointer.close()
-    (found,) = store.published()
-    assert found.manifest["from_step"] == 0 and [point["step"] for point in found.manifest["curve"]] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]
+    (found,) = store.checkpoints()
+    assert found.manifest.training.from_step == 0
+    assert [point["step"] for point in found.manifest.training.curve] == [1, 2, 3, 4, 5, 6]

@@ -10,7 +10,10 @@ from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import ATTEMPTS, Pool
 from raysweep.execution.tasks import ExecutionStopped, Task, TaskFailed, describe
 from raysweep.store import history
+from raysweep.store.files import Files
 from raysweep.store.history import probe_key
+from raysweep.store.manifest import TrainingFacts
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef, VaeAlignTerm
 
@@ -46,10 +49,10 @@ class Lanes:
             await asyncio.sleep(0.001)
             for task in tasks:
                 if task.kind == "train":
-                    self.store.publish(task.run, task.end, self.files, {"curve": []})
+                    self.store.commit(task.run, task.end, self.files, TrainingFacts())
                 else:
                     key = probe_key(task.run, task.end, PROBE)
-                    self.store.put_record("probes", key, {"metrics": {}})
+                    self.store.put_record(key, ProbeRecord({}))
             self.done += tasks
             self.cohorts.append(len(tasks))
             await self.pool.done(lane, None)
@@ -114,7 +117,7 @@ def test_a_probe_is_answered_from_its_record(tmp_path):
     async def asking():
         await lanes.dispatcher.reach(student(), 10, 0)
         for _ in range(3):
-            assert await lanes.dispatcher.probe(student(), 10, PROBE, 0) == {"metrics": {}}
+            assert await lanes.dispatcher.probe(student(), 10, PROBE, 0) == ProbeRecord({})
 
     asyncio.run(lanes.serve(asking()))
     assert [a.kind for a in lanes.done].count("probe") == 1
@@ -222,11 +225,11 @@ def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_
     async def scenario():
         asking = asyncio.create_task(lanes.dispatcher.reach(TEACHER, 10, 0))
         (task,) = await lanes.pool.next(0, 1)
-        lanes.store.publish(task.run, 4, lanes.files, {"curve": []})
+        lanes.store.commit(task.run, 4, lanes.files, TrainingFacts())
         await lanes.pool.done(0, [4])
         (rest,) = await lanes.pool.next(0, 1)
         assert (rest.begin, rest.end) == (4, 10)
-        lanes.store.publish(rest.run, 10, lanes.files, {"curve": []})
+        lanes.store.commit(rest.run, 10, lanes.files, TrainingFacts())
         await lanes.pool.done(0, [10])
         await asking
         assert lanes.pool.computed_steps == 10
@@ -255,7 +258,7 @@ def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
     lanes = Lanes(tmp_path)
 
     async def scenario():
-        lanes.store.publish(TEACHER, 10, lanes.files, {"curve": []})
+        lanes.store.commit(TEACHER, 10, lanes.files, TrainingFacts())
         await lanes.pool.done(0, [10])
         await asyncio.wait_for(lanes.dispatcher.reach(TEACHER, 10, 0), 5)
         assert await lanes.pool.next(0, 0.05) == "wait"
@@ -269,7 +272,7 @@ def cohort_of(lanes: Lanes, runs: list[Run], step: int = 10) -> asyncio.Future:
 
 
 def teach(lanes: Lanes) -> None:
-    lanes.store.publish(TEACHER, 20, lanes.files, {"curve": []})
+    lanes.store.commit(TEACHER, 20, lanes.files, TrainingFacts())
 
 
 @pytest.mark.parametrize(("cohort", "sizes"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (4, [4, 1]), (8, [5])])
@@ -325,7 +328,7 @@ def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
         asking = cohort_of(lanes, [student(scale) for scale in (1.0, 2.0, 3.0)])
         tasks = await lanes.pool.next(0, 1)
         for member in tasks[1:]:
-            lanes.store.publish(member.run, 10, lanes.files, {"curve": []})
+            lanes.store.commit(member.run, 10, lanes.files, TrainingFacts())
         await lanes.pool.done(0, [None, 10, 10])
         (again,) = await lanes.pool.next(0, 1)
         assert again.owner == "0"
@@ -370,22 +373,20 @@ def test_a_cohort_whose_workers_die_is_tried_once_more_together_then_apart(tmp_p
     asyncio.run(scenario())
 
 
-class Away(Store):
-    """A store whose storage answers nothing for a while."""
+class Away(Files):
+    """A storage that raises an error for the next `away` requests."""
 
-    away = 0
+    def __init__(self, uri: str, away: int):
+        super().__init__(uri)
+        self.away = away
 
-    def names(self, place):
+    def names(self, folder):
         self._answer()
-        return super().names(place)
+        return super().names(folder)
 
-    def entries(self, place, recursive=False):
+    def read(self, path):
         self._answer()
-        return super().entries(place, recursive)
-
-    def read(self, place):
-        self._answer()
-        return super().read(place)
+        return super().read(path)
 
     def _answer(self):
         if self.away:
@@ -396,8 +397,7 @@ class Away(Store):
 def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "POLL_S", 0.001)
     lanes = Lanes(tmp_path)
-    lanes.dispatcher.store = Away(str(tmp_path / "store"))
-    lanes.dispatcher.store.away = 20
+    lanes.dispatcher.store.files = Away(str(tmp_path / "store"), 20)
     asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 10, 0)))
     assert [(a.begin, a.end) for a in lanes.done] == [(0, 10)]
     assert len(lanes.pool.notes) == 1 and "Input/output error" in lanes.pool.notes[0]
@@ -407,8 +407,8 @@ def test_a_storage_that_stays_away_ends_everything(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "POLL_S", 0.001)
     monkeypatch.setattr(retry, "RETRY_LIMIT_S", 0.05)
     pool = Pool(1, leases=None)
-    dispatcher = Dispatcher(Away(str(tmp_path / "store")), MILESTONES, pool)
-    dispatcher.store.away = 10**9
+    dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
+    dispatcher.store.files = Away(str(tmp_path / "store"), 10**9)
 
     async def scenario():
         asked = [dispatcher.reach(TEACHER, 10, 0), dispatcher.reach(student(), 10, 1)]

@@ -11,25 +11,25 @@ ENTRIES = [{"kind": "probed", "trial": n, "metrics": {"fid": n / 7}, "point": {"
 
 @pytest.fixture
 def journal(storage) -> Journal:
-    written = Journal(Store(storage), "study")
+    written = Journal(Store(storage).files, "study")
     for entry in ENTRIES:
         written.append(**entry)
     return written
 
 
 def files(storage: str) -> list[str]:
-    return [f"studies/study/{name}" for name in Store(storage).names("studies/study")]
+    return [f"studies/study/{name}" for name in Store(storage).files.names("studies/study")]
 
 
 def test_what_is_written_is_read(storage, journal):
-    assert Journal(Store(storage), "study").read() == ENTRIES == journal.read()
-    assert Journal(Store(storage), "another").read() == []
+    assert Journal(Store(storage).files, "study").read() == ENTRIES == journal.read()
+    assert Journal(Store(storage).files, "another").read() == []
 
 
 @pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
 @pytest.mark.parametrize("copy", [0, 1])
 def test_any_one_file_may_be_damaged(storage, journal, copy, how):
-    store, victim = Store(storage), sorted(files(storage))[copy]
+    store, victim = Store(storage).files, sorted(files(storage))[copy]
     content = store.read(victim)
     for place in range(7, len(content), 97):
         if how == "delete":
@@ -51,7 +51,7 @@ def test_any_one_file_may_be_damaged(storage, journal, copy, how):
 
 
 def test_an_entry_that_both_copies_lost_ends_the_journal_there(storage, journal):
-    store = Store(storage)
+    store = Store(storage).files
     for file in files(storage):
         store.write(file, store.read(file).replace(b'"trial": 3', b'"trial": 4'))
     again = Journal(store, "study")
@@ -62,7 +62,7 @@ def test_an_entry_that_both_copies_lost_ends_the_journal_there(storage, journal)
 
 def test_a_long_journal_lies_in_parts_where_nothing_can_be_appended(s3, monkeypatch):
     monkeypatch.setattr(journals, "PART_LINES", 20)
-    store = Store(s3.format("long"))
+    store = Store(s3.format("long")).files
     writer = Journal(store, "study")
     for number in range(23):
         writer.append("noted", number=number)

@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raysweep.store.leases import Leases
+from raysweep.store.leases import LeaseFacts, Leases
 from raysweep.store.store import Store
 
 BEAT_S, DEAD_S = 0.2, 1.5
 
 OWNER = f"""
 import sys, time
-from raysweep.store.leases import Leases
+from raysweep.store.leases import LeaseFacts, Leases
 from raysweep.store.store import Store
-leases = Leases(Store(sys.argv[1]), {BEAT_S}, {DEAD_S})
-print(leases.acquire("work", {{}}), flush=True)
+leases = Leases(Store(sys.argv[1]).files, {BEAT_S}, {DEAD_S})
+print(leases.acquire("work", LeaseFacts()), flush=True)
 time.sleep(600)
 """
 
@@ -35,13 +35,13 @@ def owner(storage):
 
 
 def leases(storage: str) -> Leases:
-    return Leases(Store(storage), BEAT_S, DEAD_S)
+    return Leases(Store(storage).files, BEAT_S, DEAD_S)
 
 
 def take(mine: Leases, patience_s: float) -> float:
     """Seconds until the lease is ours."""
     began = time.monotonic()
-    while not mine.acquire("work", {}):
+    while not mine.acquire("work", LeaseFacts()):
         assert time.monotonic() - began < patience_s, "nobody may wait for ever"
         time.sleep(0.05)
     return time.monotonic() - began
@@ -49,22 +49,22 @@ def take(mine: Leases, patience_s: float) -> float:
 
 def test_one_has_it_at_a_time(storage):
     one, other = leases(storage), leases(storage)
-    assert one.acquire("work", {"end": 3}) and one.acquire("work", {})
-    assert not other.acquire("work", {}) and other.acquire("something else", {})
-    assert one.holder("work") is None and other.holder("work").facts == {"end": 3}
+    assert one.acquire("work", LeaseFacts(end=3)) and one.acquire("work", LeaseFacts())
+    assert not other.acquire("work", LeaseFacts()) and other.acquire("something else", LeaseFacts())
+    assert one.holder("work") is None and other.holder("work").facts == LeaseFacts(end=3)
     assert [lease.name for lease in other.others()] == ["work"]
     one.release("work")
-    assert other.holder("work") is None and other.acquire("work", {})
+    assert other.holder("work") is None and other.acquire("work", LeaseFacts())
     one.close()
     other.close()
-    assert Store(storage).names("leases") == Store(storage).names("owners") == []
+    assert Store(storage).files.names("leases") == Store(storage).files.names("owners") == []
 
 
 def test_of_many_who_want_it_at_once_one_gets_it(storage):
     everybody = [leases(storage) for _ in range(6)]
     for round in range(3):
         with ThreadPoolExecutor(6) as pool:
-            got = list(pool.map(lambda each: each.acquire(f"work{round}", {}), everybody))  # noqa: B023
+            got = list(pool.map(lambda each: each.acquire(f"work{round}", LeaseFacts()), everybody))  # noqa: B023
         assert sum(got) == 1
     for each in everybody:
         each.close()
@@ -74,13 +74,13 @@ def test_who_lives_keeps_it(storage, owner):
     mine = leases(storage)
     until = time.monotonic() + 2 * DEAD_S
     while time.monotonic() < until:
-        assert not mine.acquire("work", {})
+        assert not mine.acquire("work", LeaseFacts())
         time.sleep(0.1)
 
 
 def test_a_killed_owner_s_is_taken_over_within_the_bound(storage, owner):
     mine = leases(storage)
-    assert not mine.acquire("work", {})
+    assert not mine.acquire("work", LeaseFacts())
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     take(mine, DEAD_S + 2)
@@ -89,18 +89,18 @@ def test_a_killed_owner_s_is_taken_over_within_the_bound(storage, owner):
 
 def test_so_is_that_of_one_whose_heart_stands_still(storage, owner):
     mine, later = leases(storage), leases(storage)
-    assert not mine.acquire("work", {})
+    assert not mine.acquire("work", LeaseFacts())
     os.kill(owner.pid, signal.SIGSTOP)
     take(mine, DEAD_S + 2)
-    assert not later.acquire("work", {})
+    assert not later.acquire("work", LeaseFacts())
     mine.close()
 
 
 def test_a_damaged_lease_is_nobody_s(tmp_path):
     storage = str(tmp_path / "store")
     one, other = leases(storage), leases(storage)
-    assert one.acquire("work", {})
+    assert one.acquire("work", LeaseFacts())
     next((tmp_path / "store" / "leases").iterdir()).write_text("{torn")
-    assert other.acquire("work", {})
+    assert other.acquire("work", LeaseFacts())
     one.close()
     other.close()

@@ -15,6 +15,7 @@ from raysweep.space import runs, space
 from raysweep.space.domains import random_point
 from raysweep.store import history
 from raysweep.store.history import probe_key
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from raysweep.study.summary import summarize
@@ -104,7 +105,7 @@ def test_a_checkpoint_s_metric_is_told_where_it_was_probed_as_its_student_was(wr
     (teacher,) = runs.teachers(study.run(study.trials[0]))
     metrics = {study.metric: 77.25, f"{study.metric}_se": 1.5}
     key = probe_key(teacher.run, teacher.step, study.probe(study.trials[0]))
-    study.store.put_record("probes", key, {"metrics": metrics})
+    study.store.put_record(key, ProbeRecord(metrics))
     found = of(study)
     assert [checkpoint.metrics for checkpoint in found.checkpoints] == [{}, metrics, {}, {}]
     assert "77.25 ± 1.50" in lineage.markdown(found) and "77.25 ± 1.50" in lineage_svg.drawing(found)
@@ -151,7 +152,7 @@ def nested(write_space, tmp_path) -> StudyState:
         for ref in runs.teachers(study.run(trial)):
             metrics = dict(zip(study.space.probe.reported, (3412.25, 142.5, 7.0, 0.1), strict=True))
             key = probe_key(ref.run, ref.step, study.probe(trial))
-            study.store.put_record("probes", key, {"metrics": metrics})
+            study.store.put_record(key, ProbeRecord(metrics))
     return study
 
 

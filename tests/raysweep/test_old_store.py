@@ -36,7 +36,7 @@ def test_its_checkpoints_are_found_by_the_histories_of_today(storage):
     ends = {(study.run(trial), trial.step) for trial in study.trials}
     ends |= {(teacher.run, teacher.step) for run, _ in ends for teacher in runs.teachers(run) if _ > 1}
     assert all(store.find(run, step) for run, step in ends)
-    assert len(list(store.published())) == 13
+    assert len(list(store.checkpoints())) == 13
 
 
 def test_the_same_command_computes_nothing(storage, capsys):

@@ -135,7 +135,7 @@ def started(*options):
 
 
 def shards_saved(place):
-    return len((Files(str(place)).sealed(PROGRESS) or {"shards": []})["shards"])
+    return len((Files(str(place)).read_sealed(PROGRESS) or {"shards": []})["shards"])
 
 
 def run_until_saved(place, how):

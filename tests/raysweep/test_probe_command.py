@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raysweep.commands import probe
+from raysweep.store.manifest import TrainingFacts
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, ProbeSpec, Run
 from trainables.datasets import catalog
@@ -44,7 +45,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         start = train(RUN, step, data=load_latents("emoji9", cache), context=Context(), start=start).checkpoint
         with tempfile.TemporaryDirectory() as folder:
             start.save(Path(folder))
-            store.publish(RUN, step, Path(folder), {})
+            store.commit(RUN, step, Path(folder), TrainingFacts())
     return root
 
 
@@ -53,7 +54,7 @@ def published(storage: Path) -> tuple[str, Path]:
     """The key and the folder of the checkpoint at step 4."""
     store = Store(str(storage))
     found = store.find(RUN, 4)
-    return found.key, store.open(found.key)
+    return found.key, store.open(found)
 
 
 @pytest.fixture(scope="module")

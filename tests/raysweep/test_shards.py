@@ -53,14 +53,14 @@ def _killed(_: int, cache: Path, snapshot: Path, root: Path) -> None:
         if done >= 3 * SPEC.batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    WorkerCache(Context(progress=progress), cache).probe(RUN, SPEC, snapshot, Shards(Store(str(root)), "probe"))
+    WorkerCache(Context(progress=progress), cache).probe(RUN, SPEC, snapshot, Shards(Store(str(root)).files, "probe"))
 
 
 def _rank(rank: int, world_size: int, cache: Path, snapshot: Path, root: Path) -> None:
     torch.set_num_threads(1)
     rendezvous = dist.FileStore(str(root / "rendezvous"), world_size)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=world_size)
-    shards = Counted(Store(str(root)), "probe")
+    shards = Counted(Store(str(root)).files, "probe")
     probed = WorkerCache(Context(rank=rank, world_size=world_size), cache).probe(RUN, SPEC, snapshot, shards)
     torch.save((vars(probed), shards.drawn), root / f"{rank}.pt")
     dist.destroy_process_group()
@@ -78,7 +78,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, snapshot: Path, cache: Path
     folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         mp.spawn(_killed, (cache, snapshot, folder))
-    assert sorted(Store(str(folder)).names("shards/probe")) == ["0", "1", "2"]
+    assert sorted(Store(str(folder)).files.names("shards/probe")) == ["0", "1", "2"]
     return folder
 
 
@@ -89,11 +89,11 @@ def interrupted(killed: Path, tmp_path: Path) -> Path:
 
 
 def test_a_killed_probe_goes_on(interrupted, undisturbed, snapshot, cache):
-    shards = Counted(Store(str(interrupted)), "probe")
+    shards = Counted(Store(str(interrupted)).files, "probe")
     assert same(WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
     assert shards.drawn == [3, 4]
     shards.clear()
-    assert Store(str(interrupted)).names("shards/probe") == []
+    assert Store(str(interrupted)).files.names("shards/probe") == []
 
 
 def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
@@ -105,10 +105,10 @@ def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
 
 def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(interrupted, undisturbed, snapshot, cache):
     store = Store(str(interrupted))
-    whole = store.read("shards/probe/1")
-    store.write("shards/probe/1", whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    store.write("shards/probe/2", whole[:9])
-    store.write("shards/probe/4", b"")
+    whole = store.files.read("shards/probe/1")
+    store.files.write("shards/probe/1", whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    store.files.write("shards/probe/2", whole[:9])
+    store.files.write("shards/probe/4", b"")
     (interrupted / "shards/probe/3").mkdir()  # no file can take its place
     shards = Counted(store, "probe")
     assert same(WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)

@@ -17,8 +17,10 @@ from optuna.trial import TrialState as OptunaState
 from raysweep import retry
 from raysweep.errors import SweepError
 from raysweep.space import space
-from raysweep.store.files import Gone
-from raysweep.store.leases import Leases
+from raysweep.store.files import Files, StorageGone
+from raysweep.store.leases import LeaseFacts, Leases
+from raysweep.store.manifest import TrainingFacts
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 from raysweep.study.journal import Journal, JournalWriter
 from raysweep.study.proposals import Proposals
@@ -36,7 +38,7 @@ class Disk:
         self.place = place
         self.command("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place))
         self.store = Store(str(place / "store"))
-        self.store.check_writable()
+        self.store.files.check_writable()
 
     def command(self, *words: str) -> None:
         subprocess.run(words, check=True, capture_output=True)
@@ -93,33 +95,33 @@ def files(tmp_path: Path) -> Path:
 
 def test_publishing_fails_whole_and_works_again(disk, fault, files):
     begin, end = fault
-    disk.store.publish(RUN, 10, files, {"from_step": 0})
+    disk.store.commit(RUN, 10, files, TrainingFacts(0))
     begin(disk)
     with pytest.raises(OSError):
-        disk.store.publish(RUN, 20, files, {"from_step": 10})
+        disk.store.commit(RUN, 20, files, TrainingFacts(10))
     end(disk)
     assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None)]
     assert not list(Path(disk.store.uri).glob("checkpoints/20/*/*/*")), (
         "half a checkpoint takes the room of a whole one"
     )
-    disk.store.publish(RUN, 20, files, {"from_step": 10})
+    disk.store.commit(RUN, 20, files, TrainingFacts(10))
     assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None), (20, None)]
 
 
 def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
     begin, end = fault
-    disk.store.put_record("probes", "one", {"metrics": {"fid": 1.0}})
+    disk.store.put_record("one", ProbeRecord({"fid": 1.0}))
     begin(disk)
     with pytest.raises(OSError):
-        disk.store.put_record("probes", "two", {"metrics": "x" * 9000}, {"npy": files / "state.safetensors"})
+        disk.store.put_record("two", ProbeRecord({"x" * 9000: 1.0}), {"npy": files / "state.safetensors"})
     end(disk)
-    assert disk.store.record("probes", "two") is None and disk.store.record("probes", "one")
+    assert disk.store.record(ProbeRecord, "two") is None and disk.store.record(ProbeRecord, "one")
 
 
 def test_a_journal_waits_and_loses_nothing(disk, fault):
     begin, end = fault
     told: list[str] = []
-    journal = Journal(disk.store, "study", JournalWriter(tell=told.append))
+    journal = Journal(disk.store.files, "study", JournalWriter(notify=told.append))
     journal.append("opened", space={})
     begin(disk)
     writing = threading.Thread(target=lambda: journal.append("proposed", trial=0, point={"a": "x" * 9000}))
@@ -130,7 +132,7 @@ def test_a_journal_waits_and_loses_nothing(disk, fault):
     writing.join(timeout=10)
     assert not writing.is_alive() and len(told) == 2 and "again" in told[1]
     journal.append("ended", trial=0)
-    assert [entry["kind"] for entry in Journal(disk.store, "study").read()] == ["opened", "proposed", "ended"]
+    assert [entry["kind"] for entry in Journal(disk.store.files, "study").read()] == ["opened", "proposed", "ended"]
 
 
 def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_space, tmp_path):
@@ -162,28 +164,28 @@ def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_sp
 
 def test_nobody_waits_for_ever(disk, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_LIMIT_S", 1.5)
-    journal = Journal(disk.store, "study")
+    journal = Journal(disk.store.files, "study")
     journal.append("opened", space={})
     disk.read_only(True)
     with pytest.raises(SweepError, match=r"could not be used for .* minutes: .*Read-only"):
         journal.append("proposed", trial=0)
-    assert [entry["kind"] for entry in Journal(disk.store, "study").read()] == ["opened"]
+    assert [entry["kind"] for entry in Journal(disk.store.files, "study").read()] == ["opened"]
 
 
 def test_a_vanished_storage_is_not_an_empty_one(disk, files):
-    disk.store.publish(RUN, 10, files, {"from_step": 0})
-    seen_by_a_worker = Store(disk.store.uri, disk.store.mark)
+    disk.store.commit(RUN, 10, files, TrainingFacts(0))
+    seen_by_a_worker = Store(disk.store.uri, disk.store.files.mark)
     disk.move(True)
     (disk.place / "store").mkdir()  # e.g. the mount point without the mount
     for store in (disk.store, seen_by_a_worker):
         for look in (
             lambda store=store: store.find(RUN, 10),
             lambda store=store: store.deepest(RUN, 40),
-            lambda store=store: store.record("probes", "one"),
-            lambda store=store: store.write("records/x.json", b"{}"),
-            lambda store=store: store.create("leases/x.json", b"{}"),
+            lambda store=store: store.record(ProbeRecord, "one"),
+            lambda store=store: store.files.write("records/x.json", b"{}"),
+            lambda store=store: store.files.create("leases/x.json", b"{}"),
         ):
-            with pytest.raises(Gone, match="not there any more"):
+            with pytest.raises(StorageGone, match="not there any more"):
                 look()
     assert not any((disk.place / "store").iterdir())
     (disk.place / "store").rmdir()
@@ -192,18 +194,18 @@ def test_a_vanished_storage_is_not_an_empty_one(disk, files):
 
 
 def test_a_damaged_checkpoint_is_not_set_aside_while_the_storage_is_gone(disk, files):
-    key = disk.store.publish(RUN, 10, files, {"from_step": 0})
+    checkpoint = disk.store.commit(RUN, 10, files, TrainingFacts(0))
     found = disk.store.find(RUN, 10)
     disk.move(True)
     with pytest.raises(OSError):
-        disk.store.open(key)
+        disk.store.open(checkpoint)
     disk.move(False)
-    assert disk.store.find(RUN, 10) == found and disk.store.open(key).is_dir()
+    assert disk.store.find(RUN, 10) == found and disk.store.open(checkpoint).is_dir()
 
 
 def test_leases_are_given_back_when_they_can_be(disk):
-    leases = Leases(disk.store, beat_s=0.1)
-    leases.acquire("work", {})
+    leases = Leases(disk.store.files, beat_s=0.1)
+    leases.acquire("work", LeaseFacts())
     disk.read_only(True)
     leases.release("work")
     disk.read_only(False)
@@ -217,49 +219,57 @@ def test_leases_are_given_back_when_they_can_be(disk):
 def test_two_who_write_one_journal(tmp_path):
     """A driver that stood still for too long is outbid; it may write one line too many, which does not count."""
     store = Store(str(tmp_path / "store"))
-    first = Leases(store, beat_s=100, dead_s=0.2)
-    assert first.acquire("study-x", {})
+    first = Leases(store.files, beat_s=100, dead_s=0.2)
+    assert first.acquire("study-x", LeaseFacts())
     pens = [JournalWriter(first.generation("study-x"), lambda: first.check("study-x"))]
-    slow = Journal(store, "x", pens[0])
+    slow = Journal(store.files, "x", pens[0])
     slow.append("opened", space={})
-    second = Leases(store, beat_s=100, dead_s=0.2)
-    assert not second.acquire("study-x", {})
+    second = Leases(store.files, beat_s=100, dead_s=0.2)
+    assert not second.acquire("study-x", LeaseFacts())
     time.sleep(0.3)
-    assert second.acquire("study-x", {})
-    taken = Journal(store, "x", JournalWriter(second.generation("study-x"), lambda: second.check("study-x")))
+    assert second.acquire("study-x", LeaseFacts())
+    taken = Journal(store.files, "x", JournalWriter(second.generation("study-x"), lambda: second.check("study-x")))
     taken.append("proposed", trial=0, point={"by": "second"})
     with pytest.raises(SweepError, match="taken over"):
         slow.append("proposed", trial=0, point={"by": "first"})
     between = Journal(
-        store, "x", JournalWriter(first.generation("study-x"))
+        store.files, "x", JournalWriter(first.generation("study-x"))
     )  # as if it had slept between look and write
     between.read()
     between._lines = between._lines[:1]
     between.append("proposed", trial=0, point={"by": "first"})
-    assert [entry.get("point") for entry in Journal(store, "x").read()] == [None, {"by": "second"}]
+    assert [entry.get("point") for entry in Journal(store.files, "x").read()] == [None, {"by": "second"}]
     taken.append("ended", trial=0)
-    assert [entry["kind"] for entry in Journal(store, "x").read()] == ["opened", "proposed", "ended"]
+    assert [entry["kind"] for entry in Journal(store.files, "x").read()] == ["opened", "proposed", "ended"]
     first.close(), second.close()
 
 
 def test_what_dead_owners_left_is_cleared(tmp_path):
-    store = Store(str(tmp_path / "store"))
-    held = "import sys, os; from raysweep.store.store import Store; from raysweep.store.leases import Leases\n"
-    held += "leases = Leases(Store(sys.argv[1])); leases.acquire('work', {}); os._exit(9)"
-    subprocess.run([sys.executable, "-c", held, store.uri], cwd=Path(__file__).parents[2])
-    assert len(store.names("leases")) == len(store.names("owners")) == 1
-    living, cleaner = Leases(store), Leases(store)
-    living.acquire("other", {})
+    files = Files(str(tmp_path / "store"))
+    held = (
+        "import sys, os; from raysweep.store.store import Store; from raysweep.store.leases import LeaseFacts, Leases\n"
+    )
+    held += "leases = Leases(Store(sys.argv[1]).files); leases.acquire('work', LeaseFacts()); os._exit(9)"
+    subprocess.run([sys.executable, "-c", held, files.uri], cwd=Path(__file__).parents[2])
+    assert len(files.names("leases")) == len(files.names("owners")) == 1
+    living, cleaner = Leases(files), Leases(files)
+    living.acquire("other", LeaseFacts())
     cleaner.clear()
-    assert [json.loads(store.read(f"leases/{name}"))["owner"] for name in store.names("leases")] == [living.owner]
-    assert store.names("owners") == [f"{living.owner}.json"]
+    assert [json.loads(files.read(f"leases/{name}"))["owner"] for name in files.names("leases")] == [living.owner]
+    assert files.names("owners") == [f"{living.owner}.json"]
     living.close(), cleaner.close()
-    assert not store.names("leases") and not store.names("owners")
+    assert not files.names("leases") and not files.names("owners")
 
 
 @pytest.mark.parametrize("place", ["../x", "a/../../x", "/etc/passwd", "a/\0"])
 def test_nothing_leads_out_of_the_storage(tmp_path, place):
-    store = Store(str(tmp_path / "store"))
-    for use in (store.read, store.digest, store.delete, lambda place: store.write(place, b""), store.names):
+    files = Files(str(tmp_path / "store"))
+    for use in (
+        files.read,
+        files.sha256,
+        files.delete,
+        lambda place: files.write(place, b""),
+        files.names,
+    ):
         with pytest.raises(ValueError, match="out of the storage"):
             use(place)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from raysweep.errors import UserError
 from raysweep.store import history
+from raysweep.store.manifest import Platform, TrainingFacts
+from raysweep.store.records import FailureRecord, ProbeRecord
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
 from raysweep.study.comparison import difference
 from raysweep.study.rungs import Difference
@@ -20,22 +22,30 @@ RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=4
 SPEC = ProbeSpec(samples=500)
 
 
-def publish(store: Store, folder: Path, step: int) -> str:
+def commit(store: Store, folder: Path, step: int) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "snapshot.safetensors").write_bytes(b"ema" * 100)
     (folder / "state.safetensors").write_bytes(b"state" * 100)
-    return store.publish(RUN, step, folder, {"curve": [], "seconds": 1.0, "from_step": 0})
+    return store.commit(RUN, step, folder, TrainingFacts(seconds=1.0)).key
+
+
+def open_at(store: Store, step: int) -> Path:
+    """The files of `RUN`'s checkpoint, as a worker opens them."""
+    checkpoint = store.find(RUN, step)
+    if checkpoint is None:
+        raise CheckpointMissing
+    return store.open(checkpoint)
 
 
 def test_what_is_published_is_found_by_its_history(tmp_path, storage):
     store = Store(storage)
     assert store.deepest(RUN, 40) is None
     for step in (10, 20):
-        assert publish(store, tmp_path / "files", step) == history.key(RUN, step)
+        assert commit(store, tmp_path / "files", step) == history.key(RUN, step)
     assert store.deepest(RUN, 40).step == 20
     assert store.deepest(RUN, 19).step == 10
     assert store.deepest(RUN, 9) is None
-    folder = store.open(history.key(RUN, 20))
+    folder = open_at(store, 20)
     assert (folder / "state.safetensors").read_bytes() == b"state" * 100
     assert all(wrong is None for _, wrong in store.verify())
 
@@ -45,7 +55,7 @@ def test_what_is_published_is_found_by_its_history(tmp_path, storage):
 def test_any_damaged_file_is_noticed_and_set_aside(tmp_path_factory, data, how):
     root = tmp_path_factory.mktemp("store")
     store = Store(str(root / "store"))
-    key = publish(store, root / "files", 10)
+    commit(store, root / "files", 10)
     victim = data.draw(st.sampled_from(sorted(p for p in (root / "store" / "checkpoints").rglob("*") if p.is_file())))
     content = victim.read_bytes()
     if how == "delete":
@@ -56,37 +66,39 @@ def test_any_damaged_file_is_noticed_and_set_aside(tmp_path_factory, data, how):
         place = data.draw(st.integers(0, len(content) - 1))
         victim.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises((CheckpointDamaged, CheckpointMissing)):
-        store.open(key)
+        open_at(store, 10)
     assert store.find(RUN, 10) is None  # so that it will be computed again
-    publish(store, root / "files", 10)
-    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+    commit(store, root / "files", 10)
+    assert (open_at(store, 10) / "snapshot.safetensors").read_bytes() == b"ema" * 100
 
 
 @pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
 @pytest.mark.parametrize("name", ["snapshot.safetensors", "state.safetensors", "manifest.json"])
 def test_a_damaged_object_is_noticed_too(tmp_path, s3, name, how):
     store = Store(s3.format(tmp_path.name))
-    key = publish(store, tmp_path / "files", 10)
-    nonce = next(iter(store.find(RUN, 10).manifest["files"])).split("/")[0]
+    key = commit(store, tmp_path / "files", 10)
+    nonce = next(iter(store.find(RUN, 10).manifest.files)).split("/")[0]
     place = f"checkpoints/10/{key}/" + (name if name == "manifest.json" else f"{nonce}/{name}")
-    content = store.read(place)
+    content = store.files.read(place)
     if how == "delete":
-        store.delete(place)
+        store.files.delete(place)
     else:
-        store.write(place, content[:-1] if how == "truncate" else content[:9] + bytes([content[9] ^ 1]) + content[10:])
+        store.files.write(
+            place, content[:-1] if how == "truncate" else content[:9] + bytes([content[9] ^ 1]) + content[10:]
+        )
     with pytest.raises((CheckpointDamaged, CheckpointMissing)):
-        store.open(key)
+        open_at(store, 10)
     assert store.find(RUN, 10) is None
-    publish(store, tmp_path / "files", 10)
-    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+    commit(store, tmp_path / "files", 10)
+    assert (open_at(store, 10) / "snapshot.safetensors").read_bytes() == b"ema" * 100
 
 
 def test_a_copy_of_an_object_that_was_altered_on_this_machine_is_fetched_again(tmp_path, s3):
     store = Store(s3.format(tmp_path.name))
-    key = publish(store, tmp_path / "files", 10)
-    copy = store.open(key) / "snapshot.safetensors"
+    commit(store, tmp_path / "files", 10)
+    copy = open_at(store, 10) / "snapshot.safetensors"
     copy.write_bytes(b"something else")
-    assert (store.open(key) / "snapshot.safetensors").read_bytes() == b"ema" * 100
+    assert (open_at(store, 10) / "snapshot.safetensors").read_bytes() == b"ema" * 100
 
 
 def test_records_come_back_with_their_files(tmp_path, storage):
@@ -94,20 +106,20 @@ def test_records_come_back_with_their_files(tmp_path, storage):
     picture, influence = tmp_path / "grid.png", tmp_path / "influence.npy"
     picture.write_bytes(b"png")
     np.save(influence, np.arange(5, dtype=np.float32))
-    store.put_record("probes", "k", {"metrics": {"fd": 1.5}}, {"png": picture, "npy": influence})
+    store.put_record("k", ProbeRecord({"fd": 1.5}), {"png": picture, "npy": influence})
     assert store.influence("k").tolist() == [0, 1, 2, 3, 4] and store.influence("other") is None
-    assert store.record("probes", "k") == {"metrics": {"fd": 1.5}}
-    assert store.record("probes", "other") is None
-    with store.open_picture("probes", "k") as stream:
+    assert store.record(ProbeRecord, "k") == ProbeRecord({"fd": 1.5})
+    assert store.record(ProbeRecord, "other") is None
+    with store.open_picture("k") as stream:
         assert stream.read() == b"png"
-    store.write("records/probes/k.png", b"another")
-    assert store.record("probes", "k") is None
+    store.files.write("records/probes/k.png", b"another")
+    assert store.record(ProbeRecord, "k") is None
 
 
 def probed(store: Store, folder: Path, key: str, value: float, influence: list[float]) -> None:
     np.save(folder / f"{key}.npy", np.array(influence, dtype=np.float32))
     metrics = {SPEC.metric: value, f"{SPEC.metric}_se": float(np.std(influence, ddof=1)) / len(influence) ** 0.5}
-    store.put_record("probes", key, {"metrics": metrics}, {"npy": folder / f"{key}.npy"})
+    store.put_record(key, ProbeRecord(metrics), {"npy": folder / f"{key}.npy"})
 
 
 def test_probes_that_drew_the_same_noise_differ_by_less_than_their_errors(tmp_path):
@@ -118,21 +130,21 @@ def test_probes_that_drew_the_same_noise_differ_by_less_than_their_errors(tmp_pa
     found = difference(store, "b", "a", SPEC)
     assert found.value == 0.5 and found.error == pytest.approx(0.1 * own.std(ddof=1) / 500**0.5, rel=1e-4)
     assert found.is_worse(0.95)
-    store.delete("records/probes/a.npy")  # and with it the record
+    store.files.delete("records/probes/a.npy")  # and with it the record
     assert not difference(store, "b", "a", SPEC).is_worse(0.95)
 
 
 def test_without_influences_the_errors_of_two_probes_count_as_independent(tmp_path):
     store = Store(str(tmp_path / "store"))
     for key, value, error in (("a", 20.0, 0.3), ("b", 20.5, 0.4)):
-        store.put_record("probes", key, {"metrics": {SPEC.metric: value, f"{SPEC.metric}_se": error}})
+        store.put_record(key, ProbeRecord({SPEC.metric: value, f"{SPEC.metric}_se": error}))
     assert difference(store, "b", "a", SPEC) == Difference(0.5, 0.5)
 
 
 def test_a_relative_storage_is_the_same_from_every_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store("store")
-    publish(store, tmp_path / "files", 10)
+    commit(store, tmp_path / "files", 10)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Store(store.uri).find(RUN, 10) and store.find(RUN, 10)
@@ -141,13 +153,14 @@ def test_a_relative_storage_is_the_same_from_every_working_directory(tmp_path, m
 def test_an_unwritable_storage_is_the_user_s_mistake(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="--storage"):
-        Store(str(tmp_path / "file" / "below")).check_writable()
+        Store(str(tmp_path / "file" / "below")).files.check_writable()
     with pytest.raises(UserError, match="--storage"):
         Store("nonsense://bucket/folder")
 
 
 def test_a_record_may_hold_what_is_not_finite(storage):
     store = Store(storage)
-    store.put_record("failures", "k", {"terms": {"loss": math.nan, "grad_norm": math.inf}})
-    terms = Store(storage).record("failures", "k")["terms"]
+    failure = FailureRecord(3, {"loss": math.nan, "grad_norm": math.inf}, {}, 0, {}, Platform())
+    store.put_record("k", failure)
+    terms = Store(storage).record(FailureRecord, "k").terms
     assert math.isnan(terms["loss"]) and terms["grad_norm"] == math.inf

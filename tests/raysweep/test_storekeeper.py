@@ -10,6 +10,8 @@ from raysweep.commands.store import main
 from raysweep.space import space
 from raysweep.store import history
 from raysweep.store.history import probe_key
+from raysweep.store.manifest import Platform
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.retention import survey
@@ -50,7 +52,7 @@ def study(write_space, tmp_path) -> StudyState:
             spec = made.probe(trial)
             metrics = {name: value for name in loaded.probe.measured}
             key = probe_key(made.run(trial), rung, spec)
-            store.put_record("probes", key, {"metrics": metrics, "seconds": 3.0, "workers": 2})
+            store.put_record(key, ProbeRecord(metrics, seconds=3.0, platform=Platform(workers=2)))
             if not trial.ended:
                 made.probed(trial.number, rung, metrics)
     return made
@@ -58,7 +60,7 @@ def study(write_space, tmp_path) -> StudyState:
 
 def reasons(study: StudyState, **options) -> dict[str, str]:
     seen = survey(study.store, young_s=0, **options)
-    return {each.found.key: each.reason for each in seen.kept}
+    return {each.checkpoint.key: each.reason for each in seen.kept}
 
 
 def test_what_trials_go_on_from_and_what_taught_the_best_stays(study):
@@ -80,7 +82,7 @@ def test_a_budget_takes_what_is_cheapest_to_make_again_and_never_what_is_needed(
     _, _, pruned, _ = (study.run(trial) for trial in study.trials)
     whole = survey(study.store, keep_best=1, young_s=0)
     tight = survey(study.store, keep_best=1, young_s=0, budget_gib=whole.kept_gib - 1e-9)
-    gone = {each.found.key for each in tight.freed} - {each.found.key for each in whole.freed}
+    gone = {each.checkpoint.key for each in tight.freed} - {each.checkpoint.key for each in whole.freed}
     assert gone == {history.key(pruned, 2)}  # 2 steps; the other one that may go took 4
     storage = ["--storage", study.store.uri, "--young-hours", "0", "--keep-best", "1"]
     assert main(["gc", *storage, "--budget", "0", "--json"]) == 1
@@ -92,7 +94,7 @@ def test_a_budget_takes_what_is_cheapest_to_make_again_and_never_what_is_needed(
         "it teaches an unfinished trial",
     }
     assert told["again_device_hours"] > 0 and not told["deleted"]
-    assert len(list(study.store.published())) == len(whole.kept) + len(whole.freed)  # only said
+    assert len(list(study.store.checkpoints())) == len(whole.kept) + len(whole.freed)  # only said
 
 
 def test_what_is_freed_is_made_again_when_it_is_wanted_and_known_until_then(study, tmp_path, capsys):
@@ -121,8 +123,8 @@ def test_nothing_young_is_touched(study):
 
 def test_what_is_damaged_is_found_and_set_aside(study, capsys):
     victim = study.store.find(study.run(study.trials[0]), 8)
-    place = f"checkpoints/8/{victim.key}/{next(iter(victim.manifest['files']))}"
-    study.store.write(place, b"other bytes")
+    place = f"checkpoints/8/{victim.key}/{next(iter(victim.manifest.files))}"
+    study.store.files.write(place, b"other bytes")
     assert main(["verify", "--storage", study.store.uri]) == 1
     assert victim.key[:12] in capsys.readouterr().out
     assert study.store.find(study.run(study.trials[0]), 8) is None
@@ -138,8 +140,7 @@ def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp
     told = json.loads(capsys.readouterr().out)
     taught = next(one for one in told["from"] if one["as"].startswith("taught"))
     assert (told["key"], told["step"], taught["key"], taught["step"]) == (key, 8, its_key, teacher.step)
-    files = study.store.find(teacher.run, teacher.step).manifest["files"]
-    assert list(taught["files"].values()) == [facts["sha256"] for facts in files.values()]
+    assert taught["files"] == study.store.find(teacher.run, teacher.step).manifest.checksums
     assert set(told["passed"].values()) == {history.key(run, 2), history.key(run, 4)}
     data = {one["key"] for one in (*told["from"], *taught["from"]) if one["as"] == "trained on it"}
     assert data == {history.describe(run, 8)["data"]}
@@ -150,7 +151,7 @@ def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp
 def test_a_listing_says_why_each_is_there(study, capsys):
     assert main(["ls", "--storage", study.store.uri, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["key"] for row in rows} == {found.key for found in study.store.published()}
+    assert {row["key"] for row in rows} == {found.key for found in study.store.checkpoints()}
     assert main(["ls", "--storage", study.store.uri]) == 0
     assert f"{len(rows)} checkpoints" in capsys.readouterr().out
 
@@ -174,10 +175,10 @@ def test_what_is_wrong_is_said_in_one_line(study, wrong, capsys, monkeypatch, tm
 
 def test_every_second_is_charged_once(study):
     charged = charges([study])
-    published = list(study.store.published())
-    trained = sum(found.manifest["seconds"] * 2 for found in published)
-    probes = [study.store.record("probes", name[:-5]) for name in study.store.names("records/probes")]
-    spent = trained + sum(record["seconds"] * 2 for record in probes)
+    published = list(study.store.checkpoints())
+    trained = sum(found.manifest.training.device_seconds for found in published)
+    probes = [study.store.record(ProbeRecord, name[:-5]) for name in study.store.files.names("records/probes")]
+    spent = trained + sum(record.device_seconds for record in probes)
     assert sum(charge.own + charge.shared for charge in charged.values()) == pytest.approx(spent)
     assert sum(charge.probes for charge in charged.values()) == pytest.approx(6.0 * len(probes))
     # The first two part at step 2, where both were probed; the teacher's first half taught all four.

@@ -188,8 +188,8 @@ def test_a_torn_last_line_of_the_journal_is_dropped(sweep, tmp_path):
     with path.open("ab") as journal:
         journal.write(b'{"kind": "proposed", "tri')
     assert sweep().decisions() == run.decisions()
-    Journal(run.study.store, run.study.space.id).append("opened", space={})
-    assert Journal(run.study.store, run.study.space.id).read()[-1] == {"kind": "opened", "space": {}}
+    Journal(run.study.store.files, run.study.space.id).append("opened", space={})
+    assert Journal(run.study.store.files, run.study.space.id).read()[-1] == {"kind": "opened", "space": {}}
 
 
 def test_a_study_is_found_by_the_beginning_of_its_name(sweep):
@@ -211,7 +211,7 @@ def test_a_study_of_an_earlier_version_keeps_its_name(sweep, tmp_path):
         facts = {name: value for name, value in entry.items() if name != "kind"}
         if entry["kind"] == "opened":
             facts["space"] = written
-        Journal(store, earlier.id).append(entry["kind"], **facts)
+        Journal(store.files, earlier.id).append(entry["kind"], **facts)
     again = StudyState.reopen(store, "small")
     assert again.space.id == earlier.id and again.trials == run.study.trials
-    assert store.names("studies") == [earlier.id]
+    assert store.files.names("studies") == [earlier.id]

@@ -16,6 +16,7 @@ import pytest
 from chaos.harness import Sweep, traces
 from mlflow.tracking import MlflowClient
 
+from raysweep.store.records import FailureRecord
 from raysweep.store.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -98,12 +99,12 @@ def test_every_step_is_accounted_for_and_teachers_are_trained_once(first, root):
     assert steps["without_sharing"] == sum(
         t["steps"] + (t["teacher_steps"] if t["steps"] else 0) for t in first["trials"]
     )
-    published = list(Store(first["storage"]).published())
-    assert steps["computed"] == sum(found.step - found.manifest["from_step"] for found in published)
+    published = list(Store(first["storage"]).checkpoints())
+    assert steps["computed"] == sum(found.step - found.manifest.training.from_step for found in published)
     terms = Counter(
-        (found.step, found.manifest["history"]["phases"][0]["term"]["kind"])
+        (found.step, found.manifest.history["phases"][0]["term"]["kind"])
         for found in published
-        if found.manifest["history"]["phases"][0]["term"]["kind"] == "vae_align"
+        if found.manifest.history["phases"][0]["term"]["kind"] == "vae_align"
     )
     assert set(terms.values()) == {1}
     assert steps["reused"] > 0
@@ -232,8 +233,8 @@ def test_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
     diverged = ended["trials"][2]
     assert diverged["state"] == "FAILED" and "not finite" in diverged["reason"]
     failures = root / "runs" / "records" / "failures"
-    records = [Store(str(root / "runs")).record("failures", path.stem) for path in failures.glob("*.json")]
-    assert records and all({"loss", "grad_norm"} <= set(record["terms"]) for record in records)
+    records = [Store(str(root / "runs")).record(FailureRecord, path.stem) for path in failures.glob("*.json")]
+    assert records and all({"loss", "grad_norm"} <= set(record.terms) for record in records)
     assert {t["state"] for t in ended["trials"][:2]} <= {"COMPLETE", "PRUNED"}
     assert [t["teacher_key"] for t in ended["trials"]] == [None] * 4
     assert all(1e-4 <= t["params"]["optimizer.lr"] <= 1e-2 for t in ended["trials"])

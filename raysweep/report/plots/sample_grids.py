@@ -65,7 +65,7 @@ def _chosen(study: StudyState, summary: StudySummary) -> list[TrialSummary]:
 def _cell(study: StudyState, number: int, step: int) -> np.ndarray[Any, Any] | None:
     """The upper left part of a probe's grid of samples, (H, W, 3) uint8; None if it is not in the store."""
     trial = study.trials[number]
-    with study.store.open_picture("probes", probe_key(study.run(trial), step, study.probe(trial))) as stream:
+    with study.store.open_picture(probe_key(study.run(trial), step, study.probe(trial))) as stream:
         if not stream:
             return None
         sheet = np.asarray(Image.open(stream).convert("RGB"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -136,23 +134,19 @@ def _device_hours(study: StudyState, trials: list[TrialSummary]) -> Places | Non
     hours = {}
     for trial in trials:
         run = study.run(study.trials[trial.number])
-        if not (manifests := study.store.way(run, trial.step)):
+        if not (manifests := study.store.segments(run, trial.step)):
             continue
         before = 0.0
         for teacher in runs.teachers(run):
             key = f"{trial.teacher_key} {teacher.step}"
             if key not in teachers:
-                teachers[key] = sum(map(_device_s, study.store.way(teacher.run, teacher.step)))
+                teachers[key] = sum(m.training.device_seconds for m in study.store.segments(teacher.run, teacher.step))
             before += teachers[key]
-        segments = [(manifest["step"], _device_s(manifest)) for manifest in manifests]
+        segments = [(manifest.step, manifest.training.device_seconds) for manifest in manifests]
         hours[trial.number] = [
             (before + sum(seconds for end, seconds in segments if end <= step)) / 3600 for step in trial.probes
         ]
     return hours or None
-
-
-def _device_s(manifest: dict[str, Any]) -> float:
-    return float(manifest.get("seconds", 0.0)) * int(manifest.get("workers", 1))
 
 
 def _label_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
