@@ -119,7 +119,7 @@ class Sweep:
             self.driver.wait()
         return True
 
-    def left_behind(self, timeout_s: float = 100) -> dict[int, str]:
+    def left_behind(self, timeout_s: float = 200) -> dict[int, str]:
         """The processes that outlive the command by `timeout_s`. Ray's agents take a minute to notice that the driver
         that started them is dead."""
         until = time.monotonic() + timeout_s
