@@ -28,8 +28,16 @@ def missing() -> str | None:
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
         return f"needs {', '.join(absent)}"
-    tried = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True)
-    return "namespaces are not allowed here" if tried.returncode else None
+    script = f"""
+        set -e
+        ip link add {BRIDGE} type bridge
+        ip link add {BRIDGE}v0 type veth peer name eth0
+        mount -t tmpfs tmpfs /mnt
+        mkdir /mnt/upper /mnt/work
+        mount -t overlay overlay -o lowerdir={Path.home()},upperdir=/mnt/upper,workdir=/mnt/work {Path.home()}
+    """
+    trial = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c", script], capture_output=True)
+    return f"not allowed here: {trial.stderr.decode().strip()}" if trial.returncode else None
 
 
 class Lab:
