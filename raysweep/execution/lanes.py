@@ -165,7 +165,10 @@ class Lanes:
     def _end_if_silent(self, number: int, lane: _Lane) -> None:
         last_message_s = self._latest.get("silent_s", {}).get(number, math.inf)
         silent_s = min(last_message_s, time.monotonic() - lane.started)
-        if silent_s > 2 * self._launch.timeout_s:  # its workers hang, which Ray Train does not notice
+        limit_s = 2 * self._launch.timeout_s
+        if lane.placement_group is None:  # its workers still come up, and say nothing before they have
+            limit_s = max(limit_s, self._launch.start_timeout_s)
+        if silent_s > limit_s:  # its workers hang, which Ray Train does not notice
             self._notify("note", number, f"said nothing for {silent_s:.0f} s and is ended")
             ray.cancel(lane.host, force=True)
 
