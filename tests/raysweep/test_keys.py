@@ -1,4 +1,4 @@
-"""Every field of every spec: whether a change of it is another history. A new field must be listed here."""
+"""For every field of every spec: whether changing it changes the history key. New fields must be listed here."""
 
 import json
 
@@ -13,7 +13,7 @@ from trainables.datasets import catalog
 
 MOVES, STAYS = True, False
 
-# What is trained where nothing else is said, by method: the fields of a method are changed in a trial that has it.
+# The trial in which a field is changed, by method: a method's fields are changed in a trial of that method.
 METHODS = {
     "none": {},
     "vae_align": {"stop": 100_000},
@@ -34,8 +34,8 @@ RULES = {
     "startup_trials": (1, STAYS),
 }
 
-# Of each spec that a search space is made of: where it stands, in a trial of which method, and its fields with another
-# value and what that does to the key.
+# For each spec of a search space: its path, the method of the trial, and its fields, each with another value and
+# whether that moves the key.
 FIELDS = {
     config.Trial: (
         "trial",
@@ -55,7 +55,7 @@ FIELDS = {
             "horizontal_flip": (True, MOVES),
             "iterations": (800_000, STAYS),  # a longer run passes through a shorter one's checkpoints
             "projector_width": (16, MOVES),
-            "encoder": ({"kind": "dinov2"}, STAYS),  # of repa alone: see below
+            "encoder": ({"kind": "dinov2"}, STAYS),  # matters for repa only: see below
             "method": ("none", MOVES),
         },
     ),
@@ -71,7 +71,7 @@ FIELDS = {
             "grad_clip": (None, MOVES),
         },
     ),
-    # The weights of the encoder decide, wherever they lie: test_history.py changes one and moves the other.
+    # The key depends on the encoder's weights, not on their path; test_history.py checks both.
     config.EncoderSpec: ("trial.encoder", "repa", {"kind": ("dinov2", MOVES), "path": ("elsewhere", STAYS)}),
     config.NoMethod: ("trial.method", "none", {"kind": ("vae_align", MOVES)}),
     config.VaeAlign: (
@@ -234,7 +234,7 @@ FIELDS = {
         },
     ),
 }
-# What runs are made of. A method's term has its fields but for these, which decide over phases and teachers.
+# The specs of runs. A method's term has the method's fields without these, which decide about phases and teachers.
 IN_PHASES = {"stop", "teacher"}
 OF_RUNS = {
     config.Recipe: set(config.Trial.model_fields) - {"iterations", "projector_width", "encoder", "method"},
@@ -276,10 +276,10 @@ def run_of(write_space, method: str, changes: dict[str, object]) -> config.Run:
     return runs.student(loaded, loaded.trial({})[0])
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda each: each if isinstance(each, str) else each.__name__)
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda case: case if isinstance(case, str) else case.__name__)
 def test_a_field_moves_the_key_where_it_is_said_to(write_space, monkeypatch, kind, name):
     monkeypatch.setattr(catalog, "identity", lambda data: data)
-    monkeypatch.setattr(catalog, "encoder_identity", lambda kind, path: kind)  # of its weights, wherever they lie
+    monkeypatch.setattr(catalog, "encoder_identity", lambda kind, path: kind)  # by its weights, not by their path
     where, method, fields = FIELDS[kind]
     value, moves = fields[name]
     base = {"trial.encoder.kind": "effnet_lite0"}

@@ -1,4 +1,4 @@
-"""Whatever is typed or written: one clear line and exit code 2, or a plan; no traceback, no half-written file."""
+"""Random damage to files and command lines gives one clear line and exit code 2, or a plan; never a traceback."""
 
 import contextlib
 import copy
@@ -60,37 +60,37 @@ PLACED = re.compile(r"(\S+\.yaml:\d+: )|(^--?\w)|(^usage: )|(\.yaml: )", re.M)
 
 
 def call(arguments: list[str]) -> tuple[int, str]:
-    """Exit code and what was said on stderr."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    """Run the command; returns its exit code and stderr."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:
             code = run.main(arguments)
         except SystemExit as leaving:
             code = leaving.code
-    return code, said.getvalue()
+    return code, err.getvalue()
 
 
 def check(arguments: list[str], folder: Path, before: set[Path]) -> int:
-    code, said = call(arguments)
-    assert code in (0, 2), said
-    assert "Traceback" not in said
+    code, err = call(arguments)
+    assert code in (0, 2), err
+    assert "Traceback" not in err
     if code == 2:
-        assert PLACED.search(said), said
+        assert PLACED.search(err), err
         assert set(folder.rglob("*")) == before, "something was written"
     return code
 
 
 def paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The places in a tree, inner ones too."""
-    found = [path] if path else []
+    """The paths of all values in a tree, including inner nodes."""
+    places = [path] if path else []
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        found += paths(value, (*path, key))
-    return found
+        places += paths(value, (*path, key))
+    return places
 
 
 def mutate(tree: Any, draw: Any) -> Any:
-    """A tree with one place changed, moved away, doubled under a wrong name or gone."""
+    """Change one place of a tree: replace, delete, rename or nest it, or copy it elsewhere."""
     place = draw(st.sampled_from(paths(tree)))
     node = tree
     for key in place[:-1]:
@@ -224,16 +224,16 @@ class Started(Exception):
     """A command line that would have started a sweep."""
 
 
-def _started(*_):
+def _start(*_):
     raise Started
 
 
 @settings(SETTINGS, max_examples=150)
 @given(data=st.data())
 def test_a_mutated_command_line_is_refused_or_planned(tmp_path, monkeypatch, data):
-    """What passes every check is stopped where the study would be opened."""
+    """A command line that passes every check is stopped where it would open the study."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(driver, "_open", _started)
+    monkeypatch.setattr(driver, "_open", _start)
     space = tmp_path / "space.yaml"
     space.write_text(SMALL)
     arguments = [data.draw(st.one_of(st.just(str(space)), WORDS.filter(lambda word: word != "")))]
@@ -244,12 +244,12 @@ def test_a_mutated_command_line_is_refused_or_planned(tmp_path, monkeypatch, dat
             arguments.append(data.draw(SETS if option == "--set" else WORDS))
     written = {space}
     try:
-        code, said = call(arguments)
+        code, err = call(arguments)
     except Started:
-        code, said = 0, ""
-    assert code in (0, 2) and "Traceback" not in said, (arguments, said)
+        code, err = 0, ""
+    assert code in (0, 2) and "Traceback" not in err, (arguments, err)
     if code == 2:
-        assert PLACED.search(said) or "give the path of a search space" in said, (arguments, said)
+        assert PLACED.search(err) or "give the path of a search space" in err, (arguments, err)
         assert set(tmp_path.rglob("*")) == written, arguments
     for entry in set(tmp_path.iterdir()) - written:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

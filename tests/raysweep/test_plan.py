@@ -1,4 +1,4 @@
-"""What a plan says: the paper's arithmetic, the same tree as the dispatcher's, and nothing heavy behind it."""
+"""A plan: the paper's arithmetic, the same tree as the dispatcher's, and no heavy imports."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ STOPS = (50_000, 100_000, 150_000, 200_000, "never")
 
 
 def altered(folder: Path, name: str, change) -> space.Space:
-    """A space of ours with something changed in its YAML."""
+    """One of our spaces with a change in its YAML."""
     raw = yaml.safe_load((SPACES / f"{name}.yaml").read_text())
     change(raw)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(raw))
@@ -61,7 +61,7 @@ def _kind(row: dict) -> str | None:
 
 def test_tables_that_share_teachers_cost_less_together(tmp_path):
     def base_only(raw):
-        """SiT-B/2 for 400K iterations, plain or by a method that some teacher of Table 5 is trained by, or guided."""
+        """Keep SiT-B/2 at 400K iterations: plain, guided, or by a method that trains a teacher of Table 5."""
         methods = (None, "repa", "vae_align", "self_guided")
         small = [row for row in raw["enqueue"] if row["set"].get("backbone", "SiT-B/2") == "SiT-B/2"]
         small = [row for row in small if "iterations" not in row["set"]]
@@ -90,13 +90,13 @@ EVERY = list(SMOKE.points())
 @given(st.data())
 def test_two_runs_are_the_same_in_the_tree_when_their_keys_are(data):
     tree = Tree([])
-    found = []
+    pairs = []
     for _ in range(2):
         run = runs.student(SMOKE, SMOKE.trial(data.draw(st.sampled_from(EVERY)))[0])
         chosen = data.draw(st.sampled_from([run, *(teacher.run for teacher in runs.teachers(run))]))
         step = data.draw(st.integers(1, chosen.steps))
-        found.append((tree.identity(chosen, step), history.key(chosen, step)))
-    (one, its_key), (other, other_key) = found
+        pairs.append((tree.identity(chosen, step), history.key(chosen, step)))
+    (one, its_key), (other, other_key) = pairs
     assert (one == other) == (its_key == other_key)
 
 
@@ -112,11 +112,11 @@ def test_what_is_alike_is_drawn_once_and_nothing_is_left_out(tmp_path):
     plan = Plan([altered(tmp_path, "table5", ninety)])
     roots = collapse(plan.segments)
 
-    def lengths(folded) -> int:
-        return folded.count * (folded.end - folded.begin) + sum(map(lengths, folded.children))
+    def lengths(group) -> int:
+        return group.count * (group.end - group.begin) + sum(map(lengths, group.children))
 
     assert sum(map(lengths, roots)) == plan.grid.together.steps
-    assert len(roots) == 3 + 6  # teachers, and students by what teaches them
+    assert len(roots) == 3 + 6  # teachers, and students grouped by their teacher
 
 
 def test_the_command_needs_neither_ray_nor_torch_nor_the_data(tmp_path):
@@ -127,9 +127,9 @@ def test_the_command_needs_neither_ray_nor_torch_nor_the_data(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert told["grid"]["together"]["money"] == pytest.approx(2 * told["grid"]["together"]["gpu_hours"])
-    assert any("stand for what TPE will propose" in note for note in told["notes"])
+    facts = json.loads(ran.stdout)
+    assert facts["grid"]["together"]["money"] == pytest.approx(2 * facts["grid"]["together"]["gpu_hours"])
+    assert any("stand for what TPE will propose" in note for note in facts["notes"])
     assert list(tmp_path.iterdir()) == []
 
 

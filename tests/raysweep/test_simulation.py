@@ -1,4 +1,4 @@
-"""A simulated sweep: the plan's costs to the step, a study's own journal, the same again each time."""
+"""A simulated sweep costs what its plan says, writes a study's journal, and is deterministic."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_more_lanes_take_less_time_until_the_critical_path_is_left(loaded):
     every = list(configurations(loaded, []))
     hours = [simulate(loaded, every, Synthetic(noise=0), lanes=lanes).hours for lanes in (1, 4, 400)]
     assert hours[0] > 2 * hours[1] > 2 * hours[2]
-    # Whoever comes first goes on to its end, after its teacher: at the paper's plain steps/s on a lane of eight.
+    # The first trial is trained to its end after its teacher, at the paper's plain steps/s on a lane of eight GPUs.
     assert hours[2] * 3600 >= (400_000 + 100_000) / 9.28
 
 
@@ -75,4 +75,4 @@ def test_recorded_curves_are_replayed_and_go_on_as_the_others_did(loaded):
     assert second.study.trials == first.study.trials
     pruned = next(trial for trial in first.study.trials if trial.state == "PRUNED")
     chosen = every[pruned.number]
-    assert recorded(chosen, 400_000) < pruned.last(first.study.metric)  # the others fell too
+    assert recorded(chosen, 400_000) < pruned.last(first.study.metric)  # the other trials improved after that step too

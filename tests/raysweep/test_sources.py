@@ -1,4 +1,4 @@
-"""What people have: every kind of place is told apart, and yields its images with their labels in one order."""
+"""Every kind of source is recognised, and yields its images with their labels in a fixed order."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ def number_of(content):
     return Image.open(io.BytesIO(content)).getpixel((0, 0))[0]
 
 
-# Seven images of three classes, 3 + 2 + 2, whose red is their number.
+# Seven images of three classes (3 + 2 + 2); the red value of each is its number.
 LABELS = [0, 0, 0, 1, 1, 2, 2]
 
 
@@ -82,11 +82,11 @@ def webdataset(place):
 def hub(place):
     (place / "data").mkdir(parents=True)
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    told = {"info": {"features": {"label": {"names": ["tench", "boxer", "chain saw"], "_type": "ClassLabel"}}}}
+    features = {"info": {"features": {"label": {"names": ["tench", "boxer", "chain saw"], "_type": "ClassLabel"}}}}
     for part, numbers in enumerate(([0, 1, 2, 3, 4], [5, 6])):
         images = pa.array([{"bytes": picture(n), "path": f"{n}.png"} for n in numbers], kind)
         table = pa.table({"image": images, "label": pa.array([LABELS[n] for n in numbers])})
-        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
         pq.write_table(table, place / "data" / f"train-{part:05}-of-00002.parquet", row_group_size=2)
     images = pa.array([{"bytes": picture(n), "path": None} for n in range(3)], kind)
     table = pa.table({"image": images, "label": pa.array([2, 1, 0])})
@@ -103,7 +103,7 @@ def idx(place):
     return place
 
 
-IMAGES = {each.__name__: each for each in (folder, class_tars, imagenet_tar, webdataset, hub, idx)}
+IMAGES = {make.__name__: make for make in (folder, class_tars, imagenet_tar, webdataset, hub, idx)}
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -111,12 +111,12 @@ def test_images_come_with_their_labels_in_one_order(tmp_path, kind):
     place = IMAGES[kind](tmp_path / "place")
     source = open_source(str(place))
     assert len(source.items) == 7 and len(source.class_names) == 3 and not source.latents
-    found = list(source.reader(source.items))
-    numbers = [number_of(p.content) if isinstance(p.content, bytes) else int(p.content[0, 0]) for p in found]
-    assert sorted(numbers) == list(range(7)) and [p.label for p in found] == [LABELS[n] for n in numbers]
-    assert len({p.source for p in found}) == 7 and not any(str(tmp_path) in p.source for p in found)
+    pictures = list(source.reader(source.items))
+    numbers = [number_of(p.content) if isinstance(p.content, bytes) else int(p.content[0, 0]) for p in pictures]
+    assert sorted(numbers) == list(range(7)) and [p.label for p in pictures] == [LABELS[n] for n in numbers]
+    assert len({p.source for p in pictures}) == 7 and not any(str(tmp_path) in p.source for p in pictures)
     some = list(source.reader(source.items[4:6]))
-    assert [p.source for p in some] == [p.source for p in found[4:6]]
+    assert [p.source for p in some] == [p.source for p in pictures[4:6]]
     again = open_source(str(place))
     assert again.fingerprint() == source.fingerprint()
 
@@ -173,17 +173,17 @@ def test_latents_of_others_come_with_their_labels(tmp_path, kind):
         for number in range(7):
             np.save(place / "imagenet256_features" / f"{number}.npy", moments(number)[0][None])
     source = open_source(str(place))
-    found = list(source.reader(source.items))
-    assert source.latents and source.scaled == (kind is dit) and [each.label for each in found] == LABELS
-    for number, each in enumerate(found):
-        assert np.array_equal(each.latent[0], moments(number)[0])
-        assert np.array_equal(each.latent[1], moments(number)[1] if kind is repa else np.zeros((4, 8, 8)))
+    chunk = list(source.reader(source.items))
+    assert source.latents and source.scaled == (kind is dit) and [latents.label for latents in chunk] == LABELS
+    for number, latents in enumerate(chunk):
+        assert np.array_equal(latents.latent[0], moments(number)[0])
+        assert np.array_equal(latents.latent[1], moments(number)[1] if kind is repa else np.zeros((4, 8, 8)))
         if kind is lightningdit:
-            assert np.array_equal(each.mirrored[0], -moments(number)[0])
+            assert np.array_equal(latents.mirrored[0], -moments(number)[0])
 
 
 def broken(place, how):
-    """A place of some kind with something wrong, and what the message must say."""
+    """Make a place with something wrong in it; returns what the message must say."""
     if how == "an empty class":
         folder(place)
         (place / "train" / "n09999999").mkdir()

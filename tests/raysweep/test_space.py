@@ -1,4 +1,4 @@
-"""A search space is right, or refused with one line that says where and what would be right."""
+"""A search space is legal, or refused with one line that says where the mistake is and what would be right."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_the_rows_of_table1_are_the_paper_s():
     assert [trial.method.kind for trial in trials].count("self_guided") == 5
     lightning = [trial for trial in trials if trial.size.family == "LightningDiT"]
     assert len(lightning) == 7
-    for trial in lightning:  # as its authors train it, though the file says nothing of it
+    for trial in lightning:  # as its authors train it, although the file does not say so
         assert (trial.batch_size, trial.optimizer.lr, trial.optimizer.beta2) == (1024, 2e-4, 0.95)
         assert (trial.time, trial.velocity_cosine, trial.data) == ("log_normal", 1.0, "imagenet256_vavae")
         assert loaded.probe_of(trial).sampler == "euler" and loaded.probe_of(trial).timestep_shift == 0.3

@@ -1,4 +1,4 @@
-"""What others may see of an address, and who can reach it."""
+"""URIs are shown without their secrets, and loopback addresses are recognised."""
 
 import pytest
 
