@@ -1,4 +1,4 @@
-"""What a file that brings up a cluster lacks, before it is used: YAML of `ray up` or KubeRay, a script for Slurm."""
+"""Checks a file that starts a cluster before it is used: YAML of `ray up` or KubeRay, or a script for Slurm."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KUBERAY = ("RayCluster", "RayJob")
 
 
 def faults(file: Path) -> list[str]:
-    """What has to change before this file is of use, a line each: where, what, and what would be right.
+    """What has to be changed before the file can be used. One line each: where, what, and what would be right.
 
     Raises:
-        UserError: it cannot be read, or is nothing that brings up a cluster.
+        UserError: the file cannot be read, or does not start a cluster.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'no text'})") from None
-    found = [f"{file}:{line}: {told}" for line, told in _unset(text)]
+    messages = [f"{file}:{line}: {message}" for line, message in _unset(text)]
     if text.startswith("#!"):
-        return found
+        return messages
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -39,31 +39,32 @@ def faults(file: Path) -> list[str]:
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         raise UserError(f"{where}: no YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if isinstance(tree, dict) and tree.get("kind") in KUBERAY:
-        return found + [f"{file}: {told}" for told in _kuberay(tree)]
+        return messages + [f"{file}: {message}" for message in _kuberay(tree)]
     if not isinstance(tree, dict) or "provider" not in tree:
         raise UserError(
             f"{file}: neither for Ray (provider: …) nor for KubeRay (kind: RayCluster or RayJob), no script"
         )
-    return found + [f"{file}: {told}" for told in _ray(tree)]
+    return messages + [f"{file}: {message}" for message in _ray(tree)]
 
 
 def _unset(text: str) -> Iterator[tuple[int, str]]:
-    """What the user has not set: the line, the key, and what the comment beside it says of it."""
+    """Placeholders that the user has not replaced: the number of the line, and a message with the key and the comment
+    beside it."""
     for number, line in enumerate(text.splitlines(), 1):
         content, _, comment = re.sub(r"(^|\s)#(?!SBATCH)", "\0", line).partition("\0")
         for name in dict.fromkeys(UNSET.findall(content)):
             keys = re.findall(r"[\w-]+(?=\s*[:=])", content[: content.index(name)])
-            told = f"{keys[-1]} is still {name}" if keys else f"{name} is not set"
-            yield number, told + (f"; {comment.strip()}" if comment.strip() else "")
+            message = f"{keys[-1]} is still {name}" if keys else f"{name} is not set"
+            yield number, message + (f"; {comment.strip()}" if comment.strip() else "")
 
 
 def _ray(tree: dict[str, Any]) -> Iterator[str]:
     try:
         validate_config(prepare_config(copy.deepcopy(tree)))
-    except Exception as error:  # in Ray's own words, or in its schema's, whose errors know where
+    except Exception as error:  # of Ray, or of its JSON schema, whose errors have a path
         where = ".".join(map(str, getattr(error, "absolute_path", ())))
-        told = str(getattr(error, "message", error)).strip() or type(error).__name__
-        yield (f"{where}: " if where else "") + told.splitlines()[0]
+        message = str(getattr(error, "message", error)).strip() or type(error).__name__
+        yield (f"{where}: " if where else "") + message.splitlines()[0]
         return
     if tree["provider"].get("type") == "aws":
         for name, kind in (tree.get("available_node_types") or {"": {}}).items():

@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: connected to or started, what is in it, and room for a lane's workers."""
+"""The Ray cluster of a sweep: connecting or starting it, its resources, and waiting for those that a lane needs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output obeys verbose=0
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver handles Ctrl-C
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that tells workers what ours do not ask for
-    "RAY_worker_maximum_startup_concurrency": "16",  # trials are processes that only wait: no reason to warn of many
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that sends workers a message that ours do not use
+    "RAY_worker_maximum_startup_concurrency": "16",  # many trial processes that only wait are no reason to warn
 }
 INTERFACE = "raysweep.cluster.network.choose_interface"
 
 
 @contextlib.contextmanager
 def connected(launch: Launch, address: str) -> Iterator[None]:
-    """Ray, connected to `address`, or started on this machine for `local`, and shut down in the end.
+    """Connect to the Ray cluster at `address`, or start one on this machine for `local`; shut down in the end.
 
     Raises:
         SweepError: there is no cluster at that address, or this machine is too small for one lane.
@@ -51,9 +51,9 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        told = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
-        raise SweepError(f"no Ray cluster at '{address}': {gist(error)}{told}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which prints a stack
+        hint = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
+        raise SweepError(f"no Ray cluster at '{address}': {last_line(error)}{hint}") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own handler, which prints a stack
     try:
         if address == "local":
             _check_resources(launch)
@@ -63,17 +63,17 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
 
 
 def worker_resources(launch: Launch) -> dict[str, float]:
-    """What one worker of a lane takes, by Ray's names."""
-    wanted = {"CPU": float(launch.cpus_per_worker), "GPU": float(launch.gpus_per_worker)}
-    return {name: amount for name, amount in wanted.items() if amount}
+    """The resources of one worker of a lane, by Ray's names."""
+    amounts = {"CPU": float(launch.cpus_per_worker), "GPU": float(launch.gpus_per_worker)}
+    return {name: amount for name, amount in amounts.items() if amount}
 
 
 class PlacementRequest:
-    """The resources that a lane needs to start, asked for until they are there: an autoscaler brings up nodes for it.
+    """A request for the resources that a lane needs to start. An autoscaler starts nodes for it.
 
-    A placement group that is taken back as soon as it is made. It ends with this driver, so that no node is kept for
-    a sweep that is gone. Ray Train's own attempts to start cannot wait like that: they have to be short, as that is
-    also how long it takes to notice that a node is gone.
+    It is a placement group that is removed as soon as it is created. It ends with this driver, so that no node is kept
+    for a sweep that has ended. Ray Train's own attempts to start cannot wait like that: they have to be short, because
+    Train needs as long to notice that a node is gone.
     """
 
     def __init__(self, launch: Launch):
@@ -82,20 +82,20 @@ class PlacementRequest:
         )
 
     def granted(self) -> bool:
-        """Whether there is room now; asks no further then."""
+        """Whether the cluster has the resources now. The request is closed then."""
         if placement_group_table(self._group)["state"] != "CREATED":
             return False
         self.close()
         return True
 
     def close(self) -> None:
-        """Ask no further."""
+        """Withdraw the request."""
         with contextlib.suppress(Exception):  # the cluster may be gone
             remove_placement_group(self._group)
 
 
 def shortage(launch: Launch) -> str:
-    """What a lane needs and what the cluster has, for people."""
+    """What a lane needs and what the cluster has: the end of a sentence for people that begins with `it`."""
     have, nodes = ray.cluster_resources(), sum(1 for node in ray.nodes() if node["Alive"])
     needs = " and ".join(f"{amount:g} {name}" for name, amount in worker_resources(launch).items())
     has = " and ".join(f"{have.get(name, 0):g} {name}" for name in worker_resources(launch))
@@ -104,7 +104,7 @@ def shortage(launch: Launch) -> str:
     return f"needs {several}{placed}; the cluster has {has} on {nodes} node{'s' * (nodes != 1)}, others' included"
 
 
-def gist(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The last line of an error's message, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return textwrap.shorten(lines[-1], 160) if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Which network interface workers meet over.
+"""Chooses the network interface over which workers talk to each other.
 
-Gloo takes the one that the host's own name resolves to, which on many hosts is loopback, and NCCL the first that it
-finds. Ray knows which address the other nodes reach this one at.
+By default, gloo takes the interface that the host's own name resolves to, which on many hosts is loopback, and NCCL the
+first one that it finds. Ray knows the address at which other nodes reach this one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ NAMED = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}  # NCCL takes 
 
 
 def choose_interface() -> None:
-    """Set what says so to gloo and NCCL, unless somebody has. Runs in every new process of a job on a cluster."""
+    """Set the environment variables by which gloo and NCCL choose, unless the user has set them. Runs in every new
+    process of a job on a cluster."""
     name = interface_of(get_node_ip_address())
     if name and name != "lo":
         for variable, form in NAMED.items():
@@ -26,12 +27,12 @@ def choose_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the interface that has an IPv4 address, if any has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    """The name of the interface that has this IPv4 address, if any has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
-                answer = fcntl.ioctl(asked, SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has none
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # this interface has no address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name

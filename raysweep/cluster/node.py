@@ -1,4 +1,4 @@
-"""What a check-up asks of one node, in a process there."""
+"""What a check-up asks of one node: an actor that runs there."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ REPEATS = 5
 
 
 class Node:
-    """An actor on the node that is asked."""
+    """An actor on the node that is checked."""
 
     def look(self) -> dict[str, Any]:
-        """Versions by name, GPUs, who may come in, and what lies there."""
+        """Facts about the node: host name, versions, GPUs, authentication mode, and the file of the detector's
+        weights."""
         try:
             weights: str | None = str(catalog.inception_file(None))
         except LookupError:
@@ -49,19 +50,19 @@ class Node:
         }
 
     def now(self) -> float:
-        """Seconds since 1970, as this node's clock says."""
+        """This node's clock, in seconds since 1970."""
         return time.time()
 
     def create(self, storage: str, mark: str | None, place: str, content: bytes) -> bool:
-        """Whether this node, and no other, made that file."""
+        """Create a file. False where another node has created it."""
         return Files(storage, mark).create(place, content)
 
     def write(self, storage: str, mark: str | None, place: str, content: bytes) -> None:
-        """Put a file there, in place of what there is."""
+        """Write a file, in place of what there is."""
         Files(storage, mark).write(place, content)
 
     def read(self, storage: str, mark: str | None, place: str) -> bytes | None:
-        """What this node finds there."""
+        """The file as this node sees it; None where there is none."""
         return Files(storage, mark).read(place)
 
     def rendezvous(self) -> str:
@@ -70,12 +71,13 @@ class Node:
             free.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
-    def all_reduce(self, meeting: str, rank: int, count: int, timeout_s: float) -> float:
-        """Bytes per second that leave and reach each node in an all-reduce (NCCL's bus bandwidth), the median."""
+    def all_reduce(self, rendezvous: str, rank: int, count: int, timeout_s: float) -> float:
+        """The median rate of an all-reduce, in bytes per second that leave and reach each node (NCCL's bus
+        bandwidth)."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, init_method=meeting, rank=rank, world_size=count, timeout=timedelta(seconds=timeout_s)
+            backend, init_method=rendezvous, rank=rank, world_size=count, timeout=timedelta(seconds=timeout_s)
         )
         try:
             numbers = torch.ones(MEBIBYTES * 2**18, device=device)
@@ -94,7 +96,7 @@ def _timed(numbers: torch.Tensor) -> float:
 
 
 def _sources() -> str:
-    """Which code it is: a digest of all our modules."""
+    """A digest of all modules of raysweep and trainables on this node."""
     digest = hashlib.sha256()
     for package in (raysweep, trainables):
         root = Path(package.__path__[0])
@@ -104,10 +106,10 @@ def _sources() -> str:
 
 
 def _driver() -> str:
-    """NVIDIA's driver, or `none`."""
+    """The version of NVIDIA's driver, or `none`."""
     try:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        versions = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return "none"
-    return told[0] if told else "none"
+    return versions[0] if versions else "none"

@@ -16,7 +16,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysweep.cluster.connection import PlacementRequest, gist, shortage, worker_resources
+from raysweep.cluster.connection import PlacementRequest, last_line, shortage, worker_resources
 from raysweep.execution.actor import DispatcherActor
 from raysweep.execution.tasks import LaneConfig
 from raysweep.space.launch import Launch
@@ -150,7 +150,7 @@ class Lanes:
             ray.get(lane.host)
             message = "its workers stopped"
         except Exception as error:  # whatever ended it, those who wait must be told
-            message = gist(error)
+            message = last_line(error)
         lane.host = None
         if lane.placement_group:
             self._remove(lane.placement_group)

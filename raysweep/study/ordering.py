@@ -1,9 +1,10 @@
-"""In which order a study hears of its probes, whatever the order in which lanes finish them.
+"""The order in which a study receives the results of its probes, whatever the order in which lanes finish them.
 
-ASHA and TPE decide by what is known so far. Taken as it comes, that would depend on timing: on the number of lanes, on
-which of them is slow, on what was killed when. So every trial has a place in time that is counted in its own optimizer
-steps, from where the trial ended whose place it took, and an exploration hears of its probes in this order: the same
-space decides the same, on one lane or a hundred, undisturbed or not. Who comes early waits; its lane does other work.
+ASHA and TPE decide by the results that are known so far. In order of arrival, a decision would depend on timing: on the
+number of lanes, on the slowest of them, on what was killed when. So each trial has a position on a clock of its own,
+counted in optimizer steps; it begins where the trial ended whose place it took. An exploration receives results in the
+order of these clocks. The same space then leads to the same decisions, on one lane or a hundred, undisturbed or not. A
+result that arrives early is kept until its turn; its lane does other work meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from raysweep.study.trial import TrialState
 
 @dataclass(frozen=True)
 class RungTask:
-    """A trial's way to its next rung, probe included; or, in doubt, one more probe of it and of its rival there."""
+    """A trial's training to its next rung at `step`, and the probe there; or, with a recheck, one more probe there of
+    the trial and of its rival."""
 
     trial: int
     step: int
@@ -31,30 +33,31 @@ class RungTask:
 
 
 class EventOrder:
-    """Gives out the legs of a study's trials, and tells the study what became of them when it is their turn.
+    """Gives out the rung tasks of a study's trials, and passes their results to the study when it is their turn.
 
     Args:
-        propose: notes a new trial in the study and returns it; None when there is none to try.
-        under_way: how many trials are on their way at once. The course of an exploration depends on it.
+        propose: adds a new trial to the study and returns it; None when there is none to try.
+        under_way: how many trials are under way at once. The course of an exploration depends on it.
     """
 
     def __init__(self, study: StudyState, propose: Callable[[], TrialState | None], under_way: int):
         self.study, self._propose, self._places = study, propose, under_way
-        self._due: dict[int, tuple[int, int]] = {}  # when the next leg of each trial under way ends; by its number
-        self._away: set[int] = set()  # trials whose leg was given out
-        self._early: dict[int, Callable[[], TrialState]] = {}  # what is known of a trial and not yet told
+        # When the next rung task of a trial ends, on the trials' clock. Of each trial under way, by its number.
+        self._due: dict[int, tuple[int, int]] = {}
+        self._given_out: set[int] = set()  # trials whose rung task was given out
+        self._results: dict[int, Callable[[], TrialState]] = {}  # trial -> passes its result to the study
         self._exhausted = False
         for trial in study.distinct:
-            self._place(trial)
+            self._schedule(trial)
 
     def next(self) -> RungTask | None:
-        """The leg to begin now: of all that is left to do, what is due first. None when there is none for now."""
-        self._settle()
-        ready = [due for number, due in self._due.items() if number not in self._away]
+        """The rung task to begin now: the one that is due first. None when there is none for now."""
+        self._advance()
+        ready = [due for number, due in self._due.items() if number not in self._given_out]
         if not ready:
             return None
         _, number = min(ready)
-        self._away.add(number)
+        self._given_out.add(number)
         trial = self.study.trials[number]
         return RungTask(number, self.study.next_rung(trial), trial.recheck)
 
@@ -64,47 +67,50 @@ class EventOrder:
         return self._exhausted and not self._due
 
     def probed(self, rung_task: RungTask, metrics: Mapping[str, float]) -> None:
-        """A leg's end was reached and probed."""
+        """A rung task's end was reached and probed."""
         if rung_task.recheck:
-            self._early[rung_task.trial] = lambda: self.study.checked(rung_task.trial)
+            self._results[rung_task.trial] = lambda: self.study.checked(rung_task.trial)
         else:
-            self._early[rung_task.trial] = lambda: self.study.probed(rung_task.trial, rung_task.step, metrics)
-        self._settle()
+            self._results[rung_task.trial] = lambda: self.study.probed(rung_task.trial, rung_task.step, metrics)
+        self._advance()
 
     def failed(self, rung_task: RungTask, reason: str, again: bool = False) -> None:
-        """A leg cannot be finished; with `again`, the next driver tries it once more."""
-        self._early[rung_task.trial] = lambda: self.study.fail(rung_task.trial, reason, again)
-        self._settle()
+        """A rung task cannot be finished; with `again`, the next driver tries it once more."""
+        self._results[rung_task.trial] = lambda: self.study.fail(rung_task.trial, reason, again)
+        self._advance()
 
-    def _settle(self) -> None:
-        """Tell the study all that is due, and fill the places that become free."""
+    def _advance(self) -> None:
+        """Pass all results to the study whose turn it is, and fill the places that become free."""
         while True:
-            self._exhausted = False
-            while len(self._due) < self._places and not self._exhausted:
-                trial = self.study.promote() or self._propose()
-                if trial is None and not self._due:  # whoever waits has nobody left to be compared with
-                    trial = self.study.promote(last=True)
-                    if trial is None:
-                        self.study.prune_waiting()
-                if trial:
-                    self._place(trial)
-                else:
-                    self._exhausted = True
-            number = self._turn()
+            self._fill_places()
+            number = self._next_result()
             if number is None:
                 return
-            self._place(self._early.pop(number)())
-            self._away.discard(number)
+            self._schedule(self._results.pop(number)())
+            self._given_out.discard(number)
 
-    def _place(self, trial: TrialState) -> None:
+    def _fill_places(self) -> None:
+        self._exhausted = False
+        while len(self._due) < self._places and not self._exhausted:
+            trial = self.study.promote() or self._propose()
+            if trial is None and not self._due:  # the trials that wait have none left to be compared with
+                trial = self.study.promote(last=True)
+                if trial is None:
+                    self.study.prune_waiting()
+            if trial:
+                self._schedule(trial)
+            else:
+                self._exhausted = True
+
+    def _schedule(self, trial: TrialState) -> None:
         if trial.ended or trial.waits:
             self._due.pop(trial.number, None)
         else:
             self._due[trial.number] = (trial.at + self.study.next_rung(trial), trial.number)
 
-    def _turn(self) -> int | None:
-        """The trial that the study hears of next, if that has come."""
-        if self.study.space.search.mode == "reproduce":  # nothing is decided: first come, first told
-            return min(self._early, default=None)
+    def _next_result(self) -> int | None:
+        """The trial whose result the study receives next, if it has arrived."""
+        if self.study.space.search.mode == "reproduce":  # nothing is decided, so that the order does not matter
+            return min(self._results, default=None)
         _, first = min(self._due.values(), default=(0, -1))
-        return first if first in self._early else None
+        return first if first in self._results else None
