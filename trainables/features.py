@@ -1,5 +1,6 @@
-"""What a frozen backbone's blocks see, in numbers and pictures: the features behind Self-Transcendence's Figures 1, 2,
-9 and 10 (arXiv 2601.07773). Pure functions; what is random comes in from outside or from a seed.
+"""Analyses of a frozen backbone's features, as in Figures 1, 2, 9 and 10 of Self-Transcendence (arXiv 2601.07773).
+
+Functions are pure: randomness is an argument or comes from a seed.
 """
 
 from __future__ import annotations
@@ -21,40 +22,40 @@ from trainables.interpolant import Path, interpolate
 from trainables.methods.self_guided import guided_feature
 
 NEIGHBOURS = 5
-BATCH = 64  # images at once through a backbone
-_LOW, _HIGH = 0.01, 0.99  # quantiles of a component that become 0 and 1
+BATCH = 64  # images per call of a backbone
+_LOW, _HIGH = 0.01, 0.99  # quantiles of a component that are mapped to 0 and 1
 
 
 class Separability(NamedTuple):
-    """How well features keep classes apart; both by cosine distance."""
+    """How well features separate classes, by cosine distance."""
 
-    neighbour_accuracy: float  # share of points whose 5 nearest others say their class; 0 to 1
-    silhouette: float  # how much nearer the own class is than the next one; -1 to 1
+    neighbour_accuracy: float  # share of points whose class wins the vote of their 5 nearest neighbours; 0 to 1
+    silhouette: float  # how much nearer a point's class is than the next one; -1 to 1
 
 
 class Scene(NamedTuple):
-    """Images to look at, evenly from their classes, and the one noise that all checkpoints see them in."""
+    """Images drawn evenly from their classes, and the noise that is added for every checkpoint."""
 
     images: Tensor  # (N, 3, h, w) uint8
-    latents: Tensor  # (N, C, H, W) float32, as the backbones see them
+    latents: Tensor  # (N, C, H, W) float32, normalised
     labels: Tensor  # (N,) int64
     noise: Tensor  # (N, C, H, W) standard normal
 
     def first(self, count: int) -> Scene:
-        """The first `count` images, still evenly from their classes."""
+        """The first `count` images, which are also drawn evenly from their classes."""
         return Scene(*(part[:count] for part in self))
 
 
 def scene(data: str, autoencoder: Autoencoder, *, count: int, most_classes: int, seed: int) -> Scene:
-    """Up to `count` images of a data set's test split and its first `most_classes` classes, by turns of the classes.
+    """Up to `count` images of the first `most_classes` classes of a data set's test split, the classes in turn.
 
     Raises:
-        LookupError: no such data set, or one that this package does not ship.
+        LookupError: there is no such data set, or it is not embedded in this package.
     """
     images, labels = load_images(data, "test")
     order = torch.randperm(len(labels), generator=generator(seed, "features-order"))
     order = order[labels[order] < most_classes]
-    # The how-many-eth of its class each image is; a stable sort by that takes the classes by turns.
+    # The rank of each image within its class. A stable sort by it takes the classes in turn.
     classes = F.one_hot(labels[order], catalog.find(data).num_classes)
     turn = (classes.cumsum(dim=0) * classes).sum(dim=1)
     order = order[turn.argsort(stable=True)][:count]
@@ -75,14 +76,14 @@ def block_features(
     noise: Tensor,
     path: Path = "linear",
 ) -> dict[int, Tensor]:
-    """Hidden states {block: (B, T, D)} of latents (B, C, H, W) noised to one time t in [0, 1]; at 0 they are clean.
+    """Hidden states {block: (B, T, D)} of latents (B, C, H, W) at time t in [0, 1]; t=0 is clean data.
 
     Args:
         noise: (B, C, H, W) standard normal.
-        blocks: counted from 1, read after the block.
+        blocks: counted from 1 and read after the block.
 
     Raises:
-        ValueError: no such block.
+        ValueError: there is no such block.
     """
     times = latents.new_full((len(latents),), t)
     x_t, _ = interpolate(latents, noise, times, path)
@@ -91,11 +92,11 @@ def block_features(
 
 
 def pca_rgb(features: Tensor, grid: int) -> Tensor:
-    """Tokens as colours: (N, T, D) with T = grid * grid -> (N, grid, grid, 3) in [0, 1].
+    """Colours of tokens: (N, T, D) with T = grid * grid -> (N, grid, grid, 3) in [0, 1].
 
-    Red, green and blue are the first three principal components over all tokens given, each stretched so that its 1st
-    and 99th percentiles are 0 and 1. A component's sign is free; it is taken so that the rarer side is the bright one
-    (positive skewness), which does not depend on the basis of the features: the same structure gives the same colours.
+    Red, green and blue are the first three principal components over all tokens, scaled so that the 1st and 99th
+    percentiles are 0 and 1. The sign of a component is chosen for positive skewness (the rarer side is bright), which
+    does not depend on the basis of the features.
 
     Raises:
         ValueError: T is not grid * grid, or D is below 3.
@@ -105,7 +106,7 @@ def pca_rgb(features: Tensor, grid: int) -> Tensor:
         raise ValueError(f"features {tuple(features.shape)} are not (N, {grid}*{grid}, D) with D of 3 or more")
     points = features.detach().reshape(-1, width).double()  # (N*T, D)
     points = points - points.mean(dim=0)
-    _, axes = torch.linalg.eigh(points.T @ points)  # (D, D), by growing variance
+    _, axes = torch.linalg.eigh(points.T @ points)  # (D, D), by increasing variance
     scores = points @ axes[:, -3:].flip(1)  # (N*T, 3)
     scores = torch.where(scores.pow(3).sum(dim=0) < 0, -scores, scores)
     low, high = torch.quantile(scores, torch.tensor([_LOW, _HIGH], dtype=scores.dtype, device=scores.device), dim=0)
@@ -116,7 +117,7 @@ def pca_rgb(features: Tensor, grid: int) -> Tensor:
 def guiding_features(
     backbone: Any, x_t: Tensor, t: Tensor, labels: Tensor, block: int, guidance_scale: float
 ) -> Tensor:
-    """What a teacher would show its student, f_u + scale (f_c - f_u) after `block`, averaged over tokens: (B, D).
+    """A teacher's guided feature f_u + scale (f_c - f_u) after `block`, averaged over tokens: (B, D).
 
     Args:
         x_t: (B, C, H, W).
@@ -130,7 +131,7 @@ def guiding_features(
 def scene_guidance(
     backbone: Any, shown: Scene, t: float, block: int, guidance_scale: float, path: Path = "linear"
 ) -> Tensor:
-    """`guiding_features` (N, D) of a scene at one time t in [0, 1]."""
+    """`guiding_features` (N, D) of a scene at time t in [0, 1]."""
     guiding = []
     for latents, labels, noise in zip(*(part.split(BATCH) for part in shown[1:]), strict=True):
         times = latents.new_full((len(latents),), t)
@@ -140,17 +141,19 @@ def scene_guidance(
 
 
 def separability(features: Tensor, labels: Tensor) -> Separability:
-    """How far apart classes lie among features (N, D) with labels (N,).
+    """How well features (N, D) separate classes with labels (N,).
 
-    Accuracy is leave-one-out over the 5 nearest others (fewer where there are fewer), by majority; where classes tie,
-    the one with the larger similarity wins.
+    The accuracy is that of a leave-one-out majority vote of the 5 nearest neighbours (or all, if fewer). Ties are
+    broken by similarity.
 
     Raises:
-        ValueError: fewer than two classes, or every point a class of its own.
+        ValueError: there are fewer than two classes, or every point is a class of its own.
     """
     classes, own = labels.cpu().unique(return_inverse=True)
     if not 1 < len(classes) < len(own):
-        raise ValueError(f"{len(classes)} classes among {len(own)} points: separability needs 2 or more, with company")
+        raise ValueError(
+            f"{len(classes)} classes among {len(own)} points; separability needs 2 or more, and fewer than points"
+        )
     points = F.normalize(features.detach().cpu().double(), dim=1)
     similarity = points @ points.T  # (N, N)
     nearest, which = similarity.fill_diagonal_(-torch.inf).topk(min(NEIGHBOURS, len(own) - 1), dim=1)  # (N, k)
@@ -162,12 +165,12 @@ def separability(features: Tensor, labels: Tensor) -> Separability:
 
 
 def tsne(features: Tensor, seed: int) -> Tensor:
-    """Points (N, 2) on a plane whose neighbours are those among features (N, D), by cosine; the seed fixes them.
+    """Points (N, 2) of a t-SNE of features (N, D) by cosine distance.
 
-    Distances and directions on the plane mean nothing beyond who is near whom.
+    Only neighbourhoods on the plane are meaningful, not distances or directions.
 
     Raises:
-        ValueError: fewer than four points.
+        ValueError: there are fewer than four points.
     """
     if len(features) < 4:
         raise ValueError(f"t-SNE of {len(features)} points: give 4 or more")

@@ -2,7 +2,7 @@
 
     x_t = alpha(t) latents + sigma(t) noise        velocity = alpha'(t) latents + sigma'(t) noise
 
-Nothing here draws: what is random comes in from outside.
+Nothing here draws random numbers; they are arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TimeKind = Literal["uniform", "log_normal"]
 
 
 class PathCoefficients(NamedTuple):
-    """alpha, sigma and their derivatives by t, each of the shape and dtype of t."""
+    """alpha, sigma and their derivatives by t, with the shape and dtype of t."""
 
     alpha: Tensor
     sigma: Tensor
@@ -30,7 +30,7 @@ def path_coefficients(t: Tensor, path: Path = "linear") -> PathCoefficients:
     """Coefficients at times `t` in [0, 1], of any shape (REPA loss.py, `interpolant`).
 
     Raises:
-        ValueError: no such path.
+        ValueError: there is no such path.
     """
     if path == "linear":
         one = torch.ones_like(t)
@@ -42,9 +42,9 @@ def path_coefficients(t: Tensor, path: Path = "linear") -> PathCoefficients:
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor, path: Path = "linear") -> tuple[Tensor, Tensor]:
-    """(x_t, velocity), both (B, ...) like `latents` and `noise`, at one time for each image, `t` (B,).
+    """x_t and velocity, both (B, ...) like `latents` and `noise`, for one time per image, `t` (B,).
 
-    On the linear path the velocity is noise - latents, whatever the time.
+    On the linear path the velocity is noise - latents at all times.
     """
     of_image = t.reshape(-1, *[1] * (latents.dim() - 1))  # (B, 1, ...)
     alpha, sigma, d_alpha, d_sigma = path_coefficients(of_image, path)
@@ -55,14 +55,14 @@ def sample_time(draws: Tensor, kind: TimeKind = "uniform") -> Tensor:
     """Training times in [0, 1], of the shape of `draws` (REPA loss.py).
 
     Args:
-        draws: uniform in [0, 1) for `uniform`, which are the times; standard normal n for `log_normal`, where
+        draws: for `uniform` uniform in [0, 1), which are the times themselves; for `log_normal` standard normal n, with
             sigma = exp(n) and t = sigma / (1 + sigma).
 
     Raises:
-        ValueError: no such kind.
+        ValueError: there is no such kind.
     """
     if kind == "uniform":
         return draws
     if kind == "log_normal":
-        return torch.sigmoid(draws)  # the same ratio, without exp(n) overflowing
+        return torch.sigmoid(draws)  # the same ratio, without overflow of exp(n)
     raise ValueError(f"no time sampling '{kind}'; known: uniform, log_normal")

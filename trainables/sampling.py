@@ -1,7 +1,7 @@
-"""From noise to latents (REPA samplers.py): pure functions of a velocity, on the clock t=1 noise, t=0 data.
+"""Samplers from noise to latents (REPA samplers.py), on the clock t=1 noise, t=0 data.
 
-A velocity function takes x (B, C, H, W) and t (B,), both float32, and returns (B, C, H, W); labels and guidance are
-closed over. The state is kept in float64, so that hundreds of small steps add up without rounding.
+A velocity function takes x (B, C, H, W) and t (B,), both float32, and returns (B, C, H, W); it includes labels and
+guidance. The state is kept in float64, so that rounding does not add up over hundreds of steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VelocityFn = Callable[[Tensor, Tensor], Tensor]
 LabelledVelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 NoiseDraws = Tensor | Callable[[int], Tensor]
 
-LAST_NOISY_TIME = 0.04  # from here the SDE goes to t=0 in one step without noise: its score diverges at data
+LAST_NOISY_TIME = 0.04  # the SDE's last step, without noise, goes from here to 0, where the score diverges
 
 
 @torch.no_grad()
@@ -31,20 +31,19 @@ def euler(
     state_dtype: torch.dtype = torch.float64,
     timestep_shift: float = 1.0,
 ) -> Tensor:
-    """Probability-flow ODE by Euler's rule in `num_steps` steps, one evaluation each.
+    """Probability-flow ODE by Euler's method in `num_steps` steps of one evaluation.
 
     Args:
         noise: (B, C, H, W) standard normal, the state at t=1.
-        draws: unused, an ODE draws nothing; here so that samplers are called alike.
-        timestep_shift: 1 makes the steps equal, less makes them short near the noise: LightningDiT's ODE
-            (transport/integrators.py), published with 0.3. Its num_steps counts the grid's points, ours its steps:
-            its 250 are our 249.
+        draws: unused; present so that all samplers have the same arguments.
+        timestep_shift: 1 makes the steps equal; less makes them shorter near the noise. LightningDiT
+            (transport/integrators.py) uses 0.3. Its num_steps counts grid points, ours steps: its 250 are our 249.
 
     Returns:
         Latents (B, C, H, W) in `state_dtype`.
 
     Raises:
-        ValueError: no step, or a shift that is not positive.
+        ValueError: num_steps is below 1, or the shift is not positive.
     """
     x = noise.to(state_dtype)
     for t, t_next in pairwise(_times(num_steps, timestep_shift)):
@@ -62,9 +61,9 @@ def heun(
     state_dtype: torch.dtype = torch.float64,
     timestep_shift: float = 1.0,
 ) -> Tensor:
-    """Like `euler`, by Heun's rule: the mean of the slopes at both ends; 2 * num_steps - 1 evaluations.
+    """Like `euler`, by Heun's method, which averages the slopes at both ends: 2 * num_steps - 1 evaluations.
 
-    The last step is Euler's, since the velocity is not learned at t=0 itself.
+    The last step is Euler's, since the velocity is not trained at t=0.
     """
     x = noise.to(state_dtype)
     for t, t_next in pairwise(_times(num_steps, timestep_shift)):
@@ -88,19 +87,19 @@ def euler_maruyama(
 ) -> Tensor:
     """Reverse SDE with diffusion w(t) = 2t by Euler-Maruyama: dx = (v - w/2 score) dt + sqrt(w) dW.
 
-    `num_steps` evaluations: at num_steps equally spaced times from 1 to 0.04; the last step, to 0, is the drift alone.
+    There are `num_steps` evaluations, at equally spaced times from 1 to 0.04. The last step, to 0, adds no noise.
 
     Args:
         noise: (B, C, H, W) standard normal, the state at t=1.
-        path: what the velocity was trained on; the score follows from both.
-        draws: the standard normal noise of step i = 0 ... num_steps - 2: a function of i, or a tensor
-            (num_steps - 1, B, C, H, W). None: from torch's global generator.
+        path: the path on which the velocity was trained; the score depends on both.
+        draws: the standard normal noise of steps 0 to num_steps - 2, as a function of the step or a tensor
+            (num_steps - 1, B, C, H, W). None: drawn from torch's global generator.
 
     Returns:
         Latents (B, C, H, W) in `state_dtype`.
 
     Raises:
-        ValueError: no steps, or a tensor of draws for another number of steps.
+        ValueError: num_steps is below 1, or the tensor of draws is for another number of steps.
     """
     _check_steps(num_steps)
     if isinstance(draws, Tensor) and len(draws) != num_steps - 1:
@@ -119,13 +118,13 @@ def classifier_free_guidance(
 ) -> LabelledVelocityFn:
     """v_u + scale (v_c - v_u) for times within [low, high], v_c elsewhere; all channels (arXiv 2207.12598, 2404.07724).
 
-    Guiding the velocity is guiding the SDE's drift, as REPA does, for the drift is affine in the velocity.
+    The SDE's drift is affine in the velocity, so this equals REPA's guidance of the drift.
 
     Args:
-        velocity_fn: (x, t, y) -> velocity. Called once for 2B inputs, or for B where nothing is to be guided.
-        null_class: the label that stands for none.
-        scale: 1 leaves the conditional velocity as it is, 0 is the unconditional one.
-        low, high: t of the first and last guided times, t=0 being data.
+        velocity_fn: (x, t, y) -> velocity. Called once for 2B inputs, or for B if no time is guided.
+        null_class: the label of the unconditional velocity.
+        scale: 1 gives the conditional velocity, 0 the unconditional one.
+        low, high: the interval of guided times; t=0 is data.
     """
 
     def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -148,8 +147,8 @@ def _check_steps(num_steps: int) -> None:
 def _times(num_steps: int, shift: float) -> list[float]:
     """num_steps + 1 times from exactly 1 to exactly 0.
 
-    On LightningDiT's clock, s = 1 - t, an equally spaced s becomes shift s / (1 + (shift - 1) s). Here the same on
-    ours, in a form that rounds neither end and nothing at shift 1.
+    On LightningDiT's clock, s = 1 - t, an equally spaced s becomes shift s / (1 + (shift - 1) s). This is the same on
+    our clock, in a form that is exact at both ends and for shift 1.
     """
     _check_steps(num_steps)
     if not shift > 0:
@@ -159,7 +158,7 @@ def _times(num_steps: int, shift: float) -> list[float]:
 
 
 def _velocity(velocity_fn: VelocityFn, x: Tensor, t: float) -> Tensor:
-    """The network sees float32; what it says joins the state in the state's dtype."""
+    """Call the network in float32 and return its velocity in the dtype of the state."""
     times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
     return velocity_fn(x.float(), times).to(x.dtype)
 

@@ -1,7 +1,7 @@
-"""A frozen backbone from what people have: a checkpoint of our store, or a file of a reference repository.
+"""Load a frozen backbone from a checkpoint of our store or a file of a reference repository.
 
-Such files are pickles as a rule. They are read as data alone (`weights_only`), in which argparse.Namespace, a bag of
-options that most of these repositories save along, may stand; whatever else wants to be imported is refused by name.
+Such files are usually pickles. They are read with `weights_only`, so that pickled code never runs. argparse.Namespace,
+which most of these repositories save with their options, is allowed; any other class is refused by name.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A backbone to look at, frozen and in evaluation mode, and what is known of it."""
+    """A backbone, frozen and in evaluation mode, and what is known about it."""
 
     backbone: Any
-    name: str  # "SiT-B/2", or its shape where that has no name
-    source: str  # `OURS`, or whose model it is: a key of `backbones.REFERENCES`
-    weights: str  # "ema", "raw", or "only" where a file has but one kind and does not say which
+    name: str  # "SiT-B/2", or a description of a shape without a name
+    source: str  # `OURS`, or a key of `backbones.REFERENCES`
+    weights: str  # "ema", "raw", or "only" for a file with one unnamed state dict
     latent_shape: tuple[int, int, int]  # (C, H, W)
     num_classes: int
     step: int | None = None
-    data: str | None = None  # in the catalog, where known
-    path: interpolant.Path = "linear"  # between data and noise, on which it was trained
+    data: str | None = None  # name of the data set in the catalog, if known
+    path: interpolant.Path = "linear"  # the path on which it was trained
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.backbone.parameters())
 
 
@@ -64,12 +64,13 @@ def load(
     """The snapshot in a folder (a checkpoint of our store) or a file (a reference's, or our snapshot.safetensors).
 
     Args:
-        source: whose model a file holds; by default its tensors tell.
-        num_heads: of a shape that has no name.
+        source: the repository that a file comes from, a key of `backbones.REFERENCES`. Default: detected from the
+            tensors.
+        num_heads: number of heads, needed for a shape without a name.
 
     Raises:
-        ValueError: nothing that can be used; one line that says what, where and what would be right.
-        OSError: it cannot be read.
+        ValueError: there is no usable snapshot; one line says what is wrong, where, and what would be right.
+        OSError: the file cannot be read.
     """
     if path.is_dir() or path.name == SNAPSHOT:
         folder, manifest = _our_folder(path if path.is_dir() else path.parent, weights)
@@ -80,7 +81,7 @@ def load(
         source = source or backbones.guess_source(state)
         if source is None:
             known = ", ".join(backbones.REFERENCES)
-            raise ValueError(f"its tensors do not tell whose model this is; say it by --source, one of {known}")
+            raise ValueError(f"the source cannot be detected from its tensors; give --source, one of {known}")
         backbone = backbones.from_reference(state, source, **({"num_heads": num_heads} if num_heads else {}))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {_one_line(error)}") from None
@@ -95,14 +96,14 @@ def load_folder(
     num_heads: int | None = None,
     device: torch.device | None = None,
 ) -> Snapshot:
-    """The snapshot in a folder of our store, with what its manifest tells ({}: the tensors alone tell).
+    """The snapshot in a folder of our store, described by its manifest ({}: by its tensors alone).
 
     Raises:
         ValueError: as `load`.
     """
     state = _load_ours(folder, weights)
     history = manifest.get("history", {})
-    # Without a history any member of the family will do: the tensors' own shape replaces its.
+    # Without a history the name only selects the family: the shape is read from the tensors.
     alike = "LightningDiT-B/1" if backbones.guess_source(state) == "lightningdit" else "SiT-B/2"
     name = history.get("backbone", alike)
     try:
@@ -124,10 +125,10 @@ def best_device() -> torch.device:
 
 
 def _our_folder(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
-    """The folder with the tensors and its manifest ({} where there is none), given either of a checkpoint's folders.
+    """The folder with the tensors and its manifest ({} if there is none), for either folder of a checkpoint.
 
     Raises:
-        ValueError: there is no snapshot, or it is not what the manifest says.
+        ValueError: there is no snapshot, or it differs from the manifest.
     """
     place = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
     if place is None:
@@ -139,12 +140,12 @@ def _our_folder(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
         files = {Path(name).name: (place / name, facts["sha256"]) for name, facts in manifest["files"].items()}
         tensors, checksum = files[SNAPSHOT if weights == "ema" else STATE]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{place / MANIFEST}: not a checkpoint's manifest, or a torn one") from None
+        raise ValueError(f"{place / MANIFEST}: not a checkpoint's manifest, or a truncated one") from None
     if not tensors.is_file():
         raise ValueError(f"{tensors}: missing, though the manifest names it")
     with tensors.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
-            raise ValueError(f"{tensors}: altered since it was published: its SHA-256 is not the manifest's")
+            raise ValueError(f"{tensors}: altered since it was committed: its SHA-256 is not the manifest's")
     return tensors.parent, manifest
 
 
@@ -155,11 +156,11 @@ def _load_ours(folder: Path, weights: Weights) -> Tensors:
         wanted = SNAPSHOT if weights == "ema" else STATE
         raise ValueError(f"{folder}: no {wanted} in this folder, which holds the {weights} weights") from None
     except SafetensorError as error:
-        raise ValueError(f"{folder}: torn or altered: {_one_line(error)}") from None
+        raise ValueError(f"{folder}: truncated or altered: {_one_line(error)}") from None
 
 
 def _data_of(identity: str | None) -> str | None:
-    """The name of the data set with this identity, if it is on this machine."""
+    """The name of the data set with this identity, or None if it is not on this machine."""
     for name in catalog.known():
         try:
             if catalog.identity(name) == identity:
@@ -173,32 +174,32 @@ def _data_of(identity: str | None) -> str | None:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, on the CPU, without running anything in it."""
+    """The content of a file, on the CPU. No code in it runs."""
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path}: not a checkpoint's file by its ending; known: {', '.join(ENDINGS)}")
+        raise ValueError(f"{path}: no checkpoint file by its ending; known: {', '.join(ENDINGS)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Only a zip, torch's format since 1.6, can be mapped: then the optimizer's state is never read.
+        # A zip (torch's format since 1.6) is memory-mapped, so that the optimizer's state is never read.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if not asked:
-            raise ValueError(f"{path}: not a checkpoint of torch, or a torn one") from None
+            raise ValueError(f"{path}: not a checkpoint of torch, or a truncated one") from None
         raise ValueError(
-            f"{path}: asks to import {asked[1]}, and is refused: unpickling that could run any code; "
+            f"{path}: refused, as it imports {asked[1]}, and unpickling that could run any code; "
             "save its tensors again as a plain state dict or as .safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read, perhaps torn: {_one_line(error)}") from None
+        raise ValueError(f"{path}: cannot be read, perhaps truncated: {_one_line(error)}") from None
 
 
 def _weights_in(content: Any, weights: Weights, path: Path) -> tuple[Tensors, str]:
-    """The wanted state dict of a checkpoint, and which it is.
+    """The requested state dict of a checkpoint, and its kind: "ema", "raw" or "only".
 
     Raises:
-        ValueError: there is none, or not of that kind.
+        ValueError: there is none, or none of that kind.
     """
     kinds = {"ema": "ema", "raw": "model"}
     held = [kind for kind, key in kinds.items() if isinstance(content, Mapping) and isinstance(content.get(key), dict)]
@@ -210,19 +211,19 @@ def _weights_in(content: Any, weights: Weights, path: Path) -> tuple[Tensors, st
     else:
         taken, state = ("raw", content["model"]) if held else ("only", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: no state dict in it: neither under 'ema' or 'model' nor by itself")
+        raise ValueError(f"{path}: no state dict in it, neither under 'ema' or 'model' nor as the whole file")
     return dict(state), taken
 
 
 def _step(content: Any, path: Path) -> int | None:
-    """The step that the file tells, or else its name: 0400000.pt."""
+    """The step that the file gives, or else its name: 0400000.pt."""
     step = content.get("steps") if isinstance(content, Mapping) else None
     if isinstance(step, int):
         return step
     return int(path.stem) if path.stem.isdecimal() else None
 
 
-# --- what it is --------------------------------------------------------------------------------------------------
+# --- the snapshot ------------------------------------------------------------------------------------------------
 
 
 def _snapshot(backbone: Any, device: torch.device | None, **known: Any) -> Snapshot:
@@ -237,7 +238,7 @@ def _snapshot(backbone: Any, device: torch.device | None, **known: Any) -> Snaps
 
 
 def _name(backbone: Any) -> str:
-    """The backbone's name by its shape, or that shape in words."""
+    """The name of a backbone with this shape, or a description of the shape."""
     family = type(backbone).__name__
     for name, size in backbones.BACKBONES.items():
         if (size.family, size.depth, size.width, size.patch) == (
@@ -251,7 +252,7 @@ def _name(backbone: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The last line, where torch says what is wrong with a state dict, shortened; and which option helps."""
+    """The last line of an error, shortened, with the option that helps. torch names wrong tensors in the last line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     message = textwrap.shorten(lines[-1], 200, placeholder=" …")
     return f"{message}; give it by --heads" if "num_heads" in message else message

@@ -39,7 +39,7 @@ def test_latents_and_classes_may_be_others(capsys: pytest.CaptureFixture[str]) -
         (["SiT-Q/2"], "no backbone 'SiT-Q/2'; known: SiT-T/2, "),
         (["SiT-T/2", "--latent", "4x32"], "'4x32' is no shape; write CHANNELSxHEIGHTxWIDTH"),
         (["SiT-T/2", "--latent", "4x31x31"], "31 is not a multiple of patch_size 2"),
-        (["SiT-T/2", "--latent", "4x32x16"], "latents are square"),
+        (["SiT-T/2", "--latent", "4x32x16"], "latents must be square"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

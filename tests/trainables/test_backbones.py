@@ -77,7 +77,7 @@ def test_costs_are_of_the_network_that_create_makes() -> None:
     counted = cost("LightningDiT-T/2", (3, 8, 8), num_classes=5)
     assert counted.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (counted.fixed, counted.tokens) == (sum(buffer.numel() for buffer in model.buffers()), model.num_tokens)
-    with pytest.raises(ValueError, match="latents are square"):
+    with pytest.raises(ValueError, match="latents must be square"):
         cost("LightningDiT-T/2", (3, 8, 16))
 
 
@@ -355,7 +355,7 @@ def test_a_known_shape_tells_its_heads_and_an_unknown_one_asks_for_them() -> Non
     known = backbones.create("SiT-T/2", input_size=8, num_classes=3)
     assert backbones.reference_config(known.state_dict())["num_heads"] == 3
     assert backbones.from_reference(known.state_dict(), "repa").blocks[0].attn.num_heads == 3
-    with pytest.raises(ValueError, match="do not tell num_heads.* 4 blocks of width 32"):
+    with pytest.raises(ValueError, match="leave num_heads open.* 4 blocks of width 32"):
         backbones.from_reference(tiny().state_dict(), "repa")
 
 

@@ -1,4 +1,4 @@
-"""Backbones by name, new or with a reference repository's weights: the clock is converted in this package alone.
+"""Backbones by name, new or with the weights of a reference repository. Clocks are converted in this package alone.
 
 Every backbone maps (x_t, t, y, taps) to (velocity, {block: hidden}) with t=0 data and t=1 noise, and has `features`,
 `depth`, `width`, `num_tokens`, `patch_size`, `in_channels`, `num_classes`.
@@ -23,7 +23,7 @@ FAMILIES: dict[str, type[SiT] | type[LightningDiT]] = {"SiT": SiT, "LightningDiT
 def create(
     name: str, *, seed: int = 0, in_channels: int = 4, input_size: int = 32, num_classes: int = 1000, **overrides: Any
 ) -> Backbone:
-    """A new backbone on the CPU, e.g. "SiT-B/2"; its weights follow from (seed, name, shape) alone.
+    """A new backbone on the CPU, e.g. "SiT-B/2". Its weights depend on (seed, name, shape) alone.
 
     Args:
         in_channels: channels of a latent.
@@ -31,23 +31,23 @@ def create(
         overrides: other arguments of the model, such as `depth`, `hidden_size`, `num_heads`.
 
     Raises:
-        ValueError: no such backbone, or sizes that do not divide.
+        ValueError: there is no such backbone, or sizes do not divide.
     """
     shape = {"in_channels": in_channels, "input_size": input_size, "num_classes": num_classes}
-    # Nothing is drawn here, so that torch's global generator stays where it is.
+    # Nothing is drawn here, so torch's global generator stays as it is.
     model = blueprint(name, **shape | overrides).to_empty(device="cpu")
     model.init_weights(generator(seed, "backbone", name))
     return model
 
 
 def blueprint(name: str, **config: Any) -> Backbone:
-    """The backbone on the meta device: shapes alone, without memory or weights.
+    """The backbone on the meta device, which has shapes but no memory or weights.
 
     Args:
-        config: arguments of the model; they win over the name's.
+        config: arguments of the model, which override those of the name.
 
     Raises:
-        ValueError: no such backbone, or sizes that do not divide.
+        ValueError: there is no such backbone, or sizes do not divide.
     """
     if name not in BACKBONES:
         raise ValueError(f"no backbone '{name}'; known: {', '.join(BACKBONES)}")

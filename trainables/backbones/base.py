@@ -1,7 +1,7 @@
-"""What the backbones share: embedders, the position table, the way through the blocks, initial weights.
+"""What the backbones share: embedders, the position table, the forward pass, initial weights.
 
-Knows neither method nor sampler: it maps (x_t, t, y) to a velocity and lends out hidden states on request.
-Labels arrive already dropped; the null class is the last row of the label table.
+A backbone maps (x_t, t, y) to a velocity and returns hidden states on request. It knows neither methods nor samplers.
+Label dropout happens before; the null class is the last row of the label table.
 
 Shapes: B batch, C latent channels, H W latent grid, p patch, T = (H/p)(W/p) tokens, D width, M heads.
 Blocks count from 1 outside and are read after the block; the state dict keeps the ecosystem's names, from 0.
@@ -22,7 +22,7 @@ TIME_FEATURES = 256
 
 
 class BackboneOutput(NamedTuple):
-    """What a backbone returns: velocity (B, C, H, W), and the asked blocks' states {block: (B, T, D)}."""
+    """The velocity (B, C, H, W), and the states {block: (B, T, D)} of the requested blocks."""
 
     velocity: Tensor
     hidden: dict[int, Tensor]
@@ -32,7 +32,8 @@ class BackboneOutput(NamedTuple):
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
-    """(1, grid * grid, width) float32: half of the width for the column, half for the row, sines before cosines."""
+    """Table (1, grid * grid, width) float32: half of the width for the column, half for the row, sines before
+    cosines."""
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))  # (D/4,)
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # (H/p, D/4)
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (H/p, D/2)
@@ -42,7 +43,7 @@ def sincos_positions(width: int, grid: int) -> Tensor:
 
 
 def time_features(t: Tensor) -> Tensor:
-    """(B,) -> (B, 256): cosines, then sines, of t itself, in [0, 1], at 128 frequencies from 1 down to 1/10000."""
+    """Times (B,) in [0, 1] -> (B, 256): cosines, then sines, of t at 128 frequencies from 1 down to 1/10000."""
     half = TIME_FEATURES // 2
     exponents = torch.arange(half, dtype=t.dtype, device=t.device) / half  # (128,)
     angles = t[:, None] * torch.exp(-math.log(10000) * exponents)  # (B, 128)
@@ -50,7 +51,7 @@ def time_features(t: Tensor) -> Tensor:
 
 
 class PatchEmbedder(nn.Module):
-    """One token for each p x p patch, rows first."""
+    """One token per p x p patch, rows first."""
 
     def __init__(self, in_channels: int, width: int, patch_size: int):
         super().__init__()
@@ -61,7 +62,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """Time to a vector of width D. `reversed_clock`: its weights know t=0 as noise."""
+    """Times to vectors of width D. With `reversed_clock` the weights were trained with t=0 as noise."""
 
     def __init__(self, width: int, reversed_clock: bool):
         super().__init__()
@@ -73,7 +74,7 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A row for each class and one, the last, for none."""
+    """A table with a row per class and a last row for the null class."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__()
@@ -84,30 +85,31 @@ class LabelEmbedder(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, T, D) scaled and shifted for each image: shift and scale are (B, D)."""
+    """Scale and shift x (B, T, D) per image by scale and shift (B, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]  # (B, T, D)
 
 
-# --- the way through ---------------------------------------------------------------------------------------------
+# --- forward pass ------------------------------------------------------------------------------------------------
 
 
 class Backbone(nn.Module):
-    """The velocity at (x_t, t, y) on the clock t=0 data, t=1 noise. A family adds its `blocks` and its `final_layer`.
+    """The velocity at (x_t, t, y) on the clock t=0 data, t=1 noise. A subclass adds `blocks` and `final_layer`.
 
-    Weights are torch's defaults until `init_weights` or `load_state_dict`: `trainables.backbones` makes ready ones.
+    Weights are torch's defaults until `init_weights` or `load_state_dict`; `trainables.backbones.create` calls the
+    former.
 
     Args:
-        input_size: H = W, in latent cells.
-        reversed_clock: the weights were trained with t=0 as noise. Set where a reference's weights are loaded.
+        input_size: height and width of a latent, H = W.
+        reversed_clock: the weights were trained with t=0 as noise. Set for some references' weights.
 
     Raises:
-        ValueError: sizes that do not divide.
+        ValueError: sizes do not divide.
     """
 
     pos_embed: Tensor
     blocks: nn.ModuleList
     final_layer: nn.Module
-    checkpoint_blocks: bool = False  # in training, compute each block again for its gradient: less memory, more time
+    checkpoint_blocks: bool = False  # in training, recompute each block in the backward pass: less memory, more time
 
     def __init__(
         self,
@@ -137,9 +139,10 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Overwrite every parameter and every table; all draws come from `generator`, in the parameters' order.
+        """Overwrite all parameters and tables, drawing from `generator` in the order of the parameters.
 
-        Zero outputs of adaLN and of the final layer make every block the identity, and the velocity zero, at the start.
+        The output layers of adaLN and the final layer are zero, so at the start blocks are the identity and the
+        velocity is zero.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.dim() == 1:  # of a norm
@@ -148,21 +151,21 @@ class Backbone(nn.Module):
                 nn.init.zeros_(parameter)
             elif name.startswith(("t_embedder", "y_embedder")):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
-            else:  # the patch convolution counts as the linear layer that it is
+            else:  # the patch convolution too, as a linear layer
                 nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
         self._write_tables()
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor, taps: Collection[int] = ()) -> BackboneOutput:
-        """Velocity and the hidden states after the blocks in `taps`, those and no others.
+        """The velocity, and the hidden states after the blocks in `taps`.
 
         Args:
             x_t: (B, C, H, W).
             t: (B,) in [0, 1], floating.
-            y: (B,) int64 classes; `num_classes` is none.
-            taps: blocks, counted from 1.
+            y: (B,) int64 classes; `num_classes` is the null class.
+            taps: numbers of blocks, counted from 1.
 
         Raises:
-            ValueError: a tap that is no block.
+            ValueError: there is no such block.
         """
         self._check_blocks(taps)
         hidden: dict[int, Tensor] = {}
@@ -175,22 +178,23 @@ class Backbone(nn.Module):
         return BackboneOutput(velocity, hidden)
 
     def features(self, x_t: Tensor, t: Tensor, y: Tensor, block: int) -> Tensor:
-        """The state (B, T, D) after `block`, at the cost of that many blocks: nothing behind it is computed.
+        """The state (B, T, D) after `block`. Later blocks are not computed.
 
         Raises:
-            ValueError: no such block.
+            ValueError: there is no such block.
         """
         return self.states(x_t, t, y, (block,))[block]
 
     def states(self, x_t: Tensor, t: Tensor, y: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
-        """The states {block: (kB, T, D)} after `blocks`, at the cost of the deepest of them.
+        """The states {block: (kB, T, D)} after `blocks`, for k labels per image. Later blocks are not computed.
 
         Args:
-            y: (kB,), k labels for every image: first one for each, then another for each, and so on. What does not
-                depend on the label is computed once.
+            x_t: (B, C, H, W).
+            t: (B,).
+            y: (kB,): B labels, then B other labels, and so on. What does not depend on labels is computed once.
 
         Raises:
-            ValueError: a block that there is not, or none.
+            ValueError: there is no such block, or no block is given.
         """
         self._check_blocks(blocks)
         hidden: dict[int, Tensor] = {}
@@ -202,25 +206,25 @@ class Backbone(nn.Module):
         return hidden
 
     def compile_blocks(self) -> None:
-        """From now on compute each block by code that torch.compile makes of it: equal to rounding, and faster from the
-        second step of a kind on. Blocks of one shape share their code; weights and their names stay as they are."""
-        # Beyond the limit torch would go on uncompiled without a word, and the same history would get other bits.
+        """Compile the blocks with torch.compile. Results differ by rounding. Blocks of one shape share compiled code;
+        weights and their names stay the same."""
+        # Beyond this limit torch silently runs uncompiled code, and the same history would get other bits.
         config = torch._dynamo.config
         config.recompile_limit = config.accumulated_recompile_limit = 1024
         for block in self.blocks:
             block.compile(dynamic=False)
 
     def _block_inputs(self) -> tuple[Any, ...]:
-        """What every block is given beside the tokens and the condition."""
+        """Further inputs of every block, beside the tokens and the condition."""
         return ()
 
     def _write_tables(self) -> None:
-        """Fill the buffers, which hold nothing yet where the model was made without memory."""
+        """Fill the buffers, which are empty if the model was made on the meta device."""
         self.pos_embed.copy_(sincos_positions(self.width, self.grid))
 
     def _through(self, block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
         if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-            # Blocks draw nothing, so that there is no generator's state to restore.
+            # Blocks draw nothing, so there is no generator state to restore.
             return checkpoint(block, x, c, *self._block_inputs(), use_reentrant=False, preserve_rng_state=False)
         return block(x, c, *self._block_inputs())  # (B, T, D)
 

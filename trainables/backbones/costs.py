@@ -1,4 +1,4 @@
-"""What a backbone costs, counted without memory: parameters, tables, and the multiply-adds of a forward pass."""
+"""The cost of a backbone, counted on the meta device: parameters, tables, and multiply-adds of a forward pass."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Latent = tuple[int, int, int]  # C, H, W
 
 
 class Cost(NamedTuple):
-    """For one image. Matrix products and convolutions are what is counted, attention's two among them."""
+    """The cost for one image. Matrix products (including both of attention) and convolutions are counted."""
 
     tokens: int
     parameters: int  # trained
-    fixed: int  # tables that are not
+    fixed: int  # values of tables, which are not trained
     multiply_adds: int
-    # As in the repositories that predict a variance as well, and do not use it: twice the output channels.
+    # With learn_sigma, as in repositories that also predict an unused variance: twice the output channels.
     parameters_with_sigma: int
     multiply_adds_with_sigma: int
 
 
 def cost(name: str, latent: Latent, num_classes: int = 1000) -> Cost:
-    """The cost of the backbone `name` at latents of this shape.
+    """The cost of the backbone `name` for latents of this shape.
 
     Raises:
-        ValueError: no such backbone, latents that are not square, or that do not divide into its patches.
+        ValueError: there is no such backbone, or the latents are not square or not divisible into its patches.
     """
     channels, height, width = latent
     if height != width:
-        raise ValueError(f"latents are square here, not {height} by {width}")
+        raise ValueError(f"latents must be square, not {height} by {width}")
     model = blueprint(name, in_channels=channels, input_size=height, num_classes=num_classes)
     inputs = [torch.empty(1, *latent, device="meta"), torch.empty(1, device="meta")]  # (1, C, H, W), (1,)
     labels = torch.empty(1, dtype=torch.int64, device="meta")  # (1,)
@@ -40,7 +40,7 @@ def cost(name: str, latent: Latent, num_classes: int = 1000) -> Cost:
         model(*inputs, labels)
     multiply_adds = counter.get_total_flops() // 2
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    sigma = model.patch_size**2 * channels  # the further outputs for each token
+    sigma = model.patch_size**2 * channels  # additional outputs per token
     return Cost(
         tokens=model.num_tokens,
         parameters=parameters,

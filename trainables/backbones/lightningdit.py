@@ -1,7 +1,7 @@
-"""LightningDiT: SiT with a language model's parts (hustvl/LightningDiT models/lightningdit.py, models/pos_embed.py).
+"""LightningDiT: SiT with parts of language models (hustvl/LightningDiT models/lightningdit.py, models/pos_embed.py).
 
-RMSNorm for LayerNorm, SwiGLU for the MLP, rotary positions on queries and keys beside the fixed table; optional
-normalised queries and keys, and adaLN without shift. Each part has a switch, and without it SiT's stands in its place.
+RMSNorm replaces LayerNorm, SwiGLU replaces the MLP, and queries and keys get rotary positions beside the fixed table.
+Normalised queries and keys, and adaLN without shift, are optional. With a part switched off the model has SiT's.
 
 Shapes as in base.py: B batch, T tokens, D width, M heads, d = D/M, p patch, C latent channels.
 """
@@ -20,7 +20,7 @@ from trainables.backbones.sit import Mlp
 
 
 class Switches(NamedTuple):
-    """Which of the parts a model has."""
+    """Which of the optional parts a model has."""
 
     qknorm: bool
     swiglu: bool
@@ -32,7 +32,7 @@ class Switches(NamedTuple):
 
 
 def rotary_angles(dim: int, grid: int) -> Tensor:
-    """(grid * grid, dim) float32: half for the row, half for the column, each angle for two neighbouring channels."""
+    """Angles (grid * grid, dim) float32: half for the row, half for the column, each for two neighbouring channels."""
     half = dim // 2
     frequencies = 1.0 / (10000.0 ** (torch.arange(0, half, 2).float() / half))  # (d/4,)
     axis = torch.arange(grid).float()[:, None] * frequencies  # (H/p, d/4)
@@ -43,7 +43,7 @@ def rotary_angles(dim: int, grid: int) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Turns neighbouring pairs of channels by angles that grow with the token's row and column."""
+    """Rotates neighbouring pairs of channels by angles that grow with the token's row and column."""
 
     freqs_cos: Tensor
     freqs_sin: Tensor
@@ -56,7 +56,7 @@ class Rotary(nn.Module):
         self.write_tables()
 
     def write_tables(self) -> None:
-        """Fill the tables, which hold nothing yet where the model was made without memory."""
+        """Fill the tables, which are empty if the model was made on the meta device."""
         angles = rotary_angles(self.dim, self.grid)  # (T, d)
         self.freqs_cos.copy_(angles.cos())
         self.freqs_sin.copy_(angles.sin())
@@ -71,7 +71,7 @@ class Rotary(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Over the last axis, in float32 whatever comes in (models/rmsnorm.py)."""
+    """RMS normalisation over the last axis, computed in float32 (models/rmsnorm.py)."""
 
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -90,7 +90,7 @@ def block_norm(width: int, rmsnorm: bool) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, its queries and keys normalised for each head if asked."""
+    """Multi-head self-attention over all tokens, optionally with normalised queries and keys per head."""
 
     def __init__(self, width: int, num_heads: int, switches: Switches):
         super().__init__()
@@ -106,13 +106,13 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)  # (B, M, T, d)
         if rotary is not None:
             q, k = rotary(q), rotary(k)  # (B, M, T, d)
-        # Under autocast norms and tables make float32 of what attention wants in one type.
+        # Under autocast, norms and tables return float32, but attention needs one dtype.
         mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)  # (B, M, T, d)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
 
 class SwiGLU(nn.Module):
-    """One half of a wide layer, through SiLU, gates the other (models/swiglu_ffn.py)."""
+    """MLP in which SiLU of the first half of a wide layer gates the second half (models/swiglu_ffn.py)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -125,12 +125,12 @@ class SwiGLU(nn.Module):
 
 
 def swiglu_hidden(mlp_hidden: int) -> int:
-    """Hidden width at which SwiGLU's three matrices weigh as much as the two of an MLP with `mlp_hidden`."""
+    """Hidden width at which SwiGLU's three matrices have as many weights as the two of an MLP with `mlp_hidden`."""
     return int(2 / 3 * mlp_hidden)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted (if asked), scaled and gated by the condition."""
+    """Attention and MLP, each shifted (optionally), scaled and gated by the condition."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, switches: Switches):
         super().__init__()
@@ -170,17 +170,17 @@ class FinalLayer(nn.Module):
 
 
 class LightningDiT(Backbone):
-    """The defaults are those of XL/1 as published, for latents 32 x 16 x 16.
+    """The defaults are those of the paper's XL/1, for latents 32 x 16 x 16.
 
     Args:
-        use_qknorm: normalise the queries and keys of each head: by RMSNorm, or without `use_rmsnorm` by LayerNorm.
-        use_swiglu: SwiGLU, else SiT's MLP.
-        use_rope: rotary positions beside the fixed table, not in its place.
-        use_rmsnorm: RMSNorm with weights, else LayerNorm without.
-        wo_shift: adaLN scales and gates alone. The final layer shifts all the same.
+        use_qknorm: normalise queries and keys per head, by RMSNorm or (without `use_rmsnorm`) LayerNorm.
+        use_swiglu: SwiGLU instead of SiT's MLP.
+        use_rope: rotary positions in addition to the fixed table.
+        use_rmsnorm: RMSNorm with weights instead of LayerNorm without.
+        wo_shift: adaLN only scales and gates in the blocks; the final layer still shifts.
 
     Raises:
-        ValueError: sizes that do not divide; with `use_rope` a head needs a multiple of 4 channels.
+        ValueError: sizes do not divide; with `use_rope` a head needs a multiple of 4 channels.
     """
 
     def __init__(

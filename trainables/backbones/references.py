@@ -1,4 +1,4 @@
-"""Weights of the reference repositories as ours: whose they are, their configuration, their clock."""
+"""Weights of reference repositories, converted to ours: their source, their configuration, their clock."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from trainables.config import BACKBONES
 
 
 class Reference(NamedTuple):
-    """How a repository's weights become ours."""
+    """How the weights of a repository are converted."""
 
     model: type[SiT] | type[LightningDiT]
-    reversed_clock: bool = False  # t=0 is noise there, and velocity = latents - noise
-    unused: tuple[str, ...] = ()  # prefixes of tensors that a backbone has no place for
+    reversed_clock: bool = False  # in the repository t=0 is noise and velocity = latents - noise
+    unused: tuple[str, ...] = ()  # prefixes of tensors that are left out
 
 
 REFERENCES = {
@@ -33,7 +33,7 @@ REFERENCES = {
     "layersync": Reference(SiT, reversed_clock=True),  # vita-epfl/LayerSync models.py
 }
 
-# Arguments of the repositories' constructors that the weights either show by themselves or do not depend on.
+# Arguments of the repositories' constructors that follow from the tensors, or on which the tensors do not depend.
 _NO_BEARING = frozenset(
     "class_dropout_prob decoder_hidden_size encoder_depth fused_attn gt_encoder_depth learn_sigma path_type "
     "projector_dim qk_norm use_cfg use_checkpoint z_dims".split()
@@ -42,17 +42,18 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel's
 
 
 def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any) -> Backbone:
-    """A backbone with a reference's weights, on the CPU, in float32 and on our clock: v(x, t) = -v_theirs(x, 1 - t).
+    """A backbone with a reference's weights, on the CPU and on our clock: v(x, t) = -v_reference(x, 1 - t) where theirs
+    is reversed.
 
     Args:
-        state_dict: may come out of DistributedDataParallel or torch.compile.
+        state_dict: prefixes of DistributedDataParallel and torch.compile are removed.
         source: which repository's model the weights belong to, a key of `REFERENCES`.
-        config: the model's arguments, where they are not to be read from the tensors (`reference_config`). What the
-            repositories' constructors know beside ours and the weights do not need, such as `learn_sigma`, is let pass.
+        config: arguments of the model, which override those read from the tensors (`reference_config`). Arguments of
+            the repositories' constructors that do not matter here, such as `learn_sigma`, are ignored.
 
     Raises:
-        ValueError: no such source; an argument that no such model has; a configuration that the tensors do not tell.
-        RuntimeError: the weights do not fit the model; names the tensors.
+        ValueError: there is no such source or argument, or the configuration cannot be read from the tensors.
+        RuntimeError: the weights do not fit the model; the message names the tensors.
     """
     if source not in REFERENCES:
         raise ValueError(f"no reference '{source}'; known: {', '.join(REFERENCES)}")
@@ -77,23 +78,24 @@ def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any)
 
 
 def reference_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
-    """The model's arguments as its tensors tell them, with LightningDiT's switches where it is one.
+    """The model's arguments, read from its tensors, with the switches of a LightningDiT.
 
     Args:
-        num_heads: where neither rotary table nor normalised queries tell it, and no backbone known by name is like it.
+        num_heads: needed if the tensors have neither a rotary table nor normalised queries, and no named backbone has
+            the same depth and width.
 
     Raises:
-        ValueError: not a backbone's state dict, or the number of heads is needed.
+        ValueError: this is no backbone's state dict, or the number of heads is needed.
     """
     state = _unwrapped(state_dict)
     return _shape(state, num_heads) | (_switches(state) if _is_lightningdit(state) else {})
 
 
 def guess_source(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Whose weights these are, a key of `REFERENCES`, or None where nothing in them tells.
+    """The source of weights, a key of `REFERENCES`, or None if the tensors leave it open.
 
-    A SiT with twice the channels may be LayerSync's as well as the official one: they are read alike. A SiT without
-    may be on either clock.
+    A SiT with twice the output channels may be LayerSync's or the official one, which are read alike. A SiT without may
+    have either clock.
     """
     state = _unwrapped(state_dict)
     if any(name.startswith("ap_head.") for name in state):
@@ -113,7 +115,7 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_lightningdit(state: Mapping[str, Tensor]) -> bool:
-    """Whether it has any part that SiT never has."""
+    """Whether the state dict has a part that no SiT has."""
     parts = ("blocks.0.mlp.w12.weight", "blocks.0.norm1.weight", "feat_rope.freqs_cos")
     return any(part in state for part in parts) or _without_shift(state)
 
@@ -135,7 +137,7 @@ def _shape(state: Mapping[str, Tensor], num_heads: int | None) -> dict[str, Any]
             "depth": depth,
             "num_heads": num_heads or _num_heads(state, depth, width),
             "mlp_ratio": _mlp_ratio(state, width),
-            "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,  # the last row is for none
+            "num_classes": len(state["y_embedder.embedding_table.weight"]) - 1,  # the last row is the null class
         }
     except KeyError as missing:
         raise ValueError(f"not a backbone's state dict: it has no {missing.args[0]}") from None
@@ -158,13 +160,13 @@ def _num_heads(state: Mapping[str, Tensor], depth: int, width: int) -> int:
     for size in BACKBONES.values():
         if (size.depth, size.width) == (depth, width):
             return size.heads
-    raise ValueError(f"the tensors do not tell num_heads, and no known backbone has {depth} blocks of width {width}")
+    raise ValueError(f"the tensors leave num_heads open, and no known backbone has {depth} blocks of width {width}")
 
 
 def _mlp_ratio(state: Mapping[str, Tensor], width: int) -> float:
-    """A ratio that gives the MLP its hidden width; for SwiGLU, where several do, the smallest."""
+    """The smallest ratio that gives the MLP its hidden width."""
     if "blocks.0.mlp.w3.weight" in state:
-        hidden = math.ceil(state["blocks.0.mlp.w3.weight"].shape[1] * 3 / 2)  # turns `swiglu_hidden` round
+        hidden = math.ceil(state["blocks.0.mlp.w3.weight"].shape[1] * 3 / 2)  # the inverse of `swiglu_hidden`
     else:
         hidden = len(state["blocks.0.mlp.fc1.weight"])
     ratio = hidden / width
@@ -172,10 +174,10 @@ def _mlp_ratio(state: Mapping[str, Tensor], width: int) -> float:
 
 
 def _velocity_rows(output: Tensor, model: Backbone, reference: Reference) -> Tensor:
-    """Weight or bias (p*p*C or p*p*2C, ...) of a reference's last layer -> (p*p*C, ...), those of our velocity.
+    """Weight or bias (p*p*C or p*p*2C, ...) of a reference's last layer -> (p*p*C, ...) for our velocity.
 
-    learn_sigma puts C unused channels behind the velocity's at every position in the patch. The velocity's sign folds
-    in without rounding; time would not, so that the time embedder turns it (`reversed_clock`).
+    With learn_sigma, C unused channels follow the velocity's at every position in the patch. The sign of the velocity
+    is changed in the weights, which is exact; the time is reversed by the time embedder (`reversed_clock`).
     """
     positions = model.patch_size**2
     if len(output) == positions * 2 * model.in_channels:

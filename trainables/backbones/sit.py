@@ -1,4 +1,4 @@
-"""SiT, the scalable interpolant transformer, in REPA's form (REPA models/sit.py, after SiT models.py).
+"""SiT, the scalable interpolant transformer, as in REPA (models/sit.py, after SiT models.py).
 
 Shapes as in base.py: B batch, T tokens, D width, M heads, p patch, C latent channels.
 """
@@ -27,7 +27,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU in its tanh form."""
+    """Two linear layers with tanh-approximated GELU."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()

@@ -67,7 +67,7 @@ def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
         use_safetensors=True,
         low_cpu_mem_usage=False,  # otherwise diffusers prints a notice where accelerate is missing
     )
-    autoencoder.decoder.to(memory_format=torch.channels_last)  # a third faster on a CPU; the encoder stays as it is
+    autoencoder.decoder.to(memory_format=torch.channels_last)  # a third faster on a CPU; the encoder keeps its bits
     return autoencoder.requires_grad_(False).eval()
 
 

@@ -1,8 +1,8 @@
-"""The losses that join the diffusion loss. One file each: which block is read, the target, the projector, the distance.
+"""The losses that are added to the diffusion loss, one file each: the block, the target, the projector, the distance.
 
-A method is a module with `taps` (the student blocks it reads) and `forward(hidden, batch, view) -> unweighted scalar`.
-`hidden` maps a block to its state (B, T, D); `view` offers a second look at the networks, where a method needs one.
-Its weight is applied in one place, `training_step.py`.
+A method is a module with `taps` (the student blocks that it reads) and `forward(hidden, batch, view)`, which returns an
+unweighted scalar. `hidden` maps a block to its state (B, T, D); `view` gives access to the EMA network. The weight is
+applied in `training_step.py`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def create(kind: str, **options: Any) -> Method:
-    """The method named `kind`; its options are its constructor's.
+    """The method named `kind`; `options` are arguments of its constructor.
 
     Raises:
-        ValueError: no such method.
+        ValueError: there is no such method.
     """
     if kind not in METHODS:
         raise ValueError(f"no method '{kind}'; known: {', '.join(METHODS)}")

@@ -1,4 +1,4 @@
-"""What all methods share: the batch they see, the face they show, and the parts that several are made of."""
+"""What all methods share: their input, their interface, and parts that several of them use."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from trainables.interpolant import Path
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a step. t=0 is data, t=1 is noise."""
+    """One rank's share of a training batch. t=0 is data, t=1 is noise."""
 
-    latents: Tensor  # (B, C, H, W) clean, scaled
+    latents: Tensor  # (B, C, H, W) clean, normalised
     noise: Tensor  # (B, C, H, W)
     x_t: Tensor  # (B, C, H, W)
-    velocity: Tensor  # (B, C, H, W) the target
+    velocity: Tensor  # (B, C, H, W) the target of the diffusion loss
     t: Tensor  # (B,)
     labels: Tensor  # (B,) the true classes
-    y: Tensor  # (B,) what the student is told: the null class where the label is dropped
+    y: Tensor  # (B,) the student's labels: the null class where the label is dropped
     offset: Tensor  # (B,) uniform in [0, 1), for a method's own use
-    images: Tensor | None = None  # (B, 3, h, w) uint8, where the method looks at pictures
+    images: Tensor | None = None  # (B, 3, h, w) uint8, for methods with an image encoder
 
 
 @dataclass(frozen=True)
 class View:
-    """A second look at the networks, for methods whose target is made of another input than the student's."""
+    """The EMA network and the path, for methods that compute a target from an input of their own."""
 
-    average: Any  # the frozen average of the student's weights: a backbone, of which a method asks for `features`
-    path: Path  # on which the student's x_t lies
+    average: Any  # the frozen EMA network, a backbone whose `features` a method reads
+    path: Path  # the path on which the student's x_t lies
 
 
 class Method(nn.Module, ABC):
-    """A loss on hidden states. Frozen networks that it looks at stay outside its parameters and buffers."""
+    """A loss on hidden states. Frozen networks that it uses are not among its parameters, buffers or submodules."""
 
     taps: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
-        """The unweighted scalar loss, a mean over the batch."""
+        """The unweighted scalar loss, as a mean over the batch."""
 
 
 def negative_cosine(states: Tensor, target: Tensor) -> Tensor:
-    """Minus the cosine similarity of (B, T, D) with (B, T, D), in float32, as a mean over tokens and batch."""
+    """Minus the cosine similarity of states and target, both (B, T, D), in float32, averaged over tokens and batch."""
     aligned = F.normalize(states.float(), dim=-1) * F.normalize(target.float(), dim=-1)  # (B, T, D)
     return -aligned.sum(dim=-1).mean()
 
@@ -63,7 +63,7 @@ def projector(width_in: int, hidden: int, width_out: int, generator: torch.Gener
 
 
 def init_linear(mlp: nn.Sequential, generator: torch.Generator) -> None:
-    """Xavier uniform weights and zero biases, drawn in the layers' order."""
+    """Xavier uniform weights, drawn in the order of the layers, and zero biases."""
     for layer in mlp:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight, generator=generator)

@@ -1,4 +1,5 @@
-"""Push the images of a batch apart in one block (Diffuse and Disperse, arXiv 2506.09027; DispLoss transport.py).
+"""Push the features of a batch's images apart in one block (Diffuse and Disperse, arXiv 2506.09027; DispLoss
+transport.py).
 
     z_i = h_i / sqrt(T D), flattened; d_ij = |z_i - z_j|^2; c_ij the cosine of z_i and z_j; E the mean over all i and j
 
@@ -7,10 +8,10 @@
     hinge            E max(0, margin - d_ij)^2
     covariance       sum over channels m != n of Cov_mn(z)^2
 
-h_i is image i's state after the block. E runs over the full B x B matrix, its diagonal included, as in the released
-code, which holds infonce_l2 alone and divides by T D there. The scale of z carries that division over to the other
-forms; the covariance, of h, is so divided by (T D)^2. B is the global batch: with several ranks the features of all are
-gathered (departure: the reference compares within a rank, so that its loss depends on their number).
+h_i is the state of image i after the block. E runs over the full B x B matrix including the diagonal, as in the
+released code. That code has infonce_l2 alone and divides by T D; the scale of z applies this division to the other
+forms too, so that the squared covariance of h is divided by (T D)^2. Departure: B is the global batch, as the features
+of all ranks are gathered. The reference compares within a rank, so its loss depends on the number of ranks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ Variant = Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"]
 
 
 class Dispersive(Method):
-    """`block`: where the student is read; `temperature`: of the InfoNCE forms; `margin`: of the hinge."""
+    """Disperses the features of one block.
+
+    Args:
+        block: the student block that is read.
+        variant: form of the loss.
+        temperature: of the two InfoNCE forms.
+        margin: of the hinge form.
+    """
 
     def __init__(self, *, block: int, variant: Variant = "infonce_l2", temperature: float = 1.0, margin: float = 1.0):
         super().__init__()
@@ -41,7 +49,7 @@ class Dispersive(Method):
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
         z = gathered(hidden[self.taps[0]].flatten(1).float())  # (B, T*D)
-        with torch.autocast(z.device.type, enabled=False):  # it would take the products in bf16
+        with torch.autocast(z.device.type, enabled=False):  # autocast would compute the products in bf16
             if self.variant == "infonce_cosine":
                 unit = F.normalize(z, dim=1)
                 return log_mean_exp(unit @ unit.T / self.temperature)
@@ -56,14 +64,16 @@ class Dispersive(Method):
 
 
 def gathered(z: Tensor) -> Tensor:
-    """The features (B, T*D) of all ranks, in the ranks' order."""
+    """The features (B, T*D) of all ranks, in the order of ranks."""
     alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
     return z if alone else _AllGather.apply(z)
 
 
 class _AllGather(torch.autograd.Function):
-    """Every rank computes the same loss, of all features. DDP later takes the *mean* of the ranks' gradients, so that
-    what reaches a rank's own features has to be the *sum* over the ranks: the mean of it all is the loss's gradient.
+    """Gathers features so that gradients are right under DDP.
+
+    Every rank computes the same loss of all features. DDP later takes the mean of the ranks' gradients, so the gradient
+    of a rank's own features has to be the sum over all ranks.
     """
 
     @staticmethod
@@ -74,28 +84,29 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own is not ours to change
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # not autograd's own tensor
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def squared_distances(gram: Tensor) -> Tensor:
-    """(B, B) out of inner products, of centred features so that little cancels.
+    """Squared distances (B, B) from the inner products of features, which should be centred against cancellation.
 
-    Through a matrix product: the backward pass of torch.pdist and torch.cdist holds B x B x T*D numbers on a GPU.
+    A matrix product saves memory: the backward passes of torch.pdist and torch.cdist hold B x B x T*D numbers on a GPU.
     """
-    norms = gram.diagonal()  # (B,) not summed afresh: the distance to itself is then an exact zero
+    norms = gram.diagonal()  # (B,) from the Gram matrix, so that the distance to itself is exactly zero
     return (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
 
 
 def off_diagonal_covariance(centred: Tensor, gram: Tensor) -> Tensor:
-    """The sum of all squared covariances less that of the squared variances.
+    """The sum of all squared covariances minus that of the squared variances.
 
-    |X'X| = |XX'| in Frobenius norm: the covariance itself would have (T*D)^2 entries, the Gram matrix has B^2.
+    |X'X| = |XX'| in Frobenius norm, so the Gram matrix (B^2 entries) replaces the covariance matrix ((T*D)^2 entries).
     """
     variances = centred.square().sum(dim=0)  # (T*D,)
     return (gram.square().sum() - variances.square().sum()) / (len(gram) - 1) ** 2
 
 
 def log_mean_exp(x: Tensor) -> Tensor:
+    """Logarithm of the mean of exp over all entries, computed stably."""
     return x.flatten().logsumexp(dim=0) - math.log(x.numel())

@@ -1,10 +1,10 @@
-"""Align shallow blocks with the network's own deep ones (LayerSync, arXiv 2510.12581; transport/transport.py).
+"""Align shallow blocks with deep blocks of the same network (LayerSync, arXiv 2510.12581; transport/transport.py).
 
     L = - sum over pairs (m, n) of  mean over batch and tokens of cos( h_n, stopgrad(h_m) )
 
-h_m is the state after the deep block m, which guides the shallow block n of the same forward pass; no projector, no
-further network. Departures: with several pairs the reference's branch subtracts only the last pair's similarity, after
-its loop; here all pairs count. Its pairs are written (shallow, deep), ours (deep, shallow): "block m guides block n".
+h_m is the state after the deep block m, which guides the shallow block n of the same forward pass. There is neither a
+projector nor another network. Departures: with several pairs the reference counts only the last one; here all pairs
+count. Pairs are written (shallow, deep) there and (deep, shallow) here, as block m guides block n.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from trainables.methods.base import Batch, Method, View, negative_cosine
 
 
 class LayerSync(Method):
-    """`layers`: pairs (m, n) of blocks: m guides n.
+    """Aligns pairs of blocks.
+
+    Args:
+        layers: pairs (m, n): block m guides block n.
 
     Raises:
-        ValueError: no pair, or a block that would guide itself.
+        ValueError: there is no pair, or a block would guide itself.
     """
 
     def __init__(self, *, layers: Sequence[tuple[int, int]]):
@@ -32,6 +35,6 @@ class LayerSync(Method):
         self.taps = tuple(sorted({block for pair in self.layers for block in pair}))
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
-        # Without the detached target the deep block would come down to the shallow one as well.
+        # The target is detached; otherwise the deep block would also move toward the shallow one.
         losses = [negative_cosine(hidden[shallow], hidden[deep].detach()) for deep, shallow in self.layers]
         return torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""The diffusion loss alone: SiT as it is (arXiv 2401.08740)."""
+"""The diffusion loss alone, as in SiT (arXiv 2401.08740)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainables.methods.base import Batch, Method
 
 
 class NoMethod(Method):
-    """Reads nothing and adds zero."""
+    """Reads no block and returns zero."""
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: Any = None) -> Tensor:
         return batch.latents.new_zeros(())

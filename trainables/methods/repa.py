@@ -1,10 +1,10 @@
-"""Align one block with a frozen encoder's view of the clean image (REPA, arXiv 2410.06940; repository: loss.py).
+"""Align one block with a frozen encoder's features of the clean image (REPA, arXiv 2410.06940; repository: loss.py).
 
     L = - mean over batch and tokens of cos( projector(h_n), f )
 
 h_n is the state after block n at x_t, f the encoder's patch tokens of the clean image, one for each token of the
 backbone. As in the reference both are normalised with F.normalize and multiplied; here always in float32. Departures:
-one encoder instead of a list of them, and the encoder sees the stored picture, from which the latents were made.
+there is one encoder instead of a list, and it gets the stored image from which the latents were made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ class Encoder(Protocol):
 
 
 class Repa(Method):
-    """`width`: the student's; `block`: where it is read; `encoder`: frozen, in evaluation mode."""
+    """Aligns one block with an image encoder's patch tokens.
+
+    Args:
+        width: width of the student, D.
+        block: the student block that is read.
+        encoder: frozen, in evaluation mode, with as many tokens as the student.
+        projector_width: hidden width of the projector.
+        generator: for the projector's weights.
+    """
 
     encoder: Encoder
 
@@ -35,12 +43,12 @@ class Repa(Method):
         super().__init__()
         self.taps = (block,)
         self.projector = projector(width, projector_width, encoder.width, generator)
-        # Not a submodule: DDP, the optimizer and the checkpoint must not see it.
+        # Not a submodule: DDP, the optimizer and checkpoints must leave it out.
         object.__setattr__(self, "encoder", encoder)
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
         if batch.images is None:
-            raise ValueError("repa looks at the clean images, and this batch holds none")
+            raise ValueError("repa needs the clean images, and this batch has none")
         with torch.no_grad():
             target = self.encoder(batch.images)  # (B, T, encoder's width)
         state = hidden[self.taps[0]]  # (B, T, D)

@@ -2,9 +2,9 @@
 
     f_g = f_u + omega (f_c - f_u)          L = mean over batch, tokens and channels of ( projector(h_n) - f_g )^2
 
-f_c and f_u are the teacher's states after block m for the true label and for the null class, at the student's own x_t
-and t: classifier-free guidance in feature space. The true label is used also where the student's is dropped. Open in
-the paper, options here: the target enters as it is or layer-normalised (`target_norm`).
+f_c and f_u are the teacher's states after block m for the true label and for the null class, at the student's x_t and
+t: classifier-free guidance in feature space. The teacher gets the true label even where the student's is dropped. The
+paper leaves open whether the target is normalised; `target_norm` selects that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainables.methods.base import Batch, Method, projector
 
 
 class Teacher(Protocol):
-    """What is asked of a teacher: a backbone's `states`, which stop at the deepest block that is read."""
+    """What a teacher provides: a backbone's `states`, which computes no block beyond the deepest one that is read."""
 
     width: int
     num_classes: int
@@ -39,37 +39,37 @@ class Branches(NamedTuple):
 
 
 class Guide:
-    """A frozen teacher as its students see it: both branches of all blocks that they read, computed once for a batch,
-    however many students ask.
+    """A frozen teacher that is shared by students. It runs once per batch, for all blocks that any student reads.
 
     Args:
-        precision: of the teacher's matrix products; None: as the student's. Between them states stay in float32.
+        precision: precision of the teacher's matrix products, between which states stay in float32. None: the
+            student's.
     """
 
     def __init__(self, teacher: Teacher, precision: TeacherPrecision | None = None):
         self.teacher, self.precision = teacher, precision
-        self._read: list[int] = []  # by each student
+        self._read: list[int] = []  # the block that each student reads
         self._batch: Batch | None = None
         self._states: dict[int, Branches] = {}
-        self._unread = 0  # students that have not asked for it yet
+        self._unread = 0  # students that have not read the current batch
 
     def expect(self, block: int) -> None:
-        """One more student will read that block of every batch."""
+        """Register a student, which will read `block` of every batch."""
         self._read.append(block)
 
     def __call__(self, batch: Batch, block: int) -> Branches:
-        """What the teacher makes of a batch."""
+        """The teacher's states for a batch. Every registered student calls this once per batch."""
         if self._batch is not batch:
             self._batch, self._states, self._unread = batch, self._compute(batch), len(self._read)
         states = self._states[block]
         self._unread -= 1
-        if not self._unread:  # nobody needs the memory any more
+        if not self._unread:  # all students have read it, so the memory can go
             self._batch, self._states = None, {}
         return states
 
     def _compute(self, batch: Batch) -> dict[int, Branches]:
         device = batch.x_t.device.type
-        context: AbstractContextManager[Any] = contextlib.nullcontext()  # the student's
+        context: AbstractContextManager[Any] = contextlib.nullcontext()  # keeps the student's autocast
         if self.precision is not None:
             dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
             context = torch.autocast(device, dtype, enabled=self.precision != "fp32")
@@ -79,7 +79,7 @@ class Guide:
 
 @torch.no_grad()
 def branches(teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, blocks: Collection[int]) -> dict[int, Branches]:
-    """Both branches in one batch of 2B, up to the deepest of `blocks` and no further."""
+    """The states after `blocks` for the true labels (B,) and for the null class, computed in one batch of 2B."""
     null = torch.full_like(labels, teacher.num_classes)
     states = teacher.states(x_t, t, torch.cat([labels, null]), blocks)  # {block: (2B, T, D)}
     return {block: Branches(*both.chunk(2)) for block, both in states.items()}
@@ -94,13 +94,22 @@ def extrapolate(pair: Branches, guidance_scale: float) -> Tensor:
 def guided_feature(
     teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, *, block: int, guidance_scale: float
 ) -> Tensor:
-    """f_g (B, T, D) of a teacher after one block."""
+    """f_g (B, T, D) float32 of a teacher after one block, for x_t (B, C, H, W), t (B,) and true labels (B,)."""
     return extrapolate(branches(teacher, x_t, t, labels, (block,))[block], guidance_scale)
 
 
 class SelfGuided(Method):
-    """`width`: the student's; `layers`: teacher block m -> student block n; `teacher`: frozen, in evaluation mode, or a
-    guide that other students ask too."""
+    """Aligns one block with a teacher's guided feature.
+
+    Args:
+        width: width of the student, D.
+        teacher: frozen and in evaluation mode, or a guide that is shared with other students.
+        layers: (m, n): teacher block m guides student block n.
+        guidance_scale: omega.
+        projector_width: hidden width of the projector.
+        generator: for the projector's weights.
+        target_norm: `layer` applies LayerNorm without weights to the target.
+    """
 
     guide: Guide
 

@@ -1,13 +1,13 @@
-"""Align a block with the EMA network's deeper one at less noise (SRA, arXiv 2505.02831; SiT-SRA/loss.py).
+"""Align a block with a deeper block of the EMA network at less noise (SRA, arXiv 2505.02831; SiT-SRA/loss.py).
 
     t' = clamp(t - t_offset u, 0, 1)       L = mean over batch, tokens and channels of d( head(h_n), f_m )
 
-h_n is the student's state after block n at (x_t, t); f_m the averaged network's after block m at (x_t', t'), with the
-same latents, the same noise and the same (dropped) label; u is uniform, one for each image. t' lies nearer to the data:
-*minus* on this clock. d is the smooth L1 distance with beta 0.05, or l1, l2, or minus the cosine for each token. Only
-the student passes through the head: Linear(D, 2D)-SiLU-Linear(2D, D).
+h_n is the student's state after block n at (x_t, t); f_m is the EMA network's state after block m at (x_t', t'), with
+the same latents, noise and (dropped) label. u is uniform, one for each image. t' is nearer to the data, which is a
+smaller t on this clock. d is the smooth L1 distance with beta 0.05, or l1, l2, or minus the cosine per token. Only the
+student's state passes through the head, Linear(D, 2D)-SiLU-Linear(2D, D).
 
-Departures: u comes with the batch instead of from global state, and distances are taken in float32. The head starts
+Departures: u comes with the batch instead of from global state, and distances are computed in float32. The head starts
 with xavier uniform weights and zero biases, drawn from `generator`.
 """
 
@@ -34,8 +34,15 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Sra(Method):
-    """`width`: the student's; `layers`: the average's block m -> student block n; `t_offset`: the most by which t' is
-    earlier."""
+    """Aligns one block with the EMA network.
+
+    Args:
+        width: width of the student, D.
+        layers: (m, n): block m of the EMA network guides student block n.
+        generator: for the head's weights.
+        t_offset: largest difference between t and t'.
+        distance: between the tokens of the two blocks.
+    """
 
     def __init__(
         self,
@@ -56,7 +63,7 @@ class Sra(Method):
 
     def forward(self, hidden: Mapping[int, Tensor], batch: Batch, view: View | None = None) -> Tensor:
         if view is None:
-            raise ValueError("sra looks at the averaged network, and no view of it is given")
+            raise ValueError("sra needs the EMA network, and no view is given")
         earlier = (batch.t - self.t_offset * batch.offset).clamp(0, 1)  # (B,)
         with torch.no_grad():
             x_earlier, _ = interpolate(batch.latents, batch.noise, earlier, path=view.path)

@@ -2,8 +2,8 @@
 
     L = mean over batch, tokens and channels of ( projector(h_k) - z )^2
 
-h_k is the state after block k (the paper's choice: half of the blocks), z the clean, scaled latent cut into the patches
-that the input tokens stand for. The paper gives neither reduction nor weight: mean, and 0.5 as for the guided feature.
+h_k is the state after block k (in the paper the middle block), z the clean, normalised latent cut into the patches of
+the input tokens. The paper gives neither reduction nor weight; here the mean, and 0.5 as for the guided feature.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ def patchify(latents: Tensor, patch: int) -> Tensor:
 
 
 class VaeAlign(Method):
-    """`width`: the student's; `block`: where it is read; `patch`, `channels`: the geometry of a latent token."""
+    """Aligns one block with the clean latent.
+
+    Args:
+        width: width of the student, D.
+        block: the student block that is read.
+        patch, channels: patch size p and channels C of the latents.
+        projector_width: hidden width of the projector.
+        generator: for the projector's weights.
+    """
 
     def __init__(
         self, *, width: int, block: int, patch: int, channels: int, projector_width: int, generator: torch.Generator
