@@ -20,10 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="raysweep report", description=__doc__)
-    found.add_argument("study", help="its name, or how that begins")
-    add_storage(found, "where it is")
-    return found
+    parser = argparse.ArgumentParser(prog="raysweep report", description=__doc__)
+    parser.add_argument("study", help="its name, or the beginning of it")
+    add_storage(parser, "where the study is stored")
+    return parser
 
 
 def again(options: argparse.Namespace, console: Console) -> None:

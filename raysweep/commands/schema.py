@@ -1,4 +1,4 @@
-"""`raysweep schema`: the JSON Schema of search spaces, for editors.
+"""`raysweep schema`: print the JSON Schema of search spaces, for editors.
 
 raysweep schema > docs/schema/search-space.json
 """

@@ -1,5 +1,4 @@
-"""`raysweep store ls | verify | lineage | gc`: what is in a store, whether it is whole, where a checkpoint
-comes from, and what can go."""
+"""`raysweep store ls | verify | lineage | gc`: list, verify, trace and garbage-collect checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from raysweep.commands.checkpoints import find_key
 from raysweep.commands.common import add_storage, guarded, number_type
 from raysweep.errors import UserError
 from raysweep.report import provenance
+from raysweep.store.lookup import find_key
 from raysweep.store.provenance import title
 from raysweep.store.provenance import trace as trace_provenance
 from raysweep.store.store import Store
@@ -24,24 +23,24 @@ from raysweep.study import retention
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look after a store; returns the exit code: 0 done, 1 something is damaged, 2 the user's mistake."""
+    """Run one of the subcommands; returns the exit code: 0 done, 1 something is damaged, 2 the user's mistake."""
     options = parser().parse_args(arguments)
     return guarded(options.command, options)
 
 
 def ls(options: argparse.Namespace, console: Console) -> None:
-    """List the checkpoints, and why each is kept."""
-    seen = _survey(options)
+    """List the checkpoints, and why each one is kept."""
+    survey = _survey(options)
     rows: list[dict[str, Any]] = [
         {
-            "step": each.checkpoint.step,
-            "key": each.checkpoint.key,
-            "run": title(each.checkpoint.manifest.history),
-            "gib": each.gib,
-            "hours_old": each.age_s / 3600,
-            "why": each.reason,
+            "step": entry.checkpoint.step,
+            "key": entry.checkpoint.key,
+            "run": title(entry.checkpoint.manifest.history),
+            "gib": entry.gib,
+            "hours_old": entry.age_s / 3600,
+            "why": entry.reason,
         }
-        for each, _ in retention.listed(seen)
+        for entry, _ in retention.listed(survey)
     ]
     if options.json:
         print(json.dumps(rows))
@@ -55,31 +54,32 @@ def ls(options: argparse.Namespace, console: Console) -> None:
 
 
 def verify(options: argparse.Namespace, console: Console) -> int:
-    """Compare every file with its checksum; what is damaged is set aside, so that the next run makes it again."""
+    """Compare every file with its checksum. Damaged checkpoints are set aside; they are trained again when needed."""
     store = _store(options)
     count = sum(1 for _ in store.checkpoints())
     quiet = not console.is_terminal
     wrong: dict[str, str] = {}
-    for found, told in track(store.verify(), "Reading", total=count, console=console, transient=True, disable=quiet):
-        if told:
-            wrong[found.key] = str(store.set_aside(found, told))
+    results = track(store.verify(), "Reading", total=count, console=console, transient=True, disable=quiet)
+    for checkpoint, fault in results:
+        if fault:
+            wrong[checkpoint.key] = str(store.set_aside(checkpoint, fault))
     if options.json:
         print(json.dumps({"checkpoints": count, "damaged": wrong}))
     else:
         out = Console()
-        for told in wrong.values():
-            out.print(told, highlight=False, soft_wrap=True)
-        out.print(f"{count - len(wrong)} of {count} checkpoints are whole")
+        for message in wrong.values():
+            out.print(message, highlight=False, soft_wrap=True)
+        out.print(f"{count - len(wrong)} of {count} checkpoints are intact")
     return 1 if wrong else 0
 
 
 def trace(options: argparse.Namespace, console: Console) -> None:
-    """Where a checkpoint comes from."""
+    """Show the provenance of a checkpoint: the checkpoints, teachers and data that it comes from."""
     store = _store(options)
     step, key = find_key(options.key, store, also_freed=True)
-    manifest = store.manifest(key, int(step))
+    manifest = store.manifest(key, step)
     if manifest is None:
-        raise UserError(f"checkpoint {key[:12]} at step {step}: its manifest is damaged; run `verify`")
+        raise UserError(f"checkpoint {key[:12]} at step {step}: its manifest is damaged; run `raysweep store verify`")
     origin = trace_provenance(store, manifest.history)
     if options.svg:
         try:
@@ -93,21 +93,25 @@ def trace(options: argparse.Namespace, console: Console) -> None:
 
 
 def gc(options: argparse.Namespace, console: Console) -> int:
-    """Say what can be deleted and what making it again would cost; with --delete, delete it."""
-    seen = _survey(options)
+    """Show what can be deleted and what training it again would cost; with --delete, delete it."""
+    survey = _survey(options)
     if options.delete:
-        retention.carry_out(_store(options), seen)
+        retention.carry_out(_store(options), survey)
     if options.json:
-        print(json.dumps(seen.as_dict() | {"deleted": options.delete}))
+        print(json.dumps(survey.as_dict() | {"deleted": options.delete}))
     else:
-        _tell(seen.as_dict(), options.delete)
-    if seen.kept_gib > options.budget:
-        console.print(f"What must stay is {seen.kept_gib:.3g} GiB, more than the budget", style="red", highlight=False)
+        _show(survey.as_dict(), options.delete)
+    if survey.kept_gib > options.budget:
+        console.print(
+            f"What must be kept is {survey.kept_gib:.3g} GiB, which is more than the budget",
+            style="red",
+            highlight=False,
+        )
         return 1
     return 0
 
 
-def _tell(facts: dict[str, Any], deleted: bool) -> None:
+def _show(facts: dict[str, Any], deleted: bool) -> None:
     table = Table()
     for name in ("", "why", "checkpoints", "GiB"):
         table.add_column(name, justify="left" if name in ("", "why") else "right")
@@ -116,12 +120,12 @@ def _tell(facts: dict[str, Any], deleted: bool) -> None:
             table.add_row(verb, reason, f"{counts['checkpoints']:.0f}", f"{counts['gib']:.3g}")
         table.add_section()
     if facts["remains"]["files"]:
-        table.add_row("", "torn remains", f"{facts['remains']['files']} files", f"{facts['remains']['gib']:.3g}")
+        table.add_row("", "incomplete files", f"{facts['remains']['files']} files", f"{facts['remains']['gib']:.3g}")
     out = Console()
     out.print(table)
     out.print(
-        f"{facts['freed_gib']:.3g} GiB {'freed' if deleted else 'would be freed; --delete does it'}. To make it again: "
-        f"{facts['again_device_hours']:.3g} device-hours",
+        f"{facts['freed_gib']:.3g} GiB {'freed' if deleted else 'would be freed; run again with --delete'}. "
+        f"Training it again would take {facts['again_device_hours']:.3g} device-hours.",
         highlight=False,
     )
 
@@ -133,7 +137,7 @@ def _store(options: argparse.Namespace) -> Store:
     except OSError as error:
         raise UserError(f"--storage {options.storage}: cannot be read ({str(error).splitlines()[0]})") from None
     if not stored:
-        raise UserError(f"--storage {options.storage}: nothing is stored there; give the storage of a sweep")
+        raise UserError(f"--storage {options.storage}: nothing is stored here; give the storage of a sweep")
     return store
 
 
@@ -141,41 +145,44 @@ def _survey(options: argparse.Namespace) -> retention.Survey:
     try:
         return retention.survey(_store(options), options.keep_best, options.budget, young_s=options.young_hours * 3600)
     except LookupError as error:
-        told = error.args[0] if error.args else error
-        raise UserError(f"--storage {options.storage}: {told}; look after it where its data is") from None
+        reason = error.args[0] if error.args else error
+        raise UserError(f"--storage {options.storage}: {reason}; run this on a machine that has the data") from None
     except ValueError as error:
         raise UserError(
-            f"--storage {options.storage}: a study of another version ({str(error).splitlines()[0]})"
+            f"--storage {options.storage}: cannot read a study, perhaps of another version "
+            f"({str(error).splitlines()[0]})"
         ) from None
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="raysweep store", description=__doc__)
-    commands = found.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
+    parser = argparse.ArgumentParser(prog="raysweep store", description=__doc__)
+    commands = parser.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
     for name, command in {"ls": ls, "verify": verify, "lineage": trace, "gc": gc}.items():
-        one = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
-        one.set_defaults(command=command, keep_best=3, budget=math.inf, young_hours=1.0)
-        add_storage(one, "the store")
-        one.add_argument("--json", action="store_true", help="print one JSON object")
+        subparser = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        subparser.set_defaults(command=command, keep_best=3, budget=math.inf, young_hours=1.0)
+        add_storage(subparser, "the store")
+        subparser.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "lineage":
-            one.add_argument("key", help="a checkpoint's key, or how that begins")
-            one.add_argument("--svg", type=Path, metavar="FILE", help="draw it as a picture too")
+            subparser.add_argument("key", help="a checkpoint's key, or its beginning")
+            subparser.add_argument("--svg", type=Path, metavar="FILE", help="also write it as an SVG picture")
         if name == "gc":
-            one.add_argument(
+            subparser.add_argument(
                 "--budget",
                 type=number_type(0),
                 metavar="GIB",
-                help="free more, until no more than this is left",
+                help="free more, until at most this much is left",
             )
-            one.add_argument(
+            subparser.add_argument(
                 "--keep-best",
                 type=number_type(0, kind=int),
                 metavar="K",
-                help="of each study's trials (default: 3)",
+                help="keep the best K trials of each study (default: 3)",
             )
-            one.add_argument(
-                "--young-hours", type=number_type(0), metavar="H", help="what is younger stays (default: 1)"
+            subparser.add_argument(
+                "--young-hours", type=number_type(0), metavar="H", help="keep what is younger (default: 1)"
             )
-            one.add_argument("--delete", action="store_true", help="delete; without it, only say what would go")
-    return found
+            subparser.add_argument(
+                "--delete", action="store_true", help="delete; otherwise only show what would be deleted"
+            )
+    return parser

@@ -1,14 +1,44 @@
-"""What is known of an opened snapshot, and which data set to compare it with."""
+"""Opening a snapshot by its key, folder or file; what is known of it; which data set to compare it with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from raysweep.errors import UserError
+from raysweep.errors import SweepError, UserError
+from raysweep.store.lookup import find_key
+from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from trainables import snapshot as snapshots
 from trainables.datasets import catalog
 from trainables.datasets.catalog import DataSet
-from trainables.snapshot import Snapshot
+from trainables.snapshot import Snapshot, Weights
+
+
+def open_snapshot(name: str, store: Store, *, weights: Weights, source: str | None, heads: int | None) -> Snapshot:
+    """The snapshot that `name` means: a folder, a file, or the beginning of a key in `store`.
+
+    Args:
+        source: the repository that wrote a file; None: detected from the names of its tensors.
+        heads: attention heads, for a shape that has no name.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+        SweepError: the checkpoint in the store is damaged.
+    """
+    options: dict[str, Any] = {"weights": weights, "num_heads": heads, "device": snapshots.best_device()}
+    try:
+        if name and Path(name).exists():
+            return snapshots.load(Path(name), source=source, **options)
+        step, key = find_key(name, store)
+        checkpoint = store.get(key, step)
+        if checkpoint is None:
+            raise CheckpointMissing(f"the manifest of checkpoint {key[:12]} at step {step} is damaged")
+        return snapshots.load_folder(store.open(checkpoint), {"history": checkpoint.manifest.history}, **options)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
+    except (CheckpointDamaged, CheckpointMissing) as error:
+        raise SweepError(str(error.args[0])) from None
 
 
 def choose_data(snapshots: Sequence[Snapshot], name: str | None) -> DataSet:

@@ -1,4 +1,4 @@
-"""`raysweep prepare`, with a real Ray: images in, a set out that training knows; killed, resumed, refused."""
+"""`raysweep prepare` with a real Ray: sets that training can use, interruptions, and mistakes."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from trainables.datasets.latent_files import Shard
 from trainables.datasets.latent_set import load_latents
 
 pytestmark = pytest.mark.ray
-COUNTS = {"cats": 70, "dogs": 9, "eels": 1}  # as unbalanced as sets are
+COUNTS = {"cats": 70, "dogs": 9, "eels": 1}  # as unbalanced as real data sets
 
 
 def photograph(number):
@@ -63,9 +63,9 @@ def images(tmp_path_factory):
 def test_a_folder_becomes_the_latents_that_diffusers_makes(images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "pets"
     options = ["--size", 32, "--mirrored", "--keep-images", "--detectors", "none", "--json"]
-    code, told, _ = run(capsys, images, "--out", out, *options)
+    code, stdout, _ = run(capsys, images, "--out", out, *options)
     assert code == 0
-    result = json.loads(told.splitlines()[-1])
+    result = json.loads(stdout.splitlines()[-1])
     assert (result["images"], result["classes"], result["latent_shape"]) == (80, 3, [8, 8, 8])
 
     files = sorted(path for path in images.rglob("*.png"))
@@ -95,7 +95,7 @@ def test_a_folder_becomes_the_latents_that_diffusers_makes(images, tmp_path, cap
     np.testing.assert_allclose(about["channel_mean"], mean, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(about["channel_std"], std, rtol=1e-6)
 
-    assert run(capsys, images, "--out", out, *options)[0] == 0  # again: it is there
+    assert run(capsys, images, "--out", out, *options)[0] == 0  # again: the finished set is taken
     code, _, err = run(capsys, images, "--out", out, "--size", 40, *options[2:])
     assert code == 2 and "another size is there or was begun there" in err and err.count("\n") == 1
 
@@ -111,7 +111,7 @@ def test_unreadable_images_are_listed_and_left_out_on_demand(images, tmp_path, c
     with pytest.raises(LookupError):
         prepared.read(str(tmp_path / "out"))
     began = time.monotonic()
-    code, out, _ = run(capsys, *options, "--skip-corrupt")  # nothing is encoded again
+    code, out, _ = run(capsys, *options, "--skip-corrupt")  # without encoding anything again
     assert code == 0 and "78 images, 2 left out" in out and time.monotonic() - began < 5
     shard = Shard(tmp_path / "out" / "shards" / "00000.arrow")
     sources = shard.batch.column("source").to_pylist()
@@ -123,7 +123,7 @@ EMOJI9 = ("emoji9", "--size", 32, "--images-per-shard", 128)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """emoji9, prepared without a break."""
+    """emoji9, prepared without interruption."""
     out = tmp_path_factory.mktemp("whole") / "set"
     assert prepare.main([str(option) for option in (*EMOJI9, "--out", out)]) == 0
     return out
@@ -161,8 +161,8 @@ def test_a_preparation_that_was_ended_twice_goes_on_and_ends_in_the_same_bits(wh
     assert Preparation.in_progress(Files(str(place))) and not (place / "manifest.json").exists()
     code, _, err = run(capsys, *EMOJI9, "--out", place)
     assert code == 0 and "continuing after" in err
-    found, expected = prepared.read(str(place)), prepared.read(str(whole))
-    assert found.identity == expected.identity and found.files == expected.files
+    resumed, expected = prepared.read(str(place)), prepared.read(str(whole))
+    assert resumed.identity == expected.identity and resumed.files == expected.files
     names = [sorted(path.name for path in each.iterdir()) for each in (place, whole)]
     assert names[0] == names[1]
 
@@ -205,7 +205,7 @@ def test_the_embedded_set_prepared_is_the_one_that_trains(whole, cache):
 
 
 def test_latents_of_others_are_taken_over(tmp_path, capsys):
-    """LightningDiT's, normalised by their channels; and an autoencoder that cannot have made them."""
+    """LightningDiT's latents, normalised by channels; and an autoencoder that cannot have made them."""
     from safetensors.numpy import save_file
 
     draw = np.random.default_rng(0)
@@ -220,10 +220,10 @@ def test_latents_of_others_are_taken_over(tmp_path, capsys):
     assert run(capsys, *options, "--autoencoder", own)[0] == 0
     data = load_latents(str(tmp_path / "out"), tmp_path, mirrored=True)
     everyone, noise = torch.arange(20), torch.zeros(20, 8, 4, 4)
-    found = data.sample(everyone, noise)
-    assert found.mean().abs() < 0.01 and abs(found.std() - 1) < 0.01
-    torch.testing.assert_close(data.sample(everyone, noise, torch.ones(20, dtype=torch.bool)), found.flip(-1))
-    undone = normalisation(load_autoencoder(tmp_path / "out" / "autoencoder")).undo(found)  # as probes do
+    sampled = data.sample(everyone, noise)
+    assert sampled.mean().abs() < 0.01 and abs(sampled.std() - 1) < 0.01
+    torch.testing.assert_close(data.sample(everyone, noise, torch.ones(20, dtype=torch.bool)), sampled.flip(-1))
+    undone = normalisation(load_autoencoder(tmp_path / "out" / "autoencoder")).undo(sampled)  # as probes do
     torch.testing.assert_close(undone, torch.from_numpy(latents), rtol=2e-3, atol=2e-3)
 
     save_file(columns | {"latents": latents[:, :4].copy()}, tmp_path / "source" / "latents_rank00_shard000.safetensors")
@@ -250,8 +250,8 @@ def test_a_sweep_trains_and_probes_on_a_prepared_set_and_shares_wherever_it_lies
     def sweep(study, data):
         options = ["--set", f"study={study}", "--set", f"trial.data={data}", "--storage", str(tmp_path / "runs")]
         code = raysweep.run.main([*SWEEP, *options])
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     shutil.copytree(whole, tmp_path / "moved")
     code, out, _ = sweep("first", whole)

@@ -1,4 +1,4 @@
-"""`raysweep probe`: the sweep's own numbers, for our checkpoints and for a reference's files."""
+"""`raysweep probe` gives a sweep's numbers, for our checkpoints and for files of reference repositories."""
 
 import argparse
 import json
@@ -53,8 +53,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def published(storage: Path) -> tuple[str, Path]:
     """The key and the folder of the checkpoint at step 4."""
     store = Store(str(storage))
-    found = store.find(RUN, 4)
-    return found.key, store.open(found)
+    checkpoint = store.find(RUN, 4)
+    return checkpoint.key, store.open(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def recorded(storage: Path, published, cache: Path) -> dict[str, float]:
 
 @pytest.fixture
 def call(storage: Path, capsys):
-    """Run the command; its exit code, its JSON and what it said on stderr."""
+    """Run the command; returns its exit code, its JSON and stderr."""
 
     def call(checkpoint: str | Path, *options: str) -> tuple[int, dict, str]:
         code = probe.main([str(checkpoint), "--storage", str(storage), "--json", *options])
-        said = capsys.readouterr()
-        return code, json.loads(said.out.splitlines()[-1]) if code == 0 else {}, said.err
+        printed = capsys.readouterr()
+        return code, json.loads(printed.out.splitlines()[-1]) if code == 0 else {}, printed.err
 
     return call
 
@@ -151,8 +151,8 @@ def test_metrics_are_chosen_by_name(call, published, recorded):
     assert 0 < floor < recorded["fd_effnet_40"] and limit < recorded["fd_effnet_40"]
     assert 0 <= result["metrics"]["recall_effnet_40"] <= result["metrics"]["precision_effnet_40"] <= 1
     for wrong in (["is", "fid"], ["fid", "fid"], ["lpips"]):
-        code, _, said = call(published[0], *QUICK, "--metrics", *wrong)
-        assert code == 2 and "--metrics" in said and len(said.strip().splitlines()) == 1
+        code, _, err = call(published[0], *QUICK, "--metrics", *wrong)
+        assert code == 2 and "--metrics" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +174,9 @@ def test_the_inception_of_a_file_judges_against_statistics_of_a_file(call, publi
     weights, reference = map(str, standin)
     quick = ["--detector", "inception", "--samples", "16", "--sampler", "euler", "--steps", "1", "--batch-size", "16"]
     options = [*quick, "--metrics", "fid", "sfid", "is", "--reference", reference, "--detector-weights", weights]
-    code, _, said = call(published[0], *options)
+    code, _, err = call(published[0], *options)
     begins = catalog.file_identity(standin[0])[:8]
-    assert code == 2 and f"--detector-sha256 {begins}" in said, "other weights than the published ones, unannounced"
+    assert code == 2 and f"--detector-sha256 {begins}" in err, "other weights need --detector-sha256"
     code, result, _ = call(published[0], *options, "--detector-sha256", begins)
     names = [f"{name}_{begins}_16" for name in ("fid", "sfid", "is")]
     assert code == 0 and set(result["metrics"]) == {name + end for name in names for end in ("", "_se")}
@@ -186,29 +186,29 @@ def test_the_inception_of_a_file_judges_against_statistics_of_a_file(call, publi
 
 def test_files_that_are_not_there_or_not_right_are_told_of(call, published, standin, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    code, _, said = call(published[0], "--detector", "inception")
-    assert code == 2 and str(tmp_path) in said and catalog.INCEPTION_URL in said and "--detector-weights FILE" in said
+    code, _, err = call(published[0], "--detector", "inception")
+    assert code == 2 and str(tmp_path) in err and catalog.INCEPTION_URL in err and "--detector-weights FILE" in err
     own = ["--detector-weights", str(standin[0]), "--detector-sha256", catalog.file_identity(standin[0])[:8]]
     inception = ["--detector", "inception", *own]
     (tmp_path / "some.npz").write_text("no arrays")
-    for options, told in (
+    for options, message in (
         (["--reference", "/nowhere.npz"], "no reference statistics at"),
         (["--reference", str(tmp_path / "some.npz")], "is no .npz"),
         (["--reference", str(standin[1]), "--reference-sha256", "0" * 8], "begins with"),
         (["--reference", str(standin[1]), "--metrics", "fid", "recall"], "has no arr_0, which recall compares with"),
     ):
-        code, _, said = call(published[0], *inception, *options)
-        assert code == 2 and told in said and len(said.strip().splitlines()) == 1
-    code, _, said = call(published[0], *QUICK, "--resize", "clean")
-    assert code == 2 and "only with detector: inception" in said
+        code, _, err = call(published[0], *inception, *options)
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    code, _, err = call(published[0], *QUICK, "--resize", "clean")
+    assert code == 2 and "only with detector: inception" in err
 
 
 def test_people_get_a_table(storage, published, recorded, capsys):
     assert probe.main([published[0], "--storage", str(storage), *QUICK]) == 0
-    said = capsys.readouterr().out
-    assert f"{recorded['fd_effnet_40']:.4f}" in said
+    out = capsys.readouterr().out
+    assert f"{recorded['fd_effnet_40']:.4f}" in out
     for words in ("fd_effnet_40", "SiT-T/2 at step 4", "40 samples by euler in 2 steps, no guidance", "parameters"):
-        assert words in said
+        assert words in out
 
 
 # --- mistakes
@@ -236,10 +236,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_writes_nothing(call, storage, published, mistake):
     checkpoint, options, message = MISTAKES[mistake]
     before = sorted(storage.rglob("*"))
-    code, _, said = call(published[0] if checkpoint == "KEY" else checkpoint, *QUICK, *options)
+    code, _, err = call(published[0] if checkpoint == "KEY" else checkpoint, *QUICK, *options)
     assert code == 2
-    assert message in said
-    assert said.count("\n") == 1 and "Traceback" not in said
+    assert message in err
+    assert err.count("\n") == 1 and "Traceback" not in err
     assert sorted(storage.rglob("*")) == before
 
 
@@ -251,17 +251,17 @@ def test_data_of_another_shape_is_refused(call, published, tmp_path):
         (): "which no known data set has; name one by --data: emoji9",
         ("--data", "emoji9"): "has 9 classes of latents 8x8x8, but the checkpoint 4 classes",
     }.items():
-        code, _, said = call(path, "--source", "repa", *options, *QUICK)
-        assert (code, said.count("\n")) == (2, 1)
-        assert message in said
+        code, _, err = call(path, "--source", "repa", *options, *QUICK)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
 
 
 def test_a_storage_that_cannot_be_written_to(published, tmp_path, capsys):
     in_the_way = tmp_path / "file"
     in_the_way.touch()
     assert probe.main([str(published[1]), "--storage", str(in_the_way), *QUICK]) == 2
-    said = capsys.readouterr().err
-    assert "cannot write to its cache" in said and said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert "cannot write to its cache" in err and err.count("\n") == 1
 
 
 class Program:
@@ -274,9 +274,9 @@ class Program:
 
 def test_a_pickled_function_is_refused_and_not_run(call, published, tmp_path):
     path = save_repa(published[1], tmp_path / "evil.pt", hook=Program(tmp_path / "made"))
-    code, _, said = call(path, "--source", "repa", *QUICK)
-    assert (code, said.count("\n")) == (2, 1)
-    assert "posix.system" in said and "refused" in said
+    code, _, err = call(path, "--source", "repa", *QUICK)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "posix.system" in err and "refused" in err
     assert not (tmp_path / "made").exists()
 
 
@@ -287,6 +287,6 @@ def test_an_altered_checkpoint_is_not_probed(call, storage, published, tmp_path,
     nonce = copy / published[1].name
     nonce.mkdir()
     Checkpoint(4, {}, load_weights(published[1], "raw")).save(nonce)
-    code, _, said = call(copy, *QUICK)
-    assert (code, said.count("\n")) == (2, 1)
-    assert "snapshot.safetensors: altered" in said
+    code, _, err = call(copy, *QUICK)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "snapshot.safetensors: altered" in err

@@ -1,4 +1,4 @@
-"""Looking after a store: what is in it, whether it is whole, where it comes from, what can go, what it cost."""
+"""`raysweep store`: list, verify, trace and garbage-collect checkpoints; and what each trial cost."""
 
 import json
 from xml.etree import ElementTree
@@ -29,18 +29,18 @@ trial:
     teacher: {method: vae_align, iterations: {choice: [100000, 200000], default: 200000}}
 search: {rungs: [100000, 200000], trials: 5, scheduler: {kind: asha, eta: 2}}
 """
-# (configuration, steps of the smoke profile that it came to, metric at each rung)
+# (configuration, the step of the smoke profile that it reached, metric at each rung)
 PLAYED = [
     ({}, 8, 20.0),
     ({"method.stop": 200_000}, 8, 10.0),
     ({"method.guidance_scale": 1.0}, 2, 30.0),
-    ({"method.guidance_scale": 15.0, "method.teacher.iterations": 100_000}, 4, None),  # under way
+    ({"method.guidance_scale": 15.0, "method.teacher.iterations": 100_000}, 4, None),  # still running
 ]
 
 
 @pytest.fixture
 def study(write_space, tmp_path) -> StudyState:
-    """A study whose trials were trained and probed by word of mouth."""
+    """A study whose training and probes are simulated."""
     loaded = space.load(write_space(SPACE), "smoke")
     store = Store(str(tmp_path / "store"))
     made = StudyState(loaded, store)
@@ -60,7 +60,7 @@ def study(write_space, tmp_path) -> StudyState:
 
 def reasons(study: StudyState, **options) -> dict[str, str]:
     seen = survey(study.store, young_s=0, **options)
-    return {each.checkpoint.key: each.reason for each in seen.kept}
+    return {entry.checkpoint.key: entry.reason for entry in seen.kept}
 
 
 def test_what_trials_go_on_from_and_what_taught_the_best_stays(study):
@@ -74,7 +74,7 @@ def test_what_trials_go_on_from_and_what_taught_the_best_stays(study):
     younger = unfinished.phases[0].teacher
     assert kept[history.key(younger.run, younger.step)] == "it teaches an unfinished trial"
     assert kept[history.key(other, 8)] == kept[history.key(pruned, 2)] == "an ended trial stopped here"
-    # A rung that an unfinished trial is still to be probed at stays; what lies on the way of ended ones does not.
+    # A rung at which an unfinished trial will be probed stays. Intermediate checkpoints of ended trials do not.
     assert history.key(unfinished, 2) in kept and history.key(best, 4) not in kept
 
 
@@ -82,19 +82,19 @@ def test_a_budget_takes_what_is_cheapest_to_make_again_and_never_what_is_needed(
     _, _, pruned, _ = (study.run(trial) for trial in study.trials)
     whole = survey(study.store, keep_best=1, young_s=0)
     tight = survey(study.store, keep_best=1, young_s=0, budget_gib=whole.kept_gib - 1e-9)
-    gone = {each.checkpoint.key for each in tight.freed} - {each.checkpoint.key for each in whole.freed}
-    assert gone == {history.key(pruned, 2)}  # 2 steps; the other one that may go took 4
+    gone = {entry.checkpoint.key for entry in tight.freed} - {entry.checkpoint.key for entry in whole.freed}
+    assert gone == {history.key(pruned, 2)}  # it took 2 steps, the other candidate 4
     storage = ["--storage", study.store.uri, "--young-hours", "0", "--keep-best", "1"]
     assert main(["gc", *storage, "--budget", "0", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert set(told["kept"]) <= {
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["kept"]) <= {
         "among the best",
         "it taught the best",
         "an unfinished trial goes on from it",
         "it teaches an unfinished trial",
     }
-    assert told["again_device_hours"] > 0 and not told["deleted"]
-    assert len(list(study.store.checkpoints())) == len(whole.kept) + len(whole.freed)  # only said
+    assert facts["again_device_hours"] > 0 and not facts["deleted"]
+    assert len(list(study.store.checkpoints())) == len(whole.kept) + len(whole.freed)  # nothing was deleted
 
 
 def test_what_is_freed_is_made_again_when_it_is_wanted_and_known_until_then(study, tmp_path, capsys):
@@ -103,12 +103,12 @@ def test_what_is_freed_is_made_again_when_it_is_wanted_and_known_until_then(stud
     lane = lanes.Lane(store, study.milestones, cache=None)
     remains = tmp_path / "store" / "checkpoints" / "4" / ("f" * 64) / "nonce" / "state.safetensors"
     remains.parent.mkdir(parents=True)
-    remains.write_bytes(b"half of it")  # of a writer that died
+    remains.write_bytes(b"half of it")  # left by a process that was killed
     assert main(["gc", "--storage", store.uri, "--young-hours", "0", "--delete"]) == 0
     assert not remains.exists()
     capsys.readouterr()
     assert store.find(run, 4) is None and store.find(run, 8)
-    assert summarize(study) == before  # what it cost is still known
+    assert summarize(study) == before  # its cost is still known
     assert main(["lineage", history.key(run, 4), "--storage", store.uri]) == 0
     assert "freed" in capsys.readouterr().out
     lane.run(lane.reach_all([(run, 4)]))
@@ -137,12 +137,12 @@ def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp
     key, its_key = history.key(run, 8), history.key(teacher.run, teacher.step)
     picture = tmp_path / "lineage.svg"
     assert main(["lineage", key[:20], "--storage", study.store.uri, "--svg", str(picture), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    taught = next(one for one in told["from"] if one["as"].startswith("taught"))
-    assert (told["key"], told["step"], taught["key"], taught["step"]) == (key, 8, its_key, teacher.step)
+    facts = json.loads(capsys.readouterr().out)
+    taught = next(one for one in facts["from"] if one["as"].startswith("taught"))
+    assert (facts["key"], facts["step"], taught["key"], taught["step"]) == (key, 8, its_key, teacher.step)
     assert taught["files"] == study.store.find(teacher.run, teacher.step).manifest.checksums
-    assert set(told["passed"].values()) == {history.key(run, 2), history.key(run, 4)}
-    data = {one["key"] for one in (*told["from"], *taught["from"]) if one["as"] == "trained on it"}
+    assert set(facts["passed"].values()) == {history.key(run, 2), history.key(run, 4)}
+    data = {one["key"] for one in (*facts["from"], *taught["from"]) if one["as"] == "trained on it"}
     assert data == {history.describe(run, 8)["data"]}
     texts = [node.text for node in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert f"key {its_key[:16]}" in texts and f"key {key[:16]}" in texts
@@ -151,7 +151,7 @@ def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp
 def test_a_listing_says_why_each_is_there(study, capsys):
     assert main(["ls", "--storage", study.store.uri, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["key"] for row in rows} == {found.key for found in study.store.checkpoints()}
+    assert {row["key"] for row in rows} == {checkpoint.key for checkpoint in study.store.checkpoints()}
     assert main(["ls", "--storage", study.store.uri]) == 0
     assert f"{len(rows)} checkpoints" in capsys.readouterr().out
 
@@ -175,13 +175,13 @@ def test_what_is_wrong_is_said_in_one_line(study, wrong, capsys, monkeypatch, tm
 
 def test_every_second_is_charged_once(study):
     charged = charges([study])
-    published = list(study.store.checkpoints())
-    trained = sum(found.manifest.training.device_seconds for found in published)
+    checkpoints = list(study.store.checkpoints())
+    trained = sum(checkpoint.manifest.training.device_seconds for checkpoint in checkpoints)
     probes = [study.store.record(ProbeRecord, name[:-5]) for name in study.store.files.names("records/probes")]
     spent = trained + sum(record.device_seconds for record in probes)
     assert sum(charge.own + charge.shared for charge in charged.values()) == pytest.approx(spent)
     assert sum(charge.probes for charge in charged.values()) == pytest.approx(6.0 * len(probes))
-    # The first two part at step 2, where both were probed; the teacher's first half taught all four.
+    # The first two trials part at step 2, where both were probed. The first half of the teacher taught all four.
     first, second, pruned, _ = (charged[study.space.id, n] for n in range(4))
     assert first.own == pytest.approx(2 * (2 + 4) + 6.0 * 2)
     assert pruned.own == pytest.approx(2 * 2 + 6.0)
