@@ -6,6 +6,11 @@ set -euo pipefail
 mkdir -p ~/mlflow
 if [ "${1:-}" != serve ]; then
   setsid nohup "$0" serve >~/mlflow/server.log 2>&1 </dev/null &
+  for _ in $(seq 120); do # a sweep that starts before the server answers is refused
+    if (: >/dev/tcp/127.0.0.1/5000) 2>/dev/null; then exit; fi
+    sleep 1
+  done
+  echo "MLflow does not answer on 127.0.0.1:5000 yet: see ~/mlflow/server.log"
   exit
 fi
 exec 9>~/mlflow/lock
