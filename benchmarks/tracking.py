@@ -40,7 +40,7 @@ def main() -> None:
             mirror = Mirror(study, f"sqlite:///{Path(folder, 'mlflow.db')}")
             began = time.process_time()
             for trial in study.trials:
-                mirror.sync_trial(trial)
+                mirror.log_trial(trial)
             times.append(time.process_time() - began)
     seconds = statistics.median(times)
     print(

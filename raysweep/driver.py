@@ -58,9 +58,9 @@ def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) ->
             # All that no lane waits for is done while they come up: these alone take seconds to import.
             from raysweep.execution.tune import search
             from raysweep.report import report
-            from raysweep.tracking.background import Mirroring
+            from raysweep.tracking.background import BackgroundMirror
 
-            mirrors = [Mirroring(study, tracking_uri, tell) for study in studies]
+            mirrors = [BackgroundMirror(study, tracking_uri, tell) for study in studies]
             stopwatch.ended("mlflow")
             proposals = _proposals(studies, console, tell)
             stopwatch.ended("proposals")

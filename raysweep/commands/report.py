@@ -1,4 +1,4 @@
-"""`raysweep report STUDY`: a study's tables, pictures and page, from what its journal and the store say."""
+"""`raysweep report STUDY`: write the tables, pictures and page of a study, from its journal and the store."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from raysweep.study.summary import summarize
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write and show the report of a study; returns the exit code."""
-    return guarded(again, parser().parse_args(arguments))
+    """Write and show the report of a study; returns the exit code of `guarded`."""
+    return guarded(report, parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def again(options: argparse.Namespace, console: Console) -> None:
-    """The report of a study that may be long over."""
+def report(options: argparse.Namespace, console: Console) -> None:
+    """Write the report of a study, which may have ended long ago, and show it."""
     study = StudyState.reopen(Store(options.storage), options.study)
     summary = summarize(study)
     show(study, summary, write(study, summary), Console())

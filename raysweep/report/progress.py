@@ -1,4 +1,4 @@
-"""What the terminal shows while a sweep runs: one live table, or a line per ended trial where there is no terminal."""
+"""What is shown while a sweep runs: a live table on a terminal, otherwise a line for each trial that ends."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.study.state import StudyState
+from raysweep.study.summary import STATE_WORDS
 from raysweep.study.trial import TrialState
 
 Snapshot = dict[str, Any]
 REFRESH_S = 1.0
 ROWS = 14  # of the live table
-MANY = 1000  # trials at a rung, to see what share goes on
+MANY = 1000  # trials at a rung, of which the share that continues is estimated
 
 
 class Progress:
-    """Draws `studies` and what `snapshot()` says of the lanes, once a second, until the block is left."""
+    """Shows how far studies are.
+
+    Attributes:
+        latest: the snapshot that is shown.
+    """
 
     def __init__(self, studies: Sequence[StudyState], console: Console):
         self.studies, self.console = studies, console
@@ -34,20 +39,24 @@ class Progress:
 
     @contextlib.contextmanager
     def shown(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
-        """Keep the display up to date in a thread."""
+        """Keep the display up to date inside a `with` block, in a thread of its own.
+
+        Args:
+            snapshot: returns the state of the lanes; it is called every `REFRESH_S` seconds.
+        """
         stop = threading.Event()
         live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
 
-        def keep() -> None:
+        def refresh() -> None:
             while not stop.wait(REFRESH_S):
                 self.latest = snapshot()
                 for note in self.latest["notes"][self._noted :]:
                     self.console.print(Text(note, style="yellow"))
                 self._noted = len(self.latest["notes"])
                 if live:
-                    live.update(Group(*map(self._table, self.studies), *self._elsewhere()), refresh=True)
+                    live.update(Group(*map(self._table, self.studies), *self._other_drivers()), refresh=True)
 
-        thread = threading.Thread(target=keep, daemon=True)
+        thread = threading.Thread(target=refresh, daemon=True)
         for study in [] if live else self.studies:
             study.watchers.append(partial(self._line, study))
         with live or contextlib.nullcontext():
@@ -61,31 +70,31 @@ class Progress:
     def _line(self, study: StudyState, trial: TrialState) -> None:
         if trial.ended:
             name = study.name(trial) if len(self.studies) > 1 else f"trial {trial.number}"
-            self.console.print(f"{name}: {trial.state.lower()}, {trial.reason}", highlight=False)
+            self.console.print(f"{name}: {STATE_WORDS[trial.state]}, {trial.reason}", highlight=False)
 
-    def _elsewhere(self) -> list[Text]:
-        """What other drivers are at, and this one waits for."""
-        return [Text(f"under way elsewhere: {told}", style="dim") for told in self.latest["elsewhere"]]
+    def _other_drivers(self) -> list[Text]:
+        """The work of other drivers that this one waits for."""
+        return [Text(f"under way elsewhere: {work}", style="dim") for work in self.latest["elsewhere"]]
 
     def _table(self, study: StudyState) -> Group:
         metric = study.metric
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "step", "rung", metric, "state", "steps/s"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        working = {trial: lane for lane in self.latest["lanes"] for trial in lane["trials"]}
+        lanes = {trial: lane for lane in self.latest["lanes"] for trial in lane["trials"]}
         shown = [t for t in study.trials if not t.ended]
         most = ROWS // len(self.studies)
         shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, most - len(shown))]
         for trial in sorted(shown, key=lambda trial: trial.number):
-            lane = working.get(study.name(trial))
+            lane = lanes.get(study.name(trial))
             value = trial.last(metric)
             rungs = [] if trial.state == "UNAVAILABLE" else study.rungs(trial)
             passed = f"{sum(step in trial.probes for step in rungs)}/{len(rungs)}" if rungs else ""
             step, rate = trial.step, ""
             if lane and lane["kind"] == "train":
                 step, rate = lane["step"], f"{lane['steps_per_s']:.1f}"
-            told = _doing(lane) if lane else "waiting" if not trial.ended else trial.state.lower()
-            table.add_row(str(trial.number), str(step), passed, "" if value is None else f"{value:.4g}", told, rate)
+            state = _activity(lane) if lane else STATE_WORDS[trial.state] if trial.ended else "waiting"
+            table.add_row(str(trial.number), str(step), passed, "" if value is None else f"{value:.4g}", state, rate)
         ended = sum(trial.ended for trial in study.trials)
         total = max(len(study.trials), study.space.search.trials)
         best = min(((t.last(metric), t.number) for t in study.trials if t.state == "COMPLETE"), default=(None, None))
@@ -95,7 +104,7 @@ class Progress:
         return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
     def _time_left(self, study: StudyState) -> str:
-        """A guess: the steps still expected, a share passing each rung, at the pace so far."""
+        """An estimate: the steps that are still expected, if each rung stops its usual share, at the pace so far."""
         done = self.latest["computed_steps"]
         if not done:
             return "starting workers"
@@ -118,7 +127,7 @@ class Progress:
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else "about a minute left"
 
 
-def _doing(lane: dict[str, Any]) -> str:
+def _activity(lane: dict[str, Any]) -> str:
     if lane["kind"] == "probe":
         return "probing"
     return f"teacher ({lane['method']})" if lane["teacher"] else "training"

@@ -1,18 +1,18 @@
-"""MLflow as a mirror of a study: one run for the sweep, one per trial, one per teacher, a LoggedModel per checkpoint.
-The only place that knows MLflow.
+"""MLflow as a mirror of a study: one run for the sweep, one for each trial and each teacher, and a LoggedModel for each
+checkpoint. No other package imports MLflow.
 
-Everything it says comes from the journal and the store, times included, and is said once: saying a trial again adds
-what is missing. So a restarted sweep goes on in the same runs, and a lost server can be filled again (mirroring.py does
-the first, sync_mlflow.py the second).
+All that is logged comes from the journal and the store, times included, and is logged once: logging a trial again adds
+only what is missing. So a restarted sweep continues the same runs (`background.py`), and a lost MLflow server can be
+rebuilt from the store (`raysweep sync-mlflow`).
 """
 
 import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # who calls tries again himself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the caller retries, for as long as it takes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line per run
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per run
 
-from raysweep.tracking.mirror import Mirror
+from raysweep.tracking.mirror import Mirror, default_uri
 
-__all__ = ["Mirror"]
+__all__ = ["Mirror", "default_uri"]

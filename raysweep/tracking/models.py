@@ -1,4 +1,5 @@
-"""A study's checkpoints as MLflow's LoggedModels, and its data as a dataset: which run made what from what."""
+"""The checkpoints of a study as MLflow's LoggedModels and its data as a dataset, linked to the runs that made or used
+them."""
 
 from __future__ import annotations
 
@@ -27,59 +28,65 @@ _DIGEST = 36  # characters, MLflow's limit
 
 
 class Models:
-    """One LoggedModel per published checkpoint, found by its history key. The weights stay in the store."""
+    """One LoggedModel for each committed checkpoint, found by its history key. The weights stay in the store.
 
-    def __init__(self, client: MlflowClient, experiment: str, store: Store, adopted: Iterable[Run]):
+    Args:
+        existing: the runs that an earlier client created.
+    """
+
+    def __init__(self, client: MlflowClient, experiment: str, store: Store, existing: Iterable[Run]):
         self._client, self._experiment, self._store = client, experiment, store
-        self._ids: dict[str, str] = {}  # history key -> the model's id
-        self._made = {  # (run, model), as outputs
-            (run.info.run_id, model.model_id) for run in adopted if run.outputs for model in run.outputs.model_outputs
+        self._outputs = {  # (run, model)
+            (run.info.run_id, model.model_id) for run in existing if run.outputs for model in run.outputs.model_outputs
         }
-        self._adopt()
+        self._ids = self._find_existing()  # by history key
 
-    def published(self, run_id: str, name: str, run: config.Run, step: int, maker: str) -> str:
-        """The model of a checkpoint that `run_id` came through; returns its id.
+    def log_checkpoint(self, run_id: str, name: str, run: config.Run, step: int, source: str) -> str:
+        """The id of the model of a checkpoint, which becomes an output of the run `run_id`.
 
         Args:
             name: for people.
-            maker: the id of the run that the checkpoint is said to come from, of all that share it.
+            source: the id of the run that the checkpoint is attributed to, one of those that share it.
         """
         key = history.key(run, step)
         if key not in self._ids:
             place = f"{public(self._store.uri)}/checkpoints/{step}/{key}"
             tags = {_KEY: key, "raysweep.place": place, "mlflow.model.isExternal": "true"}
-            made = self._client.create_logged_model(
-                self._experiment, name, maker, tags, {"step": str(step), "history_key": key}, run.backbone
+            created = self._client.create_logged_model(
+                self._experiment, name, source, tags, {"step": str(step), "history_key": key}, run.backbone
             )
-            self._client.finalize_logged_model(made.model_id, "READY")
-            self._ids[key] = made.model_id
+            self._client.finalize_logged_model(created.model_id, "READY")
+            self._ids[key] = created.model_id
         model = self._ids[key]
-        if (run_id, model) not in self._made:
+        if (run_id, model) not in self._outputs:
             self._client.log_outputs(run_id, [LoggedModelOutput(model, step)])
-            self._made.add((run_id, model))
+            self._outputs.add((run_id, model))
         return model
 
-    def taught(self, run_id: str, teacher: config.TeacherRef) -> None:
-        """`run_id` looks up to that checkpoint, whose model is known."""
+    def log_teacher(self, run_id: str, teacher: config.TeacherRef) -> None:
+        """The checkpoint that teaches a run, whose model must exist, becomes an input of the run."""
         model = self._ids[history.key(teacher.run, teacher.step)]
-        told = self._client.get_run(run_id).inputs
-        if model not in [one.model_id for one in told.model_inputs]:
+        inputs = self._client.get_run(run_id).inputs
+        if model not in [known.model_id for known in inputs.model_inputs]:
             self._client.log_inputs(run_id, models=[LoggedModelInput(model)])
 
-    def trained_on(self, run_id: str, run: config.Run) -> None:
-        """The data set behind a run."""
-        found, identity = catalog.find(run.data), catalog.identity(run.data)
-        profile = {"images": found.num_images, "classes": found.num_classes, "latent": found.latent_shape}
-        data = Dataset(
+    def log_dataset(self, run_id: str, run: config.Run) -> None:
+        """The data set that a run is trained on becomes an input of the run."""
+        data, identity = catalog.find(run.data), catalog.identity(run.data)
+        profile = {"images": data.num_images, "classes": data.num_classes, "latent": data.latent_shape}
+        dataset = Dataset(
             name=run.data,
             digest=identity[:_DIGEST],
             source_type="raysweep",
             source=json.dumps({"name": run.data, "identity": identity}),
             profile=json.dumps(profile),
         )
-        self._client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def _adopt(self) -> None:
+    def _find_existing(self) -> dict[str, str]:
+        """The models that MLflow already has, by history key. If there are two of one checkpoint, because the answer to
+        the first creation was lost, the older one counts."""
+        ids: dict[str, str] = {}
         token: str | None = None
         while True:
             page = self._client.search_logged_models(
@@ -88,8 +95,6 @@ class Models:
                 order_by=[{"field_name": "creation_timestamp", "ascending": False}],
                 page_token=token,
             )
-            for model in page:
-                if key := model.tags.get(_KEY):
-                    self._ids[key] = model.model_id  # of two, made where an answer was lost, the older one
+            ids |= {model.tags[_KEY]: model.model_id for model in page if model.tags.get(_KEY)}  # older ones come later
             if not (token := page.token):
-                return
+                return ids

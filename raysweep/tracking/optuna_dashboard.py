@@ -16,41 +16,42 @@ from raysweep.study.trial import TrialState
 
 
 class Dashboard(View):
-    """The view that is kept, for optuna-dashboard. Made to agree with the journal at the start, told from then on.
+    """Optuna's view of a study in a database. It is brought in line with the journal at the start and kept so.
 
     Args:
-        storage: where, e.g. `sqlite:///…`.
-        tell: is told when that has to be waited for.
+        storage: the database, e.g. `sqlite:///…`; None keeps it in memory.
+        tell: receives a message when the database has to be waited for.
     """
 
     def __init__(self, study: StudyState, storage: str | None, tell: Notify = lambda message: None):
         super().__init__(study, study.space.tree, optuna.storages.get_storage(storage))
-        self._say = tell
+        self._tell = tell
         second = {None: [], "steps": ["steps"], "is": [study.space.probe.name("is")]}
-        with warnings.catch_warnings():  # of what is experimental in Optuna: else axes say "Objective 0"
+        with warnings.catch_warnings():  # names of metrics are experimental; without them axes say "Objective 0"
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.optuna.set_metric_names([study.metric, *second[study.space.search.second_objective]])
-        self._adopt()
+        self._find_existing()
         for trial in study.trials:
-            self._hear(trial)
-        study.watchers.append(self._hear)
+            self._update(trial)
+        study.watchers.append(self._update)
 
-    def _hear(self, trial: TrialState) -> None:
+    def _update(self, trial: TrialState) -> None:
         if trial.state == "UNAVAILABLE":
             return
         if trial.number not in self.numbers:
-            retry_storage(partial(self.begin, trial), self._say, StorageInternalError)
+            retry_storage(partial(self.begin, trial), self._tell, StorageInternalError)
         if trial.ended:
-            retry_storage(partial(self.end, trial, trial.state), self._say, StorageInternalError)
+            retry_storage(partial(self.end, trial, trial.state), self._tell, StorageInternalError)
 
-    def _adopt(self) -> None:
-        """Know the trials of an earlier driver again; what is there of none, or of one that is tried again, is over."""
+    def _find_existing(self) -> None:
+        """Match the trials that the database already has with ours. Those that match none, or a trial that is tried
+        again, are set to failed."""
         trials = self._study.trials
         for known in self.optuna.get_trials(deepcopy=False):
-            ours = known.user_attrs.get("trial", len(trials))
+            number = known.user_attrs.get("trial", len(trials))
             finished = known.state.is_finished()
-            if ours < len(trials) and (trials[ours].ended or not finished):
-                self.numbers[ours] = known.number
+            if number < len(trials) and (trials[number].ended or not finished):
+                self.numbers[number] = known.number
             elif known.state == OptunaState.WAITING:
                 self.optuna.tell(self.optuna.ask().number, state=OptunaState.FAIL)
             elif not finished:

@@ -1,4 +1,4 @@
-"""MLflow that is away: a study that it knows goes on, and is mirrored when it comes back."""
+"""MLflow is unreachable: a study that it knows continues, and is mirrored when MLflow answers again."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ from raysweep.space import space
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from raysweep.tracking import background
-from raysweep.tracking.background import Mirroring
+from raysweep.tracking.background import BackgroundMirror
 
 TEXT = """\
 study: small
@@ -40,7 +40,7 @@ def probe(study: StudyState, number: int, step: int) -> None:
 
 
 def mirrored(uri: str, study: StudyState) -> dict[str, float]:
-    """Trial -> the metric that MLflow has of it."""
+    """The metric that MLflow has of each trial."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study.space.id)
     runs = client.search_runs([experiment.experiment_id])
@@ -48,36 +48,36 @@ def mirrored(uri: str, study: StudyState) -> dict[str, float]:
     return {run.tags["raysweep.trial"]: run.metrics[study.metric] for run in trials}
 
 
-def test_an_address_where_nothing_ever_was_is_a_mistake(study, nowhere):
+def test_a_new_study_is_refused_if_there_is_no_mlflow(study, nowhere):
     with pytest.raises(UserError, match="--tracking-uri"):
-        Mirroring(study, nowhere, print)
+        BackgroundMirror(study, nowhere, print)
 
 
-def test_a_study_that_is_known_goes_on_and_the_next_command_tells_what_was_missed(study, nowhere, tmp_path):
+def test_a_known_study_continues_and_the_next_command_logs_what_was_missed(study, nowhere, tmp_path):
     study.propose({"optimizer.lr": 1e-4})
-    told: list[str] = []
-    away = Mirroring(study, nowhere, told.append)
+    messages: list[str] = []
+    away = BackgroundMirror(study, nowhere, messages.append)
     probe(study, 0, 2)
     began = time.monotonic()
-    assert not away.finish([], None, patience_s=0.2)
+    assert not away.finish([], None, timeout_s=0.2)
     assert time.monotonic() - began < 5
-    assert "told later" in told[0] and "not up to date" in told[-1]
+    assert "logged later" in messages[0] and "not up to date" in messages[-1]
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert Mirroring(study, uri, told.append).finish([], None)
+    assert BackgroundMirror(study, uri, messages.append).finish([], None)
     assert mirrored(uri, study) == {"0": 5.0}
 
 
-def test_a_database_that_is_locked_for_a_while_is_told_when_it_answers(study, tmp_path, monkeypatch):
-    """Nothing that the sweep does waits for it."""
+def test_a_database_that_is_away_for_a_while_is_filled_when_it_is_back(study, tmp_path, monkeypatch):
+    """The sweep does not wait for it."""
     monkeypatch.setattr(background, "RETRY_S", 0.1)
-    uri, told = f"sqlite:///{tmp_path / 'mlflow.db'}", []
-    mirror = Mirroring(study, uri, told.append)
+    uri, messages = f"sqlite:///{tmp_path / 'mlflow.db'}", []
+    mirror = BackgroundMirror(study, uri, messages.append)
     database, aside = Path(tmp_path / "mlflow.db"), tmp_path / "aside.db"
     deadline = time.monotonic() + 30
     while not database.exists():
         assert time.monotonic() < deadline
     database.rename(aside)
-    database.mkdir()  # as good as a disk that is gone
+    database.mkdir()  # like a disk that is gone
     threads = threading.active_count()
     for number, rate in enumerate((1e-4, 1e-3)):
         study.propose({"optimizer.lr": rate})

@@ -1,5 +1,6 @@
-"""What MLflow is told of a study: all of it, once, and the same by a live mirror and from the store."""
+"""What MLflow gets of a study: everything, once, and the same from a live mirror as from the store."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from raysweep.study.summary import summarize
 from raysweep.tracking import background
-from raysweep.tracking.background import Mirroring
+from raysweep.tracking.background import BackgroundMirror
 
 TEXT = """\
 study: mirrored
@@ -42,7 +43,7 @@ LOSSES = ("loss", "loss_diffusion", "loss_method", "grad_norm")
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, cache) -> tuple[StudyState, str]:
-    """A study that was mirrored while it ran, and the MLflow that heard of it."""
+    """A study that was mirrored while it ran, and the URI of its MLflow."""
     folder = tmp_path_factory.mktemp("mirrored")
     (folder / "space.yaml").write_text(TEXT)
     (folder / "runs").mkdir()
@@ -51,25 +52,25 @@ def swept(tmp_path_factory, cache) -> tuple[StudyState, str]:
     study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
     uri = f"sqlite:///{folder / 'live.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background, "LOOK_S", 0.05)  # so that it looks at every trial that is under way
-        mirror = Mirroring(study, uri, print)
+        patch.setattr(background, "POLL_S", 0.05)  # so that running trials are logged too
+        mirror = BackgroundMirror(study, uri, print)
         lanes.sweep(study, cache)
         assert mirror.finish(report.write(study, summarize(study)), study.best)
     return study, uri
 
 
-def told(uri: str, study: StudyState) -> dict[str, Any]:
-    """All that an MLflow holds of a study, without the ids that it gave."""
+def logged(uri: str, study: StudyState) -> dict[str, Any]:
+    """All that an MLflow holds of a study, without the ids that MLflow chose."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study.space.id).experiment_id
-    found = [client.get_run(run.info.run_id) for run in client.search_runs([experiment], max_results=1000)]
-    name = {run.info.run_id: run.data.tags["raysweep.identity"] for run in found}
+    runs_there = [client.get_run(run.info.run_id) for run in client.search_runs([experiment], max_results=1000)]
+    name = {run.info.run_id: run.data.tags["raysweep.identity"] for run in runs_there}
     models = {model.model_id: model for model in client.search_logged_models([experiment], max_results=100)}
     named = {key: model.name for key, model in models.items()}
     everything: dict[str, Any] = {}
-    for run in found:
+    for run in runs_there:
         tags = {k: name.get(v, v) for k, v in run.data.tags.items() if k != "mlflow.loggedImages"}
-        if "/runs/" in (note := tags.get("mlflow.note.content", "")):  # a link, to a run that must be there
+        if "/runs/" in (note := tags.get("mlflow.note.content", "")):  # a link to a run, which must exist
             tags["mlflow.note.content"] = re.sub(r"#.*/runs/(\w+)", lambda link: name[link[1]], note)
         everything[name[run.info.run_id]] = {
             "tags": tags,
@@ -77,9 +78,9 @@ def told(uri: str, study: StudyState) -> dict[str, Any]:
             "times": (run.info.start_time, run.info.end_time, run.info.status, run.info.run_name),
             "metrics": {m: curve(client, run.info.run_id, m) for m in run.data.metrics},
             "files": sorted(files(client, run.info.run_id)),
-            "data": [each.to_dictionary() for each in run.inputs.dataset_inputs],
-            "from": sorted(named[each.model_id] for each in run.inputs.model_inputs),
-            "made": sorted((named[each.model_id], each.step) for each in run.outputs.model_outputs),
+            "data": [data.to_dictionary() for data in run.inputs.dataset_inputs],
+            "from": sorted(named[model.model_id] for model in run.inputs.model_inputs),
+            "made": sorted((named[model.model_id], model.step) for model in run.outputs.model_outputs),
         }
     everything["models"] = {
         model.name: (
@@ -91,7 +92,7 @@ def told(uri: str, study: StudyState) -> dict[str, Any]:
         )
         for model in models.values()
     }
-    assert len(everything["models"]) == len(models) and len(everything) == len(found) + 1
+    assert len(everything["models"]) == len(models) and len(everything) == len(runs_there) + 1
     return everything
 
 
@@ -103,13 +104,13 @@ def files(client: MlflowClient, run_id: str, folder: str | None = None):
     for file in client.list_artifacts(run_id, folder):
         if file.is_dir:
             yield from files(client, run_id, file.path)
-        else:  # pictures end in a number that MLflow has drawn
+        else:  # the names of pictures contain a random number of MLflow's
             yield re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "", file.path)
 
 
 def test_a_trial_s_run_says_all_of_it_in_the_words_of_the_yaml(swept):
     study, uri = swept
-    everything = told(uri, study)
+    everything = logged(uri, study)
     for trial in study.trials:
         run, it = study.run(trial), everything[f"trial {trial.number}"]
         assert it["params"]["method.guidance_scale"] == str(trial.point["method.guidance_scale"])
@@ -118,7 +119,7 @@ def test_a_trial_s_run_says_all_of_it_in_the_words_of_the_yaml(swept):
         assert it["tags"]["mlflow.parentRunId"] == "sweep" and it["tags"]["mlflow.source.git.commit"] == "c0ffee"
         assert {f"raysweep.decision.{step}" for step in trial.decisions} <= set(it["tags"])
         assert it["tags"]["raysweep.history_key"] == history.key(run, trial.step)
-        for metric in LOSSES:  # whole, also where the first steps were another trial's
+        for metric in LOSSES:  # the whole curve, even if another trial trained the first steps
             steps = [step for step, _, _ in it["metrics"][metric]]
             assert steps[0] == 1 and steps[-1] == trial.step and len(set(steps)) == len(steps)
         assert {"steps_per_s", "memory_mib"} <= set(it["metrics"])
@@ -137,16 +138,14 @@ def test_a_trial_s_run_says_all_of_it_in_the_words_of_the_yaml(swept):
 
 def test_checkpoints_are_models_between_the_run_that_made_them_and_those_that_they_taught(swept):
     study, uri = swept
-    everything = told(uri, study)
+    everything = logged(uri, study)
     teacher = runs.teachers(study.run(study.trials[0]))[0]
     key = history.key(teacher.run, teacher.step)
     (name,) = [name for name, (_, tags, *_) in everything["models"].items() if tags["raysweep.history_key"] == key]
     made_by = everything["models"][name][0]
     assert made_by.startswith("teacher") and (name, teacher.step) in everything[made_by]["made"]
     assert all(everything[f"trial {trial.number}"]["from"] == [name] for trial in study.trials)
-    one, other = study.trials[
-        :2
-    ]  # they part at a stop: what lies before it is one checkpoint, and both came through it
+    one, other = study.trials[:2]  # they differ in the stop: both passed through the checkpoints before it
     shared = {model for model, step in everything["trial 0"]["made"] if step < 4}
     assert shared and shared <= {model for model, _ in everything["trial 1"]["made"]}
     (_, _, _, status, metrics) = everything["models"][f"trial-0-step-{one.step}"]
@@ -156,48 +155,63 @@ def test_checkpoints_are_models_between_the_run_that_made_them_and_those_that_th
 
 def test_the_sweep_s_run_has_space_environment_results_and_the_table(swept):
     study, uri = swept
-    it = told(uri, study)["sweep"]
+    it = logged(uri, study)["sweep"]
     assert {"space.yaml", "environment.json", "table.md", "table.csv", "plot.png"} <= set(it["files"])
     assert it["params"]["search.scheduler.kind"] == "asha" and it["times"][2] == "FINISHED"
     assert "published" in it["tags"]["mlflow.note.content"]
     assert it["tags"]["raysweep.best_trial"] == str(study.best.number)
 
 
-def test_a_lost_server_is_filled_again_to_the_last_word(swept, tmp_path):
+def test_a_lost_server_is_rebuilt_to_the_last_word(swept, tmp_path):
     study, uri = swept
     empty = f"sqlite:///{tmp_path / 'empty.db'}"
     command = [sys.executable, "-m", "raysweep", "sync-mlflow", "mirrored", "--storage", study.store.uri]
     ended = subprocess.run([*command, "--tracking-uri", empty], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    filled, live = told(empty, study), told(uri, study)
+    filled, live = logged(empty, study), logged(uri, study)
     assert filled.keys() == live.keys()
     for name in live:
         assert json.dumps(filled[name], sort_keys=True) == json.dumps(live[name], sort_keys=True), name
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_again_and_again_has_heard_it_all_in_the_end(swept, tmp_path, monkeypatch):
+def test_a_server_that_is_killed_twice_has_everything_in_the_end(swept, tmp_path, monkeypatch):
+    """It dies in the middle of trials: once before it gets an entry, once after it, when its answer is lost. A server
+    that were killed from outside could be up again before the mirror needs it, or when the mirror is done."""
     study, uri = swept
     monkeypatch.setattr(background, "RETRY_S", 0.2)
     server = MlflowServer(tmp_path)
     server.start()
-    said: list[str] = []
-    mirror = Mirroring(StudyState.reopen(study.store, "mirrored"), server.uri, said.append)
-    for runs_there in (2, 5):  # of seven
-        server.wait_for(study.space.id, runs_there)
+    log_batch, batches = MlflowClient.log_batch, itertools.count(1)
+
+    def log_batch_to_a_dying_server(client: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        batch = next(batches)
+        if batch not in (3, 9):
+            return log_batch(client, *arguments, **named)
+        if batch == 9:
+            log_batch(client, *arguments, **named)
         server.kill()
-        server.start()
-    assert mirror.finish(report.write(study, summarize(study)), study.best)
-    assert any("does not answer" in line for line in said) and any("answers again" in line for line in said), said
-    assert told(server.uri, study) == told(uri, study)
+        try:
+            return log_batch(client, *arguments, **named)  # raises, after the client's own attempts
+        finally:
+            server.start()
+
+    messages: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", log_batch_to_a_dying_server)
+        mirror = BackgroundMirror(StudyState.reopen(study.store, "mirrored"), server.uri, messages.append)
+        assert mirror.finish(report.write(study, summarize(study)), study.best, timeout_s=300)
+    assert ["does not answer" in messages[0], "answers again" in messages[-1]] == [True, True], messages
+    assert len(messages) == 2 and next(batches) > 9
+    assert logged(server.uri, study) == logged(uri, study)
     server.kill()
 
 
 def test_filling_it_twice_changes_nothing(swept, tmp_path):
     study, uri = swept
-    before = told(uri, study)
+    before = logged(uri, study)
     assert sync_mlflow.main(["mirrored", "--storage", study.store.uri, "--tracking-uri", uri]) == 0
-    assert told(uri, study) == before
+    assert logged(uri, study) == before
 
 
 def test_a_wrong_study_storage_or_server_is_a_line(swept, tmp_path, capsys):
