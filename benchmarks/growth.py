@@ -51,7 +51,7 @@ from raysweep.planning.learning_curves import Synthetic
 from raysweep.planning.simulation import simulate, trust_names
 from raysweep.report.plots.style import COLOURS, figure, save, tidy
 from raysweep.space import space
-from raysweep.space.configurations import Configuration, configurations
+from raysweep.space.configurations import configurations
 from raysweep.space.space import Space
 from raysweep.store.store import Store
 from raysweep.study.ordering import EventOrder
@@ -119,11 +119,8 @@ def search(trials: int, storage: str, database: bool) -> None:
     while not order.finished:
         for rung_task in list(iter(order.next, None)):
             trial = study.trials[rung_task.trial]
-            written = wide.trial(trial.point)[0]
-            chosen = Configuration(
-                wide, trial.point, written, study.run(trial), study.rungs(trial), None, study.probe(trial)
-            )
-            order.probed(rung_task, dict.fromkeys(wide.probe.measured, curve(chosen, rung_task.step)))
+            value = curve(study.configuration(trial), rung_task.step)
+            order.probed(rung_task, dict.fromkeys(wide.probe.measured, value))
 
 
 def dispatch(trials: int) -> None:

@@ -173,7 +173,7 @@ def _open(space: Space, store: Store, leases: Leases, console: Console, tell: No
         time.sleep(1)
     writer = JournalWriter(leases.generation(name), lambda: leases.check(name), tell)
     study = StudyState(space, store, writer, changed_from(space, store))
-    study.driven(environment())
+    study.record_driver(environment())
     for trial in study.retry():
         console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
     return study

@@ -189,7 +189,7 @@ class Plan:
             while alive:
                 survivors = []
                 for number, chosen in alive:
-                    steps = rungs.judged(number, chosen.rungs)
+                    steps = rungs.probed_rungs(number, chosen.rungs)
                     step = steps[depth]
                     if space.search.mode != "explore" or step == chosen.rungs[-1]:
                         stopped.append((chosen, chosen.rungs[-1]))

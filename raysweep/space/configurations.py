@@ -25,6 +25,17 @@ class Configuration:
     reference: float | None  # the FID that a paper reports for it
     probe: ProbeSpec
 
+    @classmethod
+    def at(cls, space: Space, point: Point, reference: float | None = None) -> Configuration:
+        """The configuration at a point that may leave out defaults.
+
+        Raises:
+            WrongDomain: a value lies outside its domain.
+            pydantic.ValidationError: the trial is illegal.
+        """
+        trial, full = space.trial(point)
+        return cls(space, full, trial, runs.student(space, trial), space.rungs(trial), reference, space.probe_of(trial))
+
 
 def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     """The enqueued rows, then, for an exploration, random points in place of those that the sampler would propose.
@@ -37,14 +48,14 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     unavailable: Counter[str] = Counter()
     for row in space.rows:
         try:
-            trial, point = space.trial(row.set)
+            configuration = Configuration.at(space, row.set, row.fid)
         except WrongDomain:
             outside += 1
             continue
-        if _new(point, seen):
-            if reason := runs.unavailable(trial):
+        if _new(configuration.point, seen):
+            if reason := runs.unavailable(configuration.trial):
                 unavailable[reason] += 1
-            yield _configuration(space, point, trial, row.fid)
+            yield configuration
     trials = space.search.trials if space.search.mode == "explore" else 0
     rows, chance, misses = len(seen), random.Random(space.search.seed), 0
     most = domains.size(space.tree)
@@ -52,18 +63,12 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
         point = domains.random_point(space.tree, chance)
         misses = 0 if _new(point, seen) else misses + 1
         if not misses:
-            yield _configuration(space, point, space.trial(point)[0], None)
+            yield Configuration.at(space, point)
     if len(seen) > rows:
         notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
     if outside:
         notes.append(f"{space.study}: {outside} rows lie outside the space and are left out")
     notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
-
-
-def _configuration(space: Space, point: Point, trial: Trial, reference: float | None) -> Configuration:
-    return Configuration(
-        space, point, trial, runs.student(space, trial), space.rungs(trial), reference, space.probe_of(trial)
-    )
 
 
 def _new(point: Point, seen: set[PointKey]) -> bool:

@@ -69,7 +69,7 @@ class EventOrder:
     def probed(self, rung_task: RungTask, metrics: Mapping[str, float]) -> None:
         """A rung task's end was reached and probed."""
         if rung_task.recheck:
-            self._results[rung_task.trial] = lambda: self.study.checked(rung_task.trial)
+            self._results[rung_task.trial] = lambda: self.study.rechecked(rung_task.trial)
         else:
             self._results[rung_task.trial] = lambda: self.study.probed(rung_task.trial, rung_task.step, metrics)
         self._advance()
@@ -110,7 +110,7 @@ class EventOrder:
 
     def _next_result(self) -> int | None:
         """The trial whose result the study receives next, if it has arrived."""
-        if self.study.space.search.mode == "reproduce":  # nothing is decided, so that the order does not matter
+        if not self.study.explores:  # nothing is decided, so that the order does not matter
             return min(self._results, default=None)
         _, first = min(self._due.values(), default=(0, -1))
         return first if first in self._results else None

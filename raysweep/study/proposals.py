@@ -73,7 +73,7 @@ class Proposals:
     def _is_new(self, point: Point) -> bool:
         """Whether it can be run (each of its options can, but perhaps not all of them together), and was not yet."""
         trial, full = self.space.trial(point)
-        return self.study.same(full) is None and runs.unavailable(trial) is None
+        return self.study.trial_at(full) is None and runs.unavailable(trial) is None
 
     def _accept(self, point: Point, row: int | None = None) -> TrialState | None:
         """Note the proposal; the trial if it must be trained, None if an earlier one answers for it."""

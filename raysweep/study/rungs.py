@@ -17,40 +17,53 @@ from raysweep.space.schedulers import Scheduler
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one trial's probe is worse than another's, and the standard error of that."""
+    """By how much one trial's probe is worse than another's, with the standard error of the difference."""
 
     value: float
     error: float
 
     def is_worse(self, level: float) -> bool:
-        """Whether it is worse, at that one-sided level."""
+        """Whether it is worse at this one-sided confidence level, such as 0.95."""
         return self.value > NormalDist().inv_cdf(level) * self.error
 
 
 @dataclass(frozen=True)
 class Recheck:
-    """A trial that would be stopped at a rung, if it were clear that it is worse than its rival: both are probed again,
-    with more samples."""
+    """A trial at a rung that ranks below its rival, but not clearly: both are probed again, with more samples.
+
+    Attributes:
+        rival: the other trial's number.
+        samples: of the new probes.
+        difference: between the first two probes, with its standard `error`.
+    """
 
     step: int
     rival: int
     samples: int
-    difference: float  # of the first probes
+    difference: float
     error: float
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a trial at a rung, and on what evidence. Lower values are better."""
+    """What was decided about a trial at a rung, and on what evidence. Lower values are better.
+
+    Attributes:
+        cutoff: the worst value that goes on.
+        peers: how many trials have reached this rung, this one included.
+        keep: how many of them go on.
+        rival: the trial whose value is the cutoff.
+        difference: where noise counts, by how much the trial is worse than its rival, with its standard `error`, from
+            probes of `samples` samples.
+    """
 
     step: int
     value: float
-    cutoff: float  # the worst value that would have gone on
-    peers: int  # trials that had reached this rung, this one included
-    keep: int  # how many of them go on
+    cutoff: float
+    peers: int
+    keep: int
     go_on: bool
-    rival: int | None = None  # the trial whose value the cutoff is
-    # Where noise counts: by how much the trial is worse than its rival, with its standard error, over so many samples.
+    rival: int | None = None
     difference: float | None = None
     error: float | None = None
     samples: int | None = None
@@ -60,19 +73,19 @@ class Decision:
         """One line for people."""
         verdict = "goes on" if self.go_on else "stopped"
         rule = f"best {self.keep} of {self.peers} go on, cutoff {self.cutoff:.4g}"
-        told = f"{verdict} at step {self.step}: {self.value:.4g}, {rule}"
+        by_rank = f"{verdict} at step {self.step}: {self.value:.4g}, {rule}"
         if self.difference is None:
-            return told
+            return by_rank
         than = f"trial {self.rival} in {self.samples} samples"
         clear = "worse than" if not self.go_on else "is not clearly worse than"
-        return f"{told}; {self.difference:.3g} ± {self.error:.2g} {clear} {than}"
+        return f"{by_rank}; {self.difference:.3g} ± {self.error:.2g} {clear} {than}"
 
 
 class Rungs:
-    """The values that trials had at each rung, and what a scheduler makes of them.
+    """The values of all trials at each rung. Trials of different brackets are not compared.
 
     Args:
-        halvings: how many rungs a trial passes at most before its end.
+        halvings: the largest number of rungs before a trial's end.
     """
 
     def __init__(self, scheduler: Scheduler, halvings: int):
@@ -82,12 +95,16 @@ class Rungs:
         self._ranked: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
         self._waiting: dict[int, list[tuple[float, int]]] = defaultdict(list)  # heaps, by step
 
-    def judged(self, trial: int, steps: list[int]) -> list[int]:
-        """Of a trial's rungs and its end, those at which it is probed."""
+    def probed_rungs(self, trial: int, steps: list[int]) -> list[int]:
+        """The steps at which a trial is probed: its rungs without the first ones that its bracket skips, and its end.
+
+        Args:
+            steps: the trial's rungs and its end.
+        """
         return steps[min(self._bracket(trial), len(steps) - 1) :]
 
     def record(self, step: int, trial: int, value: float) -> None:
-        """Note a value without deciding, e.g. one that a journal remembers."""
+        """Add a value without deciding, such as one from a journal."""
         rung = (self._bracket(trial), step)
         values, ranked = self._values[rung], self._ranked[rung]
         if trial in values:
@@ -96,13 +113,13 @@ class Rungs:
         insort(ranked, (value, trial))
 
     def decide(self, step: int, trial: int, value: float) -> Decision:
-        """Note a finite value at a rung and say whether its trial goes on, as values rank.
+        """Add a value at a rung and decide by its rank whether its trial goes on.
 
         Raises:
-            ValueError: the value is not finite: such a trial has failed, it is not merely worse.
+            ValueError: the value is not finite. Such a trial has failed and is not merely worse.
         """
         if not math.isfinite(value):
-            raise ValueError(f"{value} at step {step} is no value to compare")
+            raise ValueError(f"{value} at step {step} cannot be compared: it is not finite")
         self.record(step, trial, value)
         ranked = self._ranked[self._bracket(trial), step]
         keep = max(1, self.scheduler.keep(len(ranked)))
@@ -110,20 +127,20 @@ class Rungs:
         return Decision(step, value, cutoff, len(ranked), keep, value <= cutoff, rival)
 
     def wait(self, step: int, trial: int, value: float) -> None:
-        """Note a finite value of a trial that now waits at a rung."""
+        """Add a finite value of a trial that now waits at a rung."""
         self.record(step, trial, value)
         heappush(self._waiting[step], (value, trial))
 
     def leave(self, step: int, trial: int) -> None:
-        """A trial waits at a rung no longer: it goes on, or has ended."""
+        """A trial no longer waits at a rung: it goes on or has ended."""
         self._waiting[step].remove((self._values[self._bracket(trial), step][trial], trial))
         heapify(self._waiting[step])
 
     def promising(self, last: bool = False) -> tuple[int, Decision] | None:
-        """The trial that goes on next of those that wait, deepest rung first, and why; None where none does for now.
+        """The next waiting trial to go on, from the deepest rung that has one, with the decision; None for now.
 
         Args:
-            last: nobody else will come: of however few the best goes on.
+            last: no other trial will come, so that the best one goes on among however few.
         """
         for step in sorted(self._waiting, reverse=True):
             if not self._waiting[step]:

@@ -1,5 +1,7 @@
-"""The state of a study: its trials, what was measured, decided and why. Read from the journal, changed only through
-it."""
+"""The state of a study: its trials, what was measured, and what was decided and why.
+
+It is read from the journal and changed only through it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysweep.errors import UserError
-from raysweep.retry import retry_storage
+from raysweep.retry import Notify, retry_storage
 from raysweep.space import runs
+from raysweep.space.configurations import Configuration
 from raysweep.space.domains import Point, PointKey, WrongDomain, point_key
 from raysweep.space.schedulers import STOPPING, Promotion
 from raysweep.space.space import Space
@@ -29,23 +32,37 @@ from trainables.config import ProbeSpec, Run
 
 
 class StudyState:
-    """A study in a store. Every change is journalled before it counts, then told to `watchers`."""
+    """A study in a store. Every change is written to the journal first, then applied, then passed to `watchers`.
+
+    Args:
+        writer: the right to write the journal; needed when other drivers use the same store.
+        extends: the studies whose trials this one goes on with, where the study is new.
+
+    Attributes:
+        trials: all trials, by number.
+        distinct: the trials that do not repeat earlier ones.
+        best: the complete trial with the lowest metric, the earliest of equal ones.
+        watchers: functions that are called with each trial that has changed.
+        now: the time of the last event, in steps of trials (`raysweep.study.ordering`).
+        drivers: the environments of the drivers that worked on the study; equal ones in a row count once.
+        extends: as the argument, from the journal.
+        opened_at: in seconds since 1970; 0 in journals of earlier versions.
+    """
 
     def __init__(self, space: Space, store: Store, writer: JournalWriter | None = None, extends: Sequence[str] = ()):
         self.space, self.store = space, store
         self.journal = Journal(store.files, space.id, writer)
-        self._tell = writer.notify if writer else lambda message: None
+        self._notify: Notify = writer.notify if writer else lambda message: None
         self.trials: list[TrialState] = []
-        self.distinct: list[TrialState] = []  # those that are not repeats of earlier ones
-        self.best: TrialState | None = None  # the complete one with the lowest metric, the earliest of equal ones
+        self.distinct: list[TrialState] = []
+        self.best: TrialState | None = None
         self.watchers: list[Callable[[TrialState], None]] = []
-        self.now = 0  # the time of the last event, in steps of trials (turns.py)
+        self.now = 0
         self._rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
-        self._runs: dict[int, Run] = {}
-        self._rungs_of: dict[int, list[int]] = {}
-        self._first: dict[PointKey, int] = {}  # configuration -> its first trial
-        self._twins: dict[int, list[int]] = {}  # trial -> those that repeat it
-        self.drivers: list[dict[str, Any]] = []  # with what it was driven: each environment that was not the last
+        self._configurations: dict[int, Configuration] = {}
+        self._first: dict[PointKey, int] = {}  # the first trial of each configuration
+        self._repeats: dict[int, list[int]] = {}  # the trials that repeat a trial
+        self.drivers: list[dict[str, Any]] = []
         entries = self.journal.read() or [self._write("opened", space=space.resolved, extends=list(extends))]
         self.extends: list[str] = entries[0].get("extends", [])
         self.opened_at: float = entries[0].get("time", 0.0)
@@ -57,64 +74,69 @@ class StudyState:
 
     @classmethod
     def reopen(cls, store: Store, name: str) -> StudyState:
-        """The study of that name, or else the only one whose name begins so, from its journal alone.
+        """The study of that name, or the only one whose name begins with it, from its journal alone.
 
         Raises:
             UserError: there is none, or there are several.
         """
         known = studies(store.files)
-        called = [study for study in known if name in (study, study.rsplit("-", 2)[0])]  # or without profile and digest
-        found = called or [study for study in known if study.startswith(name)]
-        if len(found) != 1:
-            said = f"several studies begin with '{name}'" if found else f"no study '{name}'"
-            raise UserError(f"{said} in {store.uri}; there are: {', '.join(found or known) or 'none'}")
-        return cls(Space.reopen(opening(store.files, found[0])["space"]), store)
+        equal = [study for study in known if name in (study, study.rsplit("-", 2)[0])]  # or without profile and digest
+        matches = equal or [study for study in known if study.startswith(name)]
+        if len(matches) != 1:
+            wrong = f"several studies begin with '{name}'" if matches else f"no study '{name}'"
+            raise UserError(f"{wrong} in {store.uri}; there are: {', '.join(matches or known) or 'none'}")
+        return cls(Space.reopen(opening(store.files, matches[0])["space"]), store)
 
     @cached_property
     def milestones(self) -> list[int]:
-        """Optimizer steps at which runs publish."""
+        """The steps at which runs commit checkpoints."""
         return runs.milestones(self.space)
 
     @property
     def metric(self) -> str:
-        """What is minimised."""
+        """The name of the metric that is minimised."""
         return self.space.probe.metric
 
+    @property
+    def explores(self) -> bool:
+        """Whether a scheduler decides at the rungs, rather than every row being trained to its end."""
+        return self.space.search.mode == "explore"
+
     def name(self, trial: TrialState) -> str:
-        """What a trial is called where several studies are under way."""
+        """A trial's name among several studies."""
         return f"{self.space.study}/{trial.number}"
+
+    def configuration(self, trial: TrialState) -> Configuration:
+        """The trial's configuration with everything that follows from it. Computed once."""
+        if trial.number not in self._configurations:
+            self._configurations[trial.number] = Configuration.at(self.space, trial.point)
+        return self._configurations[trial.number]
 
     def run(self, trial: TrialState) -> Run:
         """The run that a trial trains."""
-        if trial.number not in self._runs:
-            self._runs[trial.number] = runs.student(self.space, self.space.trial(trial.point)[0])
-        return self._runs[trial.number]
+        return self.configuration(trial).run
 
     def probe(self, trial: TrialState, recheck: Recheck | None = None) -> ProbeSpec:
-        """How a trial's snapshots are judged; by more samples where a doubt wants them."""
-        spec = self.space.probe_of(self.space.trial(trial.point)[0])
+        """The probe of a trial's snapshots; with a recheck, the same probe with more samples."""
+        spec = self.configuration(trial).probe
         return spec.model_copy(update={"samples": recheck.samples}) if recheck else spec
 
     def rungs(self, trial: TrialState) -> list[int]:
         """The steps at which a trial is probed, its end last."""
-        if trial.number not in self._rungs_of:
-            steps = self.space.rungs(self.space.trial(trial.point)[0])
-            explores = self.space.search.mode == "explore"
-            self._rungs_of[trial.number] = self._rungs.judged(trial.number, steps) if explores else steps
-        return self._rungs_of[trial.number]
+        steps = self.configuration(trial).rungs
+        return self._rungs.probed_rungs(trial.number, steps) if self.explores else steps
 
     def next_rung(self, trial: TrialState) -> int:
-        """The first of its rungs that a running trial has not left behind."""
-        explores = self.space.search.mode == "explore"
+        """The first of its rungs that a running trial has not passed."""
         for step in self.rungs(trial)[:-1]:
-            passed = step in trial.decisions and trial.decisions[step].go_on if explores else step in trial.probes
+            passed = step in trial.decisions and trial.decisions[step].go_on if self.explores else step in trial.probes
             if not passed:
                 return step
         return self.rungs(trial)[-1]
 
     @cached_property
     def inherited(self) -> list[Point]:
-        """The configurations of the studies that this one extends, where they lie in its space."""
+        """The points of the studies that this one extends, as far as they lie in its space."""
         points = []
         for name in self.extends:
             for trial in StudyState.reopen(self.store, name).distinct:
@@ -123,36 +145,35 @@ class StudyState:
                         points.append(self.space.trial(trial.point)[1])
         return points
 
-    def same(self, point: Mapping[str, Any]) -> TrialState | None:
-        """The first trial with that configuration."""
+    def trial_at(self, point: Mapping[str, Any]) -> TrialState | None:
+        """The first trial with the configuration of `point`."""
         number = self._first.get(point_key(point))
         return None if number is None else self.trials[number]
 
     @property
     def enough(self) -> bool:
-        """Whether an exploration has all the configurations it asked for; a reproduction takes every row."""
-        search = self.space.search
-        return search.mode == "explore" and len(self.distinct) >= search.trials
+        """Whether an exploration has as many configurations as it asked for. Never, for a reproduction."""
+        return self.explores and len(self.distinct) >= self.space.search.trials
 
     @property
     def finished(self) -> bool:
         """Whether all that the space asks for has been proposed and has ended."""
         proposed = {trial.row for trial in self.trials} >= set(range(len(self.space.rows)))
-        asked = self.enough if self.space.search.mode == "explore" else proposed
+        asked = self.enough if self.explores else proposed
         return asked and all(trial.ended for trial in self.trials)
 
-    # --- what happens to it
+    # --- changes
 
-    def driven(self, environment: Mapping[str, Any]) -> None:
-        """A driver begins, with these versions."""
+    def record_driver(self, environment: Mapping[str, Any]) -> None:
+        """A driver has started, in this environment."""
         if self.drivers[-1:] != [environment]:
             self._write("driven", environment=dict(environment))
             self.drivers.append(dict(environment))
 
     def propose(self, point: Point, row: int | None = None) -> TrialState:
-        """A new trial at a full point. A configuration that was proposed before takes the earlier one's answer."""
-        earlier = self.same(point)
-        return self._note(
+        """Add a trial at a complete point. If its configuration was proposed before, it takes the earlier results."""
+        earlier = self.trial_at(point)
+        return self._record(
             "proposed",
             trial=len(self.trials),
             point=point,
@@ -162,14 +183,14 @@ class StudyState:
         )
 
     def refuse(self, point: Point, row: int, reason: str) -> TrialState:
-        """A row that cannot be run here: proposed and ended at once."""
+        """Add a trial for a row that cannot be run here; it has ended at once."""
         facts = {"point": point, "row": row, "state": "UNAVAILABLE", "reason": reason}
-        return self._note("proposed", trial=len(self.trials), **facts)
+        return self._record("proposed", trial=len(self.trials), **facts)
 
     def probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
-        """A probe's metrics at a step. Decides, once and for good, what becomes of the trial.
+        """Record the metrics of a trial's probe at `step`, and decide what becomes of the trial.
 
-        Every entry of the journal may be the last before a crash: what is noted is kept, what is missing is added.
+        Any journal entry may be the last before a crash. Called again with the same probe, this adds what is missing.
         """
         trial = self.trials[number]
         if trial.ended:
@@ -178,120 +199,130 @@ class StudyState:
         if not math.isfinite(value):
             return self.fail(number, f"{self.metric} is {value} at step {step}")
         if step not in trial.probes:
-            self._note("probed", trial=number, step=step, metrics=dict(metrics))
+            self._record("probed", trial=number, step=step, metrics=dict(metrics))
         if step == self.rungs(trial)[-1]:
             return self.end(number, "COMPLETE", f"trained to its end, step {step}")
-        return self._judge(trial, step) if self.space.search.mode == "explore" else trial
+        return self._decide(trial, step) if self.explores else trial
 
-    def checked(self, number: int) -> TrialState:
-        """A trial and its rival were probed again, as a doubt wanted: now it can be decided."""
+    def rechecked(self, number: int) -> TrialState:
+        """Decide what becomes of a trial whose recheck is done: it and its rival were probed with more samples."""
         trial = self.trials[number]
-        return trial if trial.ended else self._judge(trial, trial.step)
+        return trial if trial.ended else self._decide(trial, trial.step)
 
     def difference(self, trial: TrialState, rival: TrialState, step: int, recheck: Recheck | None) -> Difference:
-        """By how much a trial is worse than another at a step, by their probes."""
-        mine, theirs = (probe_key(self.run(one), step, self.probe(one, recheck)) for one in (trial, rival))
-        return retry_storage(lambda: difference(self.store, mine, theirs, self.probe(trial, recheck)), self._tell)
+        """By how much a trial is worse than another at `step`, by their probes or those of the recheck."""
+        mine, theirs = (probe_key(self.run(t), step, self.probe(t, recheck)) for t in (trial, rival))
+        return retry_storage(lambda: difference(self.store, mine, theirs, self.probe(trial, recheck)), self._notify)
 
     def promote(self, last: bool = False) -> TrialState | None:
-        """The most promising of the trials that wait at a rung, which now goes on; None where none does for now.
+        """Let the most promising of the waiting trials go on, and return it; None where none may go on for now.
 
         Args:
-            last: nothing else is under way or will be.
+            last: no other trial is under way or will be.
         """
-        if not (found := self._rungs.promising(last)):
+        promoted = self._rungs.promising(last)
+        if promoted is None:
             return None
-        number, decision = found
-        return self._note("promoted", trial=number, at=self.now - decision.step, **vars(decision))
+        number, decision = promoted
+        return self._record("promoted", trial=number, at=self.now - decision.step, **vars(decision))
 
     def prune_waiting(self) -> None:
-        """End the trials that wait at a rung: nothing is left that could make them promising."""
+        """End the trials that wait at a rung, since no other trial will come that could make them promising."""
         for trial in [trial for trial in self.trials if trial.waits]:
             self.end(trial.number, "PRUNED", f"waited at step {trial.step}, and was never among the best there")
 
     def fail(self, number: int, reason: str, again: bool = False) -> TrialState:
-        """A trial cannot be carried on; with `again`, not by this driver."""
+        """End a trial that cannot be trained. With `again`, the next driver tries it once more."""
         trial = self.trials[number]
         return self.end(number, "FAILED", reason, now=trial.at + self.next_rung(trial), again=again)
 
     def retry(self) -> list[TrialState]:
-        """Set the trials going again that an earlier driver could not carry on through no known fault of theirs."""
+        """Restart the trials that failed under an earlier driver through no known fault of their own; returns them."""
         failed = [trial for trial in self.distinct if trial.state == "FAILED" and trial.again]
-        return [self._note("retried", trial=trial.number) for trial in failed]
+        return [self._record("retried", trial=trial.number) for trial in failed]
 
     def end(self, number: int, state: State, reason: str, **facts: Any) -> TrialState:
-        """A trial has ended, and with it those that repeat it."""
-        trial = self._note("ended", trial=number, state=state, reason=reason, **facts)
-        for twin in [self.trials[other] for other in self._twins.get(number, [])]:
-            if not twin.ended:
-                self._note("ended", trial=twin.number, state=state, reason=f"same as trial {number}: {reason}")
+        """End a trial, and with it the trials that repeat it."""
+        trial = self._record("ended", trial=number, state=state, reason=reason, **facts)
+        for repeat in [self.trials[other] for other in self._repeats.get(number, [])]:
+            if not repeat.ended:
+                self._record("ended", trial=repeat.number, state=state, reason=f"same as trial {number}: {reason}")
         return trial
 
     # --- inside
 
-    def _judge(self, trial: TrialState, step: int) -> TrialState:
+    def _decide(self, trial: TrialState, step: int) -> TrialState:
         """Decide what becomes of a trial at a rung."""
         number, value = trial.number, trial.probes[step][self.metric]
         if isinstance(self.space.search.scheduler, Promotion):
-            return trial if trial.waits else self._note("waits", trial=number, step=step)
+            return trial if trial.waits else self._record("waits", trial=number, step=step)
         if step not in trial.decisions:
-            found = self._weigh(trial, self._rungs.decide(step, number, value))
-            trial = self._note("doubted" if isinstance(found, Recheck) else "decided", trial=number, **vars(found))
+            outcome = self._decide_or_recheck(trial, self._rungs.decide(step, number, value))
+            kind = "doubted" if isinstance(outcome, Recheck) else "decided"
+            trial = self._record(kind, trial=number, **vars(outcome))
         if step in trial.decisions and not trial.decisions[step].go_on:
             return self.end(number, "PRUNED", trial.decisions[step].reason)
         return trial
 
-    def _weigh(self, trial: TrialState, ranked: Decision) -> Decision | Recheck:
-        """What ranks say, unless it is to stop a trial and noise might as well say it."""
+    def _decide_or_recheck(self, trial: TrialState, ranked: Decision) -> Decision | Recheck:
+        """The decision by rank, unless it is to stop a trial whose probe does not show clearly that it is worse than
+        its rival: then a recheck, and after that the decision by the recheck's probes."""
         rule, recheck = self.space.search.scheduler, trial.rechecks.get(ranked.step)
         if ranked.go_on or ranked.rival is None or not isinstance(rule, STOPPING) or rule.noise == "ignore":
             return ranked
         rival = self.trials[recheck.rival if recheck else ranked.rival]
-        found, samples = self.difference(trial, rival, ranked.step, recheck), self.probe(trial, recheck).samples
-        worse = found.is_worse(rule.level)
+        gap, samples = self.difference(trial, rival, ranked.step, recheck), self.probe(trial, recheck).samples
+        worse = gap.is_worse(rule.level)
         if not worse and recheck is None:
-            return Recheck(ranked.step, rival.number, samples * rule.larger, found.value, found.error)
-        told = replace(ranked, go_on=not worse, rival=rival.number)
-        return replace(told, difference=found.value, error=found.error, samples=samples)
+            return Recheck(ranked.step, rival.number, samples * rule.larger, gap.value, gap.error)
+        decision = replace(ranked, go_on=not worse, rival=rival.number)
+        return replace(decision, difference=gap.value, error=gap.error, samples=samples)
 
     def _write(self, kind: str, **facts: Any) -> Entry:
         return self.journal.append(kind, time=round(time.time(), 3), **facts)
 
-    def _note(self, kind: str, **facts: Any) -> TrialState:
+    def _record(self, kind: str, **facts: Any) -> TrialState:
+        """Write a journal entry, apply it, and pass the trial to the watchers."""
         trial = self._apply(self._write(kind, **facts))
         for watcher in self.watchers:
             watcher(trial)
         return trial
 
     def _apply(self, entry: Entry) -> TrialState:
+        """Change the state as a journal entry says; returns the trial that it is about."""
         kind, when = entry["kind"], entry.get("time", 0.0)
         facts = {name: value for name, value in entry.items() if name not in ("kind", "trial", "time")}
         if kind == "proposed":
-            by = {"proposed_at": when, "ended_at": when, "driver": max(0, len(self.drivers) - 1)}
-            self.trials.append(proposed := TrialState(entry["trial"], **facts, **by))
-            if proposed.repeats is None:
-                self.distinct.append(proposed)
-                self._first.setdefault(point_key(proposed.point), proposed.number)
-            else:
-                self._twins.setdefault(proposed.repeats, []).append(proposed.number)
+            self._add_trial(entry["trial"], facts, when)
         trial = self.trials[entry["trial"]]
         step, waited = facts.get("step", trial.step), trial.waits
-        trial.hear(kind, facts, when)
+        trial.apply(kind, facts, when)
         self.now = max(self.now, trial.at + (step if kind == "probed" else 0), facts.get("now", 0))
-        if kind in ("decided", "doubted", "waits"):
-            tell = self._rungs.wait if kind == "waits" else self._rungs.record
-            tell(step, trial.number, trial.probes[step][self.metric])
+        if kind in ("decided", "doubted"):
+            self._rungs.record(step, trial.number, trial.probes[step][self.metric])
+        elif kind == "waits":
+            self._rungs.wait(step, trial.number, trial.probes[step][self.metric])
         elif waited and not trial.waits:
             self._rungs.leave(step, trial.number)
         elif kind == "ended" and trial.repeats is not None:
             earlier = self.trials[trial.repeats]
             trial.probes, trial.probed_at = dict(earlier.probes), dict(earlier.probed_at)
         elif kind == "retried":
-            for twin in self._twins.get(trial.number, []):
-                self.trials[twin].hear(kind, facts)
+            for number in self._repeats.get(trial.number, []):
+                self.trials[number].apply(kind, facts)
         if kind == "ended" and trial.state == "COMPLETE" and trial.repeats is None:
-            self.best = min(filter(None, (self.best, trial)), key=self._place)
+            self.best = min(filter(None, (self.best, trial)), key=self._rank)
         return trial
 
-    def _place(self, trial: TrialState) -> tuple[float, int]:
+    def _add_trial(self, number: int, facts: Mapping[str, Any], when: float) -> None:
+        driver = max(0, len(self.drivers) - 1)
+        trial = TrialState(number, **facts, proposed_at=when, ended_at=when, driver=driver)
+        self.trials.append(trial)
+        if trial.repeats is None:
+            self.distinct.append(trial)
+            self._first.setdefault(point_key(trial.point), trial.number)
+        else:
+            self._repeats.setdefault(trial.repeats, []).append(trial.number)
+
+    def _rank(self, trial: TrialState) -> tuple[float, int]:
         return trial.last(self.metric) or math.inf, trial.number

@@ -1,4 +1,4 @@
-"""A trial of a study, as its journal tells it."""
+"""A trial of a study: the state that its journal entries add up to."""
 
 from __future__ import annotations
 
@@ -14,46 +14,58 @@ State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
 
 @dataclass
 class TrialState:
-    """One proposed configuration and what became of it. Steps are optimizer steps."""
+    """One proposed configuration and what became of it. Steps are optimizer steps.
+
+    Attributes:
+        row: the enqueued row that it comes from, counted from 0.
+        at: when it began, in the study's own time (`raysweep.study.ordering`). Waiting at a rung moves it forward.
+        again: it failed, and another driver tries it again, since the cause may have been outside the trial.
+        repeats: an earlier trial of the same configuration, whose results it takes.
+        probes: metrics by step.
+        waits: it waits at a rung until it is promoted.
+        proposed_at, probed_at, ended_at: in seconds since 1970, by the clock of the driver's host; 0 in journals of
+            earlier versions.
+        driver: which of the study's drivers proposed it.
+    """
 
     number: int
     point: Point
-    row: int | None = None  # which enqueued row it is
+    row: int | None = None
     state: State = "RUNNING"
     reason: str = ""
-    at: int = 0  # when it began, in the study's time (turns.py); later by as much as it has waited at rungs
-    again: bool = False  # it failed for no fault of its own that is known: another driver tries it once more
-    repeats: int | None = None  # an earlier trial of the same configuration, whose answer it takes
+    at: int = 0
+    again: bool = False
+    repeats: int | None = None
     probes: dict[int, dict[str, float]] = field(default_factory=dict)
     rechecks: dict[int, Recheck] = field(default_factory=dict)
     decisions: dict[int, Decision] = field(default_factory=dict)
-    waits: bool = False  # at a rung, for its turn to go on
-    # In seconds since 1970, by the clock of the driver's host; 0 in journals of earlier versions.
+    waits: bool = False
     proposed_at: float = field(default=0.0, compare=False)
     probed_at: dict[int, float] = field(default_factory=dict, compare=False)
     ended_at: float = field(default=0.0, compare=False)
-    driver: int = field(default=0, compare=False)  # which of the study's drivers proposed it
+    driver: int = field(default=0, compare=False)
 
     @property
     def ended(self) -> bool:
+        """Whether it is in its last state."""
         return self.state != "RUNNING"
 
     @property
     def step(self) -> int:
-        """How far it has come: its last probe."""
+        """The step of its last probe; 0 before the first."""
         return max(self.probes, default=0)
 
     @property
     def recheck(self) -> Recheck | None:
-        """What is to be found out before it can be decided whether it goes on."""
+        """The recheck that must be done before the trial can be decided."""
         return next((recheck for step, recheck in self.rechecks.items() if step not in self.decisions), None)
 
     def last(self, metric: str) -> float | None:
         """The metric at the last probe."""
         return self.probes[self.step].get(metric) if self.probes else None
 
-    def hear(self, kind: str, facts: Mapping[str, Any], when: float = 0.0) -> None:
-        """What an entry of the journal says about it."""
+    def apply(self, kind: str, facts: Mapping[str, Any], when: float = 0.0) -> None:
+        """Change the state as a journal entry says, which was written at time `when`."""
         if kind == "probed":
             self.probes[facts["step"]], self.probed_at[facts["step"]] = facts["metrics"], when
         elif kind == "doubted":

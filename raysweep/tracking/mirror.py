@@ -135,7 +135,7 @@ class Mirror:
             self._runs.log(run_id, tags=described, params=trial.point)
             return run_id
         run = self.study.run(trial)
-        params = flatten(self.study.space.trial(trial.point)[0].model_dump(mode="json")) | {"steps": run.steps}
+        params = flatten(self.study.configuration(trial).trial.model_dump(mode="json")) | {"steps": run.steps}
         for teacher in runs.teachers(run)[:1]:
             described["raysweep.teacher_key"] = history.key(teacher.run, teacher.step)
             described["raysweep.teacher_step"] = str(teacher.step)
@@ -226,7 +226,7 @@ class Mirror:
             if trial.state == "UNAVAILABLE" or trial.repeats is not None:
                 continue
             run = self.study.run(trial)
-            ends = self.study.space.rungs(self.study.space.trial(trial.point)[0])
+            ends = self.study.configuration(trial).rungs
             for step in {*self.study.milestones, *ends}:
                 if step <= run.steps:
                     self._sources.setdefault(history.key(run, step), trial.number)

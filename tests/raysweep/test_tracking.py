@@ -49,7 +49,7 @@ def swept(tmp_path_factory, cache) -> tuple[StudyState, str]:
     (folder / "runs").mkdir()
     (folder / "runs" / "cache").symlink_to(cache)
     study = StudyState(space.load(folder / "space.yaml", "smoke"), Store(str(folder / "runs")))
-    study.driven({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
+    study.record_driver({"git_commit": "c0ffee", "python": "3", "packages": {"torch": "2"}})
     uri = f"sqlite:///{folder / 'live.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(background, "POLL_S", 0.05)  # so that running trials are logged too
