@@ -174,7 +174,7 @@ def test_mlflow_has_a_run_per_trial_and_per_teacher_with_its_lineage(first, mlfl
 def test_tables_and_a_plot_lie_beside_the_journal(first):
     folder = Path(first["storage"]) / "studies" / first["study"]
     table = (folder / "table.md").read_text()
-    assert "published fid_10k" in table and "22.91" in table and "looks up to DINOv2" in table
+    assert "published fid_10k" in table and "22.91" in table and "needs DINOv2" in table
     assert len((folder / "table.csv").read_text().splitlines()) == 1 + len(first["trials"])
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -153,7 +153,7 @@ DAMAGES = {
     "an altered shard": ("shards/00001.arrow", lambda content: content[:700] + b"?" + content[701:], "altered"),
     "a missing shard": ("shards/00002.arrow", None, "missing"),
     "another autoencoder": ("autoencoder/config.json", lambda content: content.replace(b"32", b"33", 1), "altered"),
-    "a torn manifest": ("manifest.json", lambda content: content[:-9], "torn"),
+    "a torn manifest": ("manifest.json", lambda content: content[:-9], "truncated"),
     "an altered manifest": ("manifest.json", lambda content: content.replace(b"0.5", b"0.6", 1), "altered"),
     "another format": ("manifest.json", lambda content: content.replace(b'"format": 1', b'"format": 2'), "format 2"),
 }
