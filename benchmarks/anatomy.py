@@ -1,8 +1,8 @@
 """Where a sweep's time goes: its wall time part by part, its CPU time process by process.
 
-Wall time comes from what the sweep says and keeps: the driver's parts in `--json`, and in the store when each stretch
-was taken, trained and published, and each probe recorded. Whatever none of them covers is `other`. CPU time is looked
-at from outside, a few times a second, so what is shorter than that is missed.
+Wall time comes from the driver's parts in its `--json` output, and from the store: when each segment was taken, trained
+and committed, and each probe recorded. What is not covered is `other`. CPU time is sampled from outside a few times a
+second, so shorter processes are missed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DRIVER = {
 
 
 class Piece(NamedTuple):
-    """Work of a lane, in seconds since the epoch. A probe's loading is part of its work."""
+    """One piece of a lane's work, in seconds since the epoch. A probe's loading is part of its work."""
 
     kind: str
     taken: float
@@ -44,41 +44,45 @@ class Piece(NamedTuple):
 
 
 def pieces(storage: Path) -> list[Piece]:
-    """What one lane has done, in order."""
-    store, found = Store(str(storage)), []
-    for each in store.checkpoints():
-        kept = (storage / "checkpoints" / str(each.step) / each.key / "manifest.json").stat().st_mtime
-        facts = each.manifest.training
-        found.append(Piece("train", facts.taken, facts.time - facts.seconds, facts.time, kept))
+    """The work of one lane, in order."""
+    store, work = Store(str(storage)), []
+    for checkpoint in store.checkpoints():
+        kept = (storage / "checkpoints" / str(checkpoint.step) / checkpoint.key / "manifest.json").stat().st_mtime
+        facts = checkpoint.manifest.training
+        work.append(Piece("train", facts.taken, facts.time - facts.seconds, facts.time, kept))
     for file in (storage / "records" / "probes").glob("*.json"):
         if record := store.record(ProbeRecord, file.stem):
             kept = file.stat().st_mtime
-            found.append(Piece("probe", kept - record.seconds, kept - record.seconds, kept, kept))
-    return sorted(found, key=lambda piece: piece.taken)
+            work.append(Piece("probe", kept - record.seconds, kept - record.seconds, kept, kept))
+    return sorted(work, key=lambda piece: piece.taken)
 
 
-def parts(began: float, wall_s: float, told: dict[str, Any], work: list[Piece]) -> dict[str, float]:
-    """Seconds of each part of a sweep whose process began at `began`, by its name; they add up to `wall_s`."""
-    driver = told["driver"]
-    found = {"interpreter, imports, reading the space": driver["began"] - began}
+def parts(began: float, wall_s: float, output: dict[str, Any], work: list[Piece]) -> dict[str, float]:
+    """Seconds of each part of a sweep whose process began at `began`, by name. They add up to `wall_s`.
+
+    Args:
+        output: the JSON that the sweep printed.
+    """
+    driver = output["driver"]
+    seconds_of = {"interpreter, imports, reading the space": driver["began"] - began}
     ends, clock = {}, driver["began"]
     for part, seconds in driver["seconds"].items():
         clock += seconds
         ends[part] = clock
         if part == "search":
             search = clock - seconds
-            found["a lane starts"] = max(0.0, work[0].taken - search)
+            seconds_of["a lane starts"] = max(0.0, work[0].taken - search)
             for piece in work:
                 for name, seconds in _of_piece(piece):
-                    found[name] = found.get(name, 0.0) + seconds
+                    seconds_of[name] = seconds_of.get(name, 0.0) + seconds
             lane = list(zip(work, work[1:], strict=False))
-            found["the lane asks, trials and journal hear"] = sum(max(0.0, b.taken - a.kept) for a, b in lane)
-            found["the last trial's end, Tune stops"] = clock - work[-1].kept
+            seconds_of["the lane asks, trials and journal hear"] = sum(max(0.0, b.taken - a.kept) for a, b in lane)
+            seconds_of["the last trial's end, Tune stops"] = clock - work[-1].kept
         else:
-            found[DRIVER[part]] = seconds
-    found["the interpreter ends"] = began + wall_s - clock
-    found["other"] = wall_s - sum(found.values())
-    return found
+            seconds_of[DRIVER[part]] = seconds
+    seconds_of["the interpreter ends"] = began + wall_s - clock
+    seconds_of["other"] = wall_s - sum(seconds_of.values())
+    return seconds_of
 
 
 def _of_piece(piece: Piece) -> list[tuple[str, float]]:
@@ -92,7 +96,7 @@ def _of_piece(piece: Piece) -> list[tuple[str, float]]:
 
 
 class Processes:
-    """CPU seconds of a process and all that it started, by what each is; to be used around its life."""
+    """CPU seconds of a process and its descendants, by kind of process. A context manager around the process's life."""
 
     def __init__(self, pid: int):
         self._root = psutil.Process(pid)
@@ -109,7 +113,7 @@ class Processes:
         self._thread.join()
 
     def by_name(self) -> dict[str, tuple[int, float]]:
-        """How many there were of each, and their CPU seconds, most first."""
+        """The number of processes of each kind and their CPU seconds, the largest first."""
         count, seconds = Counter[str](), Counter[str]()
         for name, spent in self._seen.values():
             count[name] += 1
@@ -132,7 +136,7 @@ class Processes:
 
 
 def _name(command: list[str]) -> str:
-    """What a process of Ray's is: the actor or task that a worker names itself after, or its program."""
+    """The kind of a process: the actor or task in the name of a Ray worker, or else its program."""
     if command[0].startswith("ray::"):
         return command[0].split("(")[0].split(".")[0].strip()
     if "-m" in command[:3]:

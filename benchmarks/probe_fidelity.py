@@ -1,12 +1,12 @@
-"""How cheap a probe may be before it ranks checkpoints otherwise than the full one.
+"""How cheap a probe may be before it ranks checkpoints differently from the full probe.
 
     python benchmarks/probe_fidelity.py STUDY --storage runs [--picture fidelity.png]
 
-Takes a study's checkpoints at one rung (the first one, unless `--step` names another), which are those that a scheduler
-decides among, and probes each with the full 250-step SDE and with cheaper samplers. All probes draw the same noise.
-Printed for each: the rank correlation (Spearman) with the full one and its 95% interval over resampled checkpoints, the
-mean difference in the metric, the standard error of one probe and of the difference of two (paired), seconds, and what
-it costs of the full one. Below it, what the study's own probes cost beside its training.
+Takes the checkpoints of a study at one rung, between which a scheduler decides (the first rung, or `--step`), and
+probes them with the full 250-step SDE and with cheaper samplers. All probes draw the same noise. Prints for each kind
+of probe its rank correlation (Spearman) with the full probe and the 95% interval over resampled checkpoints, the mean
+difference of the metric, the standard error of one probe and of the difference of two (paired), seconds, and its cost
+relative to the full probe. Below that, the cost of the study's own probes relative to its training.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Measured:
     """One kind of probe over all checkpoints."""
 
     spec: ProbeSpec
-    found: list[ProbeResult]
+    results: list[ProbeResult]
     seconds: float
 
     @property
     def values(self) -> list[float]:
-        return [each.metrics[self.spec.metric] for each in self.found]
+        return [result.metrics[self.spec.metric] for result in self.results]
 
     def facts(self, full: Measured) -> dict[str, Any]:
         mine, theirs = np.array(self.values), np.array(full.values)
@@ -64,8 +64,8 @@ class Measured:
         draws = [chance.integers(len(mine), size=len(mine)) for _ in range(RESAMPLED)]
         ranks = [spearmanr(mine[drawn], theirs[drawn]).statistic for drawn in draws if len(set(drawn)) > 2]
         low, high = np.nanquantile(ranks, [0.025, 0.975])
-        influences = [each.influence.double() for each in self.found if each.influence is not None]
-        error = statistics.fmean(float(each.std()) / len(each) ** 0.5 for each in influences)
+        influences = [result.influence.double() for result in self.results if result.influence is not None]
+        error = statistics.fmean(float(influence.std()) / len(influence) ** 0.5 for influence in influences)
         pairs = [float((one - other).std()) / len(one) ** 0.5 for one, other in combinations(influences, 2)]
         return {
             "sampler": self.spec.sampler,
@@ -78,7 +78,7 @@ class Measured:
             "spread": float(mine.std(ddof=1)),
             "standard_error": error,
             "paired_standard_error": statistics.fmean(pairs),
-            "seconds": self.seconds / len(self.found),
+            "seconds": self.seconds / len(self.results),
             "cost": self.seconds / full.seconds,
         }
 
@@ -87,13 +87,13 @@ def chosen(study: StudyState, step: int | None, most: int) -> tuple[int, list[Tr
     """The rung, and the trials that have come to it and whose checkpoints there are kept and differ."""
     reached = [trial for trial in study.distinct if trial.probes]
     step = step or min((min(trial.probes) for trial in reached), default=0)
-    found: dict[str, TrialState] = {}
+    trials: dict[str, TrialState] = {}
     for trial in reached:
         if checkpoint := study.store.find(study.run(trial), step):
-            found.setdefault(checkpoint.key, trial)
-    if len(found) < 4:
-        raise UserError(f"{len(found)} checkpoints of {study.space.id} at step {step}; ranks need four or more")
-    return step, list(found.values())[:most]
+            trials.setdefault(checkpoint.key, trial)
+    if len(trials) < 4:
+        raise UserError(f"{len(trials)} checkpoints of {study.space.id} at step {step}; ranks need four or more")
+    return step, list(trials.values())[:most]
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         assert checkpoint is not None, "it was there a moment ago"
         folder = study.store.open(checkpoint)
         began = time.perf_counter()
-        measured[spec].found.append(worker_cache.probe(study.run(trial), spec, folder))
+        measured[spec].results.append(worker_cache.probe(study.run(trial), spec, folder))
         measured[spec].seconds += time.perf_counter() - began
     charged = list(charges([study]).values())
     return {
@@ -124,13 +124,15 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "metric": full.metric,
         "probes": [measured[spec].facts(measured[full]) for spec in specs],
         "values": {f"{s.sampler} {s.steps} {s.samples}": measured[s].values for s in specs},
-        "study_s": sum(each.own + each.shared for each in charged),
-        "study_probes_s": sum(each.probes for each in charged),
+        "study_s": sum(charge.own + charge.shared for charge in charged),
+        "study_probes_s": sum(charge.probes for charge in charged),
     }
 
 
-def show(told: dict[str, Any]) -> None:
-    table = Table(title=f"{told['study']}: {told['checkpoints']} checkpoints at step {told['step']}, {told['metric']}")
+def show(result: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{result['study']}: {result['checkpoints']} checkpoints at step {result['step']}, {result['metric']}"
+    )
     columns = (
         "sampler",
         "steps",
@@ -145,28 +147,28 @@ def show(told: dict[str, Any]) -> None:
     )
     for name in columns:
         table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
-    for each in told["probes"]:
-        low, high = each["interval"]
+    for probe in result["probes"]:
+        low, high = probe["interval"]
         table.add_row(
-            each["sampler"],
-            str(each["steps"]),
-            str(each["samples"]),
-            f"{each['rank_correlation']:.3f} ({low:.2f} to {high:.2f})",
-            "yes" if each["best_is_the_same"] else "no",
-            "" if each["bias"] is None else f"{each['bias']:+.1f}",
-            f"{each['standard_error']:.1f}",
-            f"{each['paired_standard_error']:.1f}",
-            f"{each['seconds']:.1f}",
-            f"{each['cost']:.3f}",
+            probe["sampler"],
+            str(probe["steps"]),
+            str(probe["samples"]),
+            f"{probe['rank_correlation']:.3f} ({low:.2f} to {high:.2f})",
+            "yes" if probe["best_is_the_same"] else "no",
+            "" if probe["bias"] is None else f"{probe['bias']:+.1f}",
+            f"{probe['standard_error']:.1f}",
+            f"{probe['paired_standard_error']:.1f}",
+            f"{probe['seconds']:.1f}",
+            f"{probe['cost']:.3f}",
         )
     console = Console(width=max(120, Console().width))
     console.print(table)
-    console.print(f"Spread of the checkpoints: {told['probes'][0]['spread']:.1f}.", end=" ")
-    share = told["study_probes_s"] / told["study_s"]
-    console.print(f"The study's own probes took {share:.0%} of its {told['study_s'] / 60:.0f} device-minutes.")
+    console.print(f"Spread of the checkpoints: {result['probes'][0]['spread']:.1f}.", end=" ")
+    share = result["study_probes_s"] / result["study_s"]
+    console.print(f"The study's own probes took {share:.0%} of its {result['study_s'] / 60:.0f} device-minutes.")
 
 
-def draw(told: dict[str, Any], file: Path) -> None:
+def draw(result: dict[str, Any], file: Path) -> None:
     """Rank correlation against cost, and each probe's values against the full one's."""
     import matplotlib
 
@@ -174,17 +176,17 @@ def draw(told: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    full = next(iter(told["values"].values()))
-    for each, (name, values) in zip(told["probes"], told["values"].items(), strict=True):
-        low, high = each["interval"]
-        rank = each["rank_correlation"]
-        left.errorbar(each["cost"], rank, [[max(0, rank - low)], [max(0, high - rank)]], fmt="o", capsize=2)
-        left.annotate(name, (each["cost"], rank), textcoords="offset points", xytext=(5, -9), fontsize=7)
-        if each["samples"] == told["probes"][0]["samples"]:
+    full = next(iter(result["values"].values()))
+    for probe, (name, values) in zip(result["probes"], result["values"].items(), strict=True):
+        low, high = probe["interval"]
+        rank = probe["rank_correlation"]
+        left.errorbar(probe["cost"], rank, [[max(0, rank - low)], [max(0, high - rank)]], fmt="o", capsize=2)
+        left.annotate(name, (probe["cost"], rank), textcoords="offset points", xytext=(5, -9), fontsize=7)
+        if probe["samples"] == result["probes"][0]["samples"]:
             right.plot(full, values, "o", markersize=4, label=name)
     left.set(xscale="log", xlabel="cost of the full probe", ylabel="rank correlation with the full probe")
     right.plot(full, full, color="grey", linewidth=0.8)
-    right.set(xlabel=f"{told['metric']}, full probe", ylabel="the cheaper probe's")
+    right.set(xlabel=f"{result['metric']}, full probe", ylabel="the cheaper probe's")
     right.legend(fontsize=7)
     figure.savefig(file, dpi=150)
 
@@ -201,12 +203,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        told = measure(options, Console(stderr=True))
+        result = measure(options, Console(stderr=True))
     except UserError as error:
         parser.error(str(error))
     if options.picture:
-        draw(told, options.picture)
-    print(json.dumps(told)) if options.json else show(told)
+        draw(result, options.picture)
+    print(json.dumps(result)) if options.json else show(result)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints cost a training: committed by a thread while it goes on, or with a stop for each.
+"""What checkpoints cost training: committed by a thread while it continues, or with a stop for each.
 
     python benchmarks/publishing.py --backbone SiT-S/2 --latent 4 16 --batch 4 --every-s 5 --seconds 30
 
@@ -40,7 +40,7 @@ EVERY_S = 600  # launch.checkpoint_every_s
 
 
 def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
-    """As a lane does."""
+    """Checkpoints are committed by a thread, as in a lane."""
     checkpointer = Checkpointer(store, [run], 0, lambda run, step: TrainingFacts(between=step < run.steps))
     context = Context(device, should_checkpoint=lambda step: step % every == 0, on_checkpoint=checkpointer.begin)
     checkpointer.finish([train(run, run.steps, data=data, context=context)])
@@ -48,7 +48,7 @@ def by_thread(run: Run, data: LatentSet, device: torch.device, every: int, store
 
 
 def with_stops(run: Run, data: LatentSet, device: torch.device, every: int, store: Store) -> None:
-    """A segment after another."""
+    """Training stops at each checkpoint and continues from the committed files."""
     start, begin = None, 0
     while begin < run.steps:
         end = min(begin + every, run.steps)
@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="of training, about")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, for training")
-    parser.add_argument("--storage", help="the folder to publish to (default: a temporary one)")
+    parser.add_argument("--storage", help="the folder for checkpoints (default: a temporary one)")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trust_names()  # the latents are random ones
+    trust_names()  # the latents are random
     device, data = torch.device(options.device), steps_of.random_latents(*options.latent)
 
     def run(steps: int) -> Run:
@@ -93,16 +93,16 @@ def main() -> None:
                 else:
                     train(run(steps), steps, data=data, context=Context(device))
                 took[way].append(time.perf_counter() - began)
-    base, found = statistics.median(took["none"]), {}
+    base, shares = statistics.median(took["none"]), {}
     table = Table(
         "checkpoints", "seconds", "share", f"at every {EVERY_S} s", title=f"{options.backbone}, every {every} steps"
     )
     for way, measured in took.items():
         share = statistics.median(measured) / base - 1
-        found[way] = {"share": share, "share_at_600_s": share * options.every_s / EVERY_S}
+        shares[way] = {"share": share, "share_at_600_s": share * options.every_s / EVERY_S}
         table.add_row(way, f"{base * (1 + share):.2f}", f"{share:.1%}", f"{share * options.every_s / EVERY_S:.2%}")
     Console().print(table)
-    print(json.dumps(found))
+    print(json.dumps(shares))
 
 
 if __name__ == "__main__":

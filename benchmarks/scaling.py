@@ -1,11 +1,12 @@
-"""Steps per second on 1, 2 and 4 ranks, and the efficiency: how much of the ideal speed-up is reached.
+"""Steps per second on 1, 2 and 4 ranks, and the efficiency: the fraction of the ideal speed-up.
 
     python benchmarks/scaling.py [--ranks 1 2 4] [--batch 64] [--steps 40] [--repeats 3]
     python benchmarks/scaling.py --address auto --storage /shared/scaling --placement SPREAD --gpus 1
 
-The same training at the same global batch on each number of ranks, by the platform's own lanes, in turns: what is
-compared is measured within minutes of each other. Losses are compared too. Efficiency is (rate on n ranks) / (n x rate
-on the fewest), and beside it what it is of the cores there are: four ranks of two cores cannot be faster than two.
+Trains the same run at the same global batch on each number of ranks, in lanes of raysweep. The numbers of ranks take
+turns, so that compared rates are measured within minutes of each other. Losses are compared too. Efficiency is (rate
+on n ranks) / (n x rate on the fewest). It is also given relative to the cores that exist: four ranks on two cores
+cannot be faster than two.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def measure(ranks: int, repeat: int, storage: str, options: argparse.Namespace) 
         )
     if done.returncode:
         sys.exit(done.stderr[-2000:])
-    (found,) = Store(storage).checkpoints()
-    curve = [point["loss_diffusion"] for point in found.manifest.training.curve]
-    return options.steps / found.manifest.training.seconds, curve
+    (checkpoint,) = Store(storage).checkpoints()
+    curve = [point["loss_diffusion"] for point in checkpoint.manifest.training.curve]
+    return options.steps / checkpoint.manifest.training.seconds, curve
 
 
 def main() -> None:
@@ -90,17 +91,17 @@ def main() -> None:
         table.add_column(column, justify="right")
     fewest = options.ranks[0]
     base = statistics.median(rates[fewest])
-    told = {}
+    results = {}
     for ranks, measured in rates.items():
         rate = statistics.median(measured)
         speed_up = rate / base
         possible = ranks if options.gpus or options.address != "local" else min(ranks, cores)
-        told[ranks] = {"steps_per_s": rate, "efficiency": speed_up * fewest / ranks}
+        results[ranks] = {"steps_per_s": rate, "efficiency": speed_up * fewest / ranks}
         shares = f"{speed_up * fewest / ranks:.0%}", f"{speed_up * fewest / possible:.0%}"
         table.add_row(str(ranks), f"{rate:.2f}", f"{rate * options.batch:.0f}", f"{speed_up:.2f}", *shares)
     Console().print(table)
     print(f"losses differ by at most {apart:.1e} of themselves")
-    print(json.dumps({"ranks": told, "losses_apart": apart}))
+    print(json.dumps({"ranks": results, "losses_apart": apart}))
     sys.exit(apart > 1e-3)
 
 

@@ -1,15 +1,15 @@
-"""Table 5 x early-stop as a sweep, against trial-based execution of the same proposals and decisions, side by side.
+"""Table 5 x early stop as a sweep, compared with trial-based execution of the same proposals and decisions.
 
     python benchmarks/sharing.py [--rows 18] [--grid]
 
-Three executions of the same trials, each to the step at which the sweep ended it, with the same training function:
+Executes the same trials in three ways, each to the step at which the sweep ended it, with the same training function:
 
 * `raysweep`: a sweep with ASHA (eta 3; rungs at 50K, 100K, 200K and the end), or with `--grid` without pruning;
 * `Tuner`: a plain `ray.tune.Tuner`, where each trial trains its own teacher, then itself, and probes at its rungs;
 * `Tuner, teachers by hand`: the same after each distinct teacher has been trained once, from 0.
 
-Two processes of one thread each in all of them; sizes are the smoke profile's. Printed are training steps and wall
-time, with ratios, and whether all trials ended in the same bits.
+Each way uses two processes of one thread; sizes are those of the smoke profile. Prints training steps and wall time
+with ratios, and whether all trials ended in the same bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WORKERS = 2
 
 @dataclass
 class Job:
-    """A trial as all executions have it: what it trains, how far, and where it is probed."""
+    """A trial of all three ways: its run, how far it is trained, and where it is probed."""
 
     trial: int
     run: Run
@@ -60,7 +60,7 @@ class Job:
 def write_space(folder: Path, rows: int, grid: bool) -> Path:
     raw = yaml.safe_load((ROOT / "search_spaces" / "table5.yaml").read_text())
     points = [row["set"] | {"method.stop": stop} for row in raw["enqueue"][:rows] for stop in STOPS]
-    random.Random(0).shuffle(points)  # neighbours in the file are alike, and ASHA judges by whoever came before
+    random.Random(0).shuffle(points)  # neighbours in the file are similar, and ASHA compares with earlier trials
     raw["enqueue"] = [{"set": point} for point in points]
     raw["search"] = {
         "mode": "reproduce" if grid else "explore",
@@ -74,7 +74,7 @@ def write_space(folder: Path, rows: int, grid: bool) -> Path:
 
 
 def sweep(path: Path, storage: Path) -> tuple[dict[str, Any], float]:
-    """The sweep as a user starts it."""
+    """Run the sweep as a user does."""
     lanes = [f"--set=launch.{key}={value}" for key, value in {"workers": 1, "lanes": WORKERS}.items()]
     command = [sys.executable, "-m", "raysweep.run", str(path), "--profile", "smoke", "--storage", str(storage)]
     began = time.perf_counter()
@@ -83,17 +83,17 @@ def sweep(path: Path, storage: Path) -> tuple[dict[str, Any], float]:
 
 
 def jobs_of(loaded: Space, result: dict[str, Any]) -> list[Job]:
-    found = []
+    jobs = []
     for row in result["trials"]:
         if row["repeats"] is None and row["steps"]:
             trial, _ = loaded.trial(row["params"])
             rungs = [rung for rung in loaded.rungs(trial) if rung <= row["steps"]]
-            found.append(Job(row["trial"], runs.student(loaded, trial), rungs))
-    return found
+            jobs.append(Job(row["trial"], runs.student(loaded, trial), rungs))
+    return jobs
 
 
 def trial_based(config: dict[str, Any]) -> None:
-    """The training function as a plain Tuner runs it; also trains a teacher by hand, where that is all there is."""
+    """The training function of a plain Tuner. It also trains teachers by hand."""
     import torch
     from ray import tune
 
@@ -131,7 +131,7 @@ def trial_based(config: dict[str, Any]) -> None:
 
 
 def tuner(configs: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Run these in a plain Tuner; returns the last report of each by its number."""
+    """Run configurations in a plain Tuner; returns the last report of each by its number."""
     from ray import tune
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,11 +178,11 @@ def config(number: int, run: Run, rungs: list[int], own: Path, folder: Path, cac
 
 
 def same_bits(jobs: list[Job], store: Store, reports: dict[int, dict[str, Any]]) -> int:
-    """How many trials ended in the very files that the sweep published."""
+    """How many trials ended in exactly the files that the sweep committed."""
     count = 0
     for job in jobs:
-        found = store.find(job.run, job.rungs[-1])
-        files = found.manifest.checksums if found else {}
+        checkpoint = store.find(job.run, job.rungs[-1])
+        files = checkpoint.manifest.checksums if checkpoint else {}
         count += files == reports[job.trial]["files"]
     return count
 
@@ -207,8 +207,8 @@ def main() -> int:
         print(f"{'raysweep':26} {steps:6d} steps            {wall:7.1f} s")
         for name, by_hand in (("Tuner, teachers by hand", True), ("Tuner", False)):
             reports, theirs, took = alone(jobs, loaded, folder / "warm" / "cache", by_hand)
-            told = f"{name:26} {theirs:6d} steps ({steps / theirs:5.3f})    {took:7.1f} s ({wall / took:5.3f})"
-            print(f"{told}    same bits: {same_bits(jobs, store, reports)} of {len(jobs)}")
+            figures = f"{name:26} {theirs:6d} steps ({steps / theirs:5.3f})    {took:7.1f} s ({wall / took:5.3f})"
+            print(f"{figures}    same bits: {same_bits(jobs, store, reports)} of {len(jobs)}")
     return 0
 
 
