@@ -19,7 +19,7 @@ debian = @dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -q && apt-get install
 laptop: .venv/laptop  ## install, then run the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
-test: .venv/dev  ## install, then run everything that CI checks
+test: .venv/dev  ## install, then run every check, and all tests but the suites chaos, cluster and browser
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -30,16 +30,16 @@ bench: .venv/dev  ## twelve minutes: measure every ratio of benchmarks/ side by 
 	.venv/bin/python benchmarks/all.py
 
 chaos: .venv/dev  ## an hour: kill every kind of process at every kind of moment
-	.venv/bin/pytest -m chaos $(TESTS)
+	.venv/bin/pytest -m chaos -rs $(TESTS)
 
 cluster: .venv/dev  ## 25 minutes, as root: run `ray up` on three hosts made on this machine, cut their links, lose their head
 	$(call debian,openssh-server rsync iproute2)
-	.venv/bin/pytest -m cluster $(TESTS)
+	.venv/bin/pytest -m cluster -rs $(TESTS)
 
 browser: .venv/dev  ## two minutes: open MLflow's pages and the report in a real Chromium
 	$(call debian,chromium)
 	$(PIP) -e '.[browser]'
-	.venv/bin/pytest -m browser $(TESTS)
+	.venv/bin/pytest -m browser -rs $(TESTS)
 
 docs: .venv/dev  ## build the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
