@@ -1,17 +1,19 @@
-"""A sweep from its search spaces to its tables: checks, studies, Ray, reports."""
+"""A sweep from its search spaces to its tables: checks, studies, Ray, reports.
+
+`raysweep run` and `raysweep.sweep` call `run_sweep`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import signal
 import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from raysweep.environment import environment
 from raysweep.execution.lanes import Lanes
 from raysweep.execution.verify import Certificates, certify
 from raysweep.report.progress import Progress
-from raysweep.retry import Notify, retry_storage
+from raysweep.retry import retry_storage
 from raysweep.space import runs
 from raysweep.space.space import Space
 from raysweep.store.leases import LeaseFacts, Leases
@@ -38,102 +40,263 @@ from trainables.datasets import catalog, checks
 
 if TYPE_CHECKING:
     from raysweep.study.proposals import Proposals
+    from raysweep.tracking.background import BackgroundMirror
 
 
-def sweep(spaces: list[Space], options: argparse.Namespace, console: Console) -> int:
-    """Check everything, then run, then write what people read."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption is an interruption
-    stopwatch = Stopwatch()
-    store = Store(options.storage)
-    _check(spaces, store, options, console)
-    tell = partial(console.print, style="yellow", highlight=False, markup=False)
-    tracking_uri = options.tracking_uri or f"sqlite:///{_sound(_local_folder(store) / 'mlflow.db', console)}"
-    leases = Leases(store.files)
-    computed, certificates = 0, Certificates()
-    stopwatch.ended("checks")
+@dataclass(frozen=True)
+class SweepOptions:
+    """Where a sweep runs and what it writes.
+
+    Attributes:
+        storage: a folder or URI for checkpoints, journals and reports.
+        address: a Ray cluster, `auto` for this machine's, `local` to start Ray on this machine.
+        tracking_uri: MLflow's; None: a SQLite file in the storage.
+        verify_sharing: the share of segments, 0 to 1, that are trained a second time and compared bit by bit.
+        extend: whether a study goes on whose search space has changed.
+    """
+
+    storage: str = "runs"
+    address: str = "local"
+    tracking_uri: str | None = None
+    verify_sharing: float = 0.0
+    extend: bool = False
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What became of one of a sweep's studies. `files` are its report's, `report.html` first."""
+
+    study: StudyState
+    summary: StudySummary
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What became of a sweep.
+
+    Attributes:
+        studies: one for each search space, in their order.
+        computed: optimizer steps that this sweep trained, those of all studies together.
+        storage, tracking_uri: without their secrets.
+        began: when the sweep began, in seconds since the epoch.
+        seconds: wall time by part of the driver's work, in order.
+        certificates: what `verify_sharing` showed; None where it was not asked for.
+    """
+
+    studies: list[StudyResult]
+    computed: int
+    storage: str
+    tracking_uri: str
+    began: float
+    seconds: dict[str, float]
+    certificates: Certificates | None
+
+    @property
+    def steps(self) -> StepCount:
+        """Optimizer steps: those of trials that share nothing, those that were computed, and the difference."""
+        return StepCount(sum(result.summary.steps.without_sharing for result in self.studies), self.computed)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether each study has a complete trial and no replayed segment came out otherwise."""
+        exact = self.certificates is None or not self.certificates.differ
+        return exact and all(result.study.best for result in self.studies)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `raysweep run --json` prints."""
+        tracking = {"tracking_uri": self.tracking_uri}
+        studies = [result.summary.as_dict() | tracking for result in self.studies]
+        facts: dict[str, Any] = studies[0] if len(studies) == 1 else {"studies": studies}
+        facts |= {"steps": self.steps.as_dict(), "storage": self.storage, **tracking}
+        facts["driver"] = {"began": self.began, "seconds": self.seconds}
+        return facts if self.certificates is None else facts | {"certificates": self.certificates.as_dict()}
+
+
+def run_sweep(spaces: Sequence[Space], options: SweepOptions, console: Console) -> SweepResult:
+    """Check everything, then run, then write what people read.
+
+    Args:
+        spaces: one or several that share their workers.
+        console: where progress goes: a live table on a terminal, else a line for each trial that ends.
+
+    Raises:
+        UserError: a space cannot be run here; nothing has been written.
+        SweepError: the sweep cannot go on; what is finished is kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was being trained is committed.
+    """
+    with _sigterm_interrupts():
+        return _Sweep(spaces, options, console).run()
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """A SIGTERM, as a preemption sends it, acts like Ctrl-C. Only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        studies = [_open(space, store, leases, console, tell) for space in spaces]
-        stopwatch.ended("studies")
-        with _at_work(studies, options, tell, stopwatch) as lanes:
-            # All that no lane waits for is done while they come up: these alone take seconds to import.
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class _Sweep:
+    """One sweep under way."""
+
+    spaces: Sequence[Space]
+    options: SweepOptions
+    console: Console
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch())
+
+    def run(self) -> SweepResult:
+        store = Store(self.options.storage)
+        self._check(store)
+        tracking_uri = self.options.tracking_uri or f"sqlite:///{self._database(store, 'mlflow.db')}"
+        leases = Leases(store.files)
+        self.stopwatch.ended("checks")
+        try:
+            studies = [self._open(space, store, leases) for space in self.spaces]
+            self.stopwatch.ended("studies")
+            mirrors, computed, certificates = self._train(studies, tracking_uri)
+        finally:
+            with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
+                leases.clear()
+                leases.close()
+        self.stopwatch.ended("leases")
+        return SweepResult(
+            self._report(studies, mirrors, computed),
+            computed,
+            public(store.uri),
+            public(tracking_uri),
+            self.stopwatch.began,
+            self.stopwatch.seconds,
+            certificates,
+        )
+
+    def notify(self, message: str) -> None:
+        """Tell people of something that they may have to act on."""
+        self.console.print(message, style="yellow", highlight=False, markup=False)
+
+    def _check(self, store: Store) -> None:
+        """Refuse what cannot be run here, before anything is written."""
+        with self.console.status("looking at the data"):  # reading a large set for the first time takes a while
+            for space in self.spaces:
+                check_here(space, store.cache)
+        if self.options.tracking_uri:
+            check_tracking_uri(self.options.tracking_uri)
+        store.files.check_writable()
+        if not self.options.extend:
+            for space in self.spaces:
+                refuse_changed(space, store)
+        for warning in _exposures(self.options.tracking_uri or ""):
+            self.console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+    def _open(self, space: Space, store: Store, leases: Leases) -> StudyState:
+        """The study of a space, with the right to write its journal.
+
+        Waits while another driver has that right: only one may write.
+        """
+        name, waiting = f"study-{space.id}", False
+        # The milestones are in the lease so that other drivers end their segments there too.
+        facts = LeaseFacts("study", milestones=tuple(runs.milestones(space)))
+        while not retry_storage(lambda: leases.acquire(name, facts), self.notify):
+            if not waiting and (lease := leases.holder(name)):
+                waiting = True
+                self.console.print(f"{space.id} is being run by {lease.holder}; waiting for it to end", highlight=False)
+            time.sleep(1)
+        writer = JournalWriter(leases.generation(name), lambda: leases.check(name), self.notify)
+        study = StudyState(space, store, writer, changed_from(space, store))
+        study.record_driver(environment())
+        for trial in study.retry():
+            self.console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
+        return study
+
+    def _train(
+        self, studies: list[StudyState], tracking_uri: str
+    ) -> tuple[list[BackgroundMirror], int, Certificates | None]:
+        """Train what is left to train; the mirrors in MLflow go on after it."""
+        computed, certificates = 0, Certificates() if self.options.verify_sharing else None
+        with self._lanes(studies) as lanes:
+            # These modules take seconds to import, which pass while the worker groups come up.
             from raysweep.execution.tune import search
-            from raysweep.report import report
+            from raysweep.report import report  # noqa: F401  for `_report`
             from raysweep.tracking.background import BackgroundMirror
 
-            mirrors = [BackgroundMirror(study, tracking_uri, tell) for study in studies]
-            stopwatch.ended("mlflow")
-            proposals = _proposals(studies, console, tell)
-            stopwatch.ended("proposals")
+            mirrors = [BackgroundMirror(study, tracking_uri, self.notify) for study in studies]
+            self.stopwatch.ended("mlflow")
+            proposals = self._proposals(studies)
+            self.stopwatch.ended("proposals")
             if lanes:
-                with Progress(studies, console).shown(lanes.snapshot):
+                with Progress(studies, self.console).shown(lanes.snapshot):
                     search(proposals, lanes.actor)
-                    stopwatch.ended("search")
-                    if options.verify_sharing:
-                        certificates = certify(studies, options.verify_sharing, lanes.actor)
-                        stopwatch.ended("verified")
+                    self.stopwatch.ended("search")
+                    if certificates is not None:
+                        certificates = certify(studies, self.options.verify_sharing, lanes.actor)
+                        self.stopwatch.ended("verified")
                 computed = lanes.snapshot(timeout_s=600)["computed_steps"]
-    finally:
-        with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
-            leases.clear()
-            leases.close()
-    stopwatch.ended("leases")
-    results = []
-    charged = retry_storage(lambda: charges(studies), tell)
-    for study, mirror in zip(studies, mirrors, strict=True):
-        summary = summarize(study, charged)
-        files = retry_storage(partial(report.write, study, summary), tell)
-        stopwatch.ended("report")
-        mirror.finish(files, study.best)
-        stopwatch.ended("mlflow's end")
-        results.append((study, summary, files))
-    whole: dict[str, Any] = {"storage": public(store.uri), "tracking_uri": public(tracking_uri)}
-    whole["driver"] = {"began": stopwatch.began, "seconds": stopwatch.seconds}
-    if options.verify_sharing:
-        whole["certificates"] = certificates.as_dict()
-    _tell_all(results, computed, whole, options.json)
-    if options.verify_sharing and not options.json:
-        Console().print(str(certificates))
-    return 0 if all(study.best for study in studies) and not certificates.differ else 1
+        return mirrors, computed, certificates
 
+    @contextlib.contextmanager
+    def _lanes(self, studies: list[StudyState]) -> Iterator[Lanes | None]:
+        """The part that needs Ray: worker groups for the studies; None where nothing is left to do."""
+        if all(study.finished for study in studies) and not self.options.verify_sharing:
+            yield None
+            return
+        space, address = studies[0].space, self.options.address
+        milestones = sorted({step for study in studies for step in study.milestones})
+        with connected(space.launch, address):
+            reference = (space.trial({})[0].data, space.probe)
+            lanes = Lanes(space.launch, studies[0].store, milestones, reference, alone=address == "local")
+            self.stopwatch.ended("ray")
+            try:
+                yield lanes
+            except KeyboardInterrupt:
+                self.notify("interrupted: what is being trained is committed first; interrupt again to end at once")
+                lanes.stop()
+                raise
+            lanes.close()
+            self.stopwatch.ended("lanes")
+        self.stopwatch.ended("ray's end")
 
-def _tell_all(
-    results: list[tuple[StudyState, StudySummary, list[Path]]], computed: int, whole: dict[str, Any], as_json: bool
-) -> None:
-    """What a sweep of one or several spaces has come to: for people, or as one object."""
-    from raysweep.report import report
+    def _proposals(self, studies: list[StudyState]) -> list[Proposals]:
+        """What to try next in each study, with the database that optuna-dashboard reads."""
+        from raysweep.study.proposals import Proposals  # Optuna, imported while the worker groups come up
+        from raysweep.tracking.optuna_dashboard import Dashboard
 
-    steps = StepCount(sum(summary.steps.without_sharing for _, summary, _ in results), computed)
-    if len(results) == 1:
-        ((study, summary, files),) = results
-        results = [(study, replace(summary, steps=steps), files)]
-    if as_json:
-        address = {"tracking_uri": whole["tracking_uri"]}
-        summaries = [summary.as_dict() | address for _, summary, _ in results]
-        several = {"studies": summaries} if len(summaries) > 1 else summaries[0]
-        print(json.dumps(several | {"steps": steps.as_dict()} | whole))
-        return
-    out = Console()
-    for study, summary, files in results:
-        report.show(study, summary, files, out)
-    if len(results) > 1:
-        out.print(report.steps_line(steps))
-    uri = whole["tracking_uri"]
-    ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
-    out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
+        for study in studies:
+            database = self._database(study.store, "studies", study.space.id, "optuna.db")
+            Dashboard(study, f"sqlite:///{database}", self.notify)
+        return [Proposals(study) for study in studies]
 
+    def _report(self, studies: list[StudyState], mirrors: list[BackgroundMirror], computed: int) -> list[StudyResult]:
+        """Write each study's tables, pictures and page, and log them to MLflow."""
+        from raysweep.report.report import write  # matplotlib and plotly: imported by now, see `_train`
 
-def _check(spaces: list[Space], store: Store, options: argparse.Namespace, console: Console) -> None:
-    """Refuse what cannot be run here, before anything is written."""
-    with console.status("looking at the data"):  # a large set that was never compared with its manifest takes a while
-        for space in spaces:
-            check_here(space, store.cache)
-    if options.tracking_uri:
-        check_tracking_uri(options.tracking_uri)
-    store.files.check_writable()
-    if not options.extend:
-        for space in spaces:
-            refuse_changed(space, store)
-    _warn_of_open_doors(options, console)
+        results = []
+        charged = retry_storage(lambda: charges(studies), self.notify)
+        for study, mirror in zip(studies, mirrors, strict=True):
+            summary = summarize(study, charged)
+            files = retry_storage(partial(write, study, summary), self.notify)
+            self.stopwatch.ended("report")
+            mirror.finish(files, study.best)
+            self.stopwatch.ended("mlflow's end")
+            if len(studies) == 1:  # of several studies, nobody can say whose steps they were
+                summary = replace(summary, steps=replace(summary.steps, computed=computed))
+            results.append(StudyResult(study, summary, files))
+        return results
+
+    def _database(self, store: Store, *parts: str) -> Path:
+        """The path of a SQLite file on this machine. A damaged file is set aside: it is made again from the journal."""
+        database = store.files.local(*parts) or store.cache.joinpath(*parts)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if database.exists() and not _is_sound(database):
+            aside = database.with_name(f"{database.name}.damaged-{uuid.uuid4().hex[:6]}")
+            database.replace(aside)
+            self.notify(f"{database.name} was damaged and is made again; the old one is {aside.name}")
+        return database
 
 
 def check_here(space: Space, cache: Path) -> None:
@@ -148,8 +311,8 @@ def check_here(space: Space, cache: Path) -> None:
         try:
             catalog.require(data, mirrored=mirrored)
         except LookupError as error:
-            told = f"{error.args[0]}; or use --profile laptop, which brings its own data"
-            raise space.error(("trial", "data"), told) from None
+            remedy = f"{error.args[0]}; or use --profile laptop, which brings its own data"
+            raise space.error(("trial", "data"), remedy) from None
     if fault := checks.probe_fault(space.probe):
         raise space.error(("probe", "detector"), fault)
     for data in sorted({data for data, _ in needed}):
@@ -161,101 +324,29 @@ def check_here(space: Space, cache: Path) -> None:
             raise space.error(("trial", "data"), str(error.args[0])) from None
 
 
-def _open(space: Space, store: Store, leases: Leases, console: Console, tell: Notify) -> StudyState:
-    """The study of a space, with the right to write its journal. Waits while another driver has that: two would write
-    one journal."""
-    name, told = f"study-{space.id}", False
-    facts = LeaseFacts("study", milestones=tuple(runs.milestones(space)))
-    while not retry_storage(lambda: leases.acquire(name, facts), tell):
-        if not told and (holder := leases.holder(name)):
-            told = True
-            console.print(f"{space.id} is being run by {holder.holder}; waiting for it to end", highlight=False)
-        time.sleep(1)
-    writer = JournalWriter(leases.generation(name), lambda: leases.check(name), tell)
-    study = StudyState(space, store, writer, changed_from(space, store))
-    study.record_driver(environment())
-    for trial in study.retry():
-        console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
-    return study
-
-
-def _warn_of_open_doors(options: argparse.Namespace, console: Console) -> None:
-    """Say what others could reach: secrets travel in the open there, and anybody may write."""
-    told = []
+def _exposures(tracking_uri: str) -> Iterator[str]:
+    """What others could reach: secrets that travel in the open, ports that run anybody's code."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        told.append("RAY_AUTH_MODE turns Ray's token authentication off: whoever reaches its ports can run code here")
-    uri = options.tracking_uri or ""
-    if uri.startswith("http://") and not is_loopback(uri):
-        told.append(f"{public(uri)} is not on this machine and not encrypted: use https, or a tunnel to its loopback")
-    for line in told:
-        console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        yield "RAY_AUTH_MODE turns Ray's token authentication off: whoever reaches its ports can run code here"
+    if tracking_uri.startswith("http://") and not is_loopback(tracking_uri):
+        server = public(tracking_uri)
+        yield f"{server} is not on this machine and not encrypted: use https, or a tunnel to its loopback"
 
 
-@contextlib.contextmanager
-def _at_work(
-    studies: list[StudyState], options: argparse.Namespace, tell: Notify, stopwatch: Stopwatch
-) -> Iterator[Lanes | None]:
-    """The part that needs Ray: lanes that come up and work for the studies; None where nothing is left to do."""
-    if all(study.finished for study in studies) and not options.verify_sharing:
-        yield None
-        return
-    space = studies[0].space
-    milestones = sorted({step for study in studies for step in study.milestones})
-    with connected(space.launch, options.address):
-        reference = (space.trial({})[0].data, space.probe)
-        lanes = Lanes(space.launch, studies[0].store, milestones, reference, alone=options.address == "local")
-        stopwatch.ended("ray")
-        try:
-            yield lanes
-        except KeyboardInterrupt:
-            tell("interrupted: what is being trained is published first; once more ends at once")
-            lanes.stop()
-            raise
-        lanes.close()
-        stopwatch.ended("lanes")
-    stopwatch.ended("ray's end")
-
-
-def _proposals(studies: list[StudyState], console: Console, tell: Notify) -> list[Proposals]:
-    """What to try next in each study, and with it Optuna's view of it, whose database takes a second to be made."""
-    from raysweep.study.proposals import Proposals
-    from raysweep.tracking.optuna_dashboard import Dashboard
-
-    proposals = []
-    for study in studies:
-        database = _sound(_local_folder(study.store, "studies", study.space.id) / "optuna.db", console)
-        Dashboard(study, f"sqlite:///{database}", tell)
-        proposals.append(Proposals(study))
-    return proposals
-
-
-def _local_folder(store: Store, *parts: str) -> Path:
-    folder = store.files.local(*parts) or store.cache.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _sound(database: Path, console: Console) -> Path:
-    """The path of an SQLite file, set aside if it is damaged: what it shows is made again from the journal."""
-    if database.exists():
-        try:
-            with contextlib.closing(sqlite3.connect(database)) as connection:
-                sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
-        except sqlite3.DatabaseError:
-            sound = False
-        if not sound:
-            aside = database.with_name(f"{database.name}.damaged-{uuid.uuid4().hex[:6]}")
-            database.replace(aside)
-            console.print(f"{database.name} was damaged and is made again; the old one is {aside.name}", style="yellow")
-    return database
+def _is_sound(database: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
 
 
 class Stopwatch:
-    """Where the wall time of a driver goes, part by part.
+    """The wall time of a driver's work, part by part.
 
     Attributes:
-        began: when it was started, in seconds since the epoch.
-        seconds: of each part, in order of their first ends; they add up to the time since `began`.
+        began: when the stopwatch was started, in seconds since the epoch.
+        seconds: of each part, in the order in which they first ended; they add up to the time since `began`.
     """
 
     def __init__(self) -> None:
@@ -264,7 +355,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def ended(self, part: str) -> None:
-        """All since the part before was `part`."""
+        """`part` has just ended: it took the time since the part before it ended."""
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now

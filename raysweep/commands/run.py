@@ -6,13 +6,18 @@ With `--plan`, show what the sweep would train and cost instead, like `raysweep 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from raysweep.commands.common import add_spaces, add_storage, add_tracking_uri, guarded, number_type
 from raysweep.commands.plan import add_plan_options, show_plan
 from raysweep.space.space import load_all
+
+if TYPE_CHECKING:
+    from raysweep.driver import SweepResult
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,9 +32,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     spaces = load_all(options.space, options.profile, options.set)
-    from raysweep.driver import sweep  # brings in Ray, which neither a plan nor a wrong space needs
+    from raysweep.driver import SweepOptions, run_sweep  # bring in Ray, which neither a plan nor a wrong space needs
 
-    return sweep(spaces, options, console)
+    where = SweepOptions(options.storage, options.address, options.tracking_uri, options.verify_sharing, options.extend)
+    result = run_sweep(spaces, where, console)
+    if options.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        _show(result, Console())
+    return 0 if result.succeeded else 1
+
+
+def _show(result: SweepResult, out: Console) -> None:
+    """Print each study's table, best trial and files, then what they have in common."""
+    from raysweep.report import report  # brings in matplotlib and plotly, which a plan does not need
+
+    for study in result.studies:
+        report.show(study.study, study.summary, study.files, out)
+    if len(result.studies) > 1:
+        out.print(report.steps_line(result.steps))
+    uri = result.tracking_uri
+    ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
+    out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
+    if result.certificates:
+        out.print(str(result.certificates))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -90,19 +90,38 @@ def as_csv(study: StudyState, trials: Iterable[TrialSummary]) -> str:
     return out.getvalue()
 
 
-def frame(study: StudyState, trials: Iterable[TrialSummary]) -> pd.DataFrame:
-    """A line for each probe of each trial: the parameters, the step, the metrics with their standard errors."""
+def trials_frame(trials: Iterable[TrialSummary]) -> pd.DataFrame:
+    """A row for each trial: state, step, parameters, metrics with their standard errors, device hours, reason."""
     return pd.DataFrame(
         {
             "trial": trial.number,
-            **{short_path(path): value_text(value) for path, value in trial.params.items()},
-            "step": step,
-            **metrics,
             "state": STATE_WORDS[trial.state],
+            "step": trial.step,
+            **_params(trial),
+            **trial.metrics,
+            "own_hours": trial.cost.own / 3600,
+            "shared_hours": trial.cost.shared / 3600,
+            "reason": trial.reason,
         }
+        for trial in trials
+    )
+
+
+def probes_frame(trials: Iterable[TrialSummary]) -> pd.DataFrame:
+    """A row for each probe of each trial: parameters, the step, metrics with their standard errors, the state."""
+    return pd.DataFrame(
+        {"trial": trial.number, **_params(trial), "step": step, **metrics, "state": STATE_WORDS[trial.state]}
         for trial in trials
         for step, metrics in trial.probes.items()
     )
+
+
+def _params(trial: TrialSummary) -> dict[str, Any]:
+    """The parameters by their short names: numbers as they are, everything else as text."""
+    return {
+        short_path(path): value if isinstance(value, int | float) else value_text(value)
+        for path, value in trial.params.items()
+    }
 
 
 def latex(study: StudyState, trials: Iterable[TrialSummary], best: TrialSummary | None) -> str:

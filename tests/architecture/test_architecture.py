@@ -11,14 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(p for package in ("raysweep", "trainables") for p in (ROOT / package).rglob("*.py"))
 FUNCTION_LINES = 60
+INTERFACE = ("load", "plan", "sweep", "open_study")
 IMPORTS_INSIDE = {
     ("raysweep/execution/lanes.py", "_host"): "keeps torch out of the driver",
     ("raysweep/execution/lane.py", "work"): "keeps the science out of Ray Train's controller",
     ("raysweep/cluster/checkup.py", "_actor"): "keeps torch out of the driver",
     ("raysweep/commands/run.py", "_run"): "neither a plan nor a wrong space needs Ray",
-    ("raysweep/driver.py", "sweep"): "imported while lanes come up",
-    ("raysweep/driver.py", "_tell_all"): "imported while lanes come up",
-    ("raysweep/driver.py", "_proposals"): "imported while lanes come up",
+    ("raysweep/commands/run.py", "_show"): "a plan needs no matplotlib",
+    ("raysweep/driver.py", "_train"): "imported while worker groups come up",
+    ("raysweep/driver.py", "_proposals"): "imported while worker groups come up",
+    ("raysweep/driver.py", "_report"): "imported while worker groups come up",
+    **{("raysweep/__init__.py", name): "importing raysweep takes milliseconds" for name in INTERFACE},
 }
 LIGHT = [
     "trainables.config",
@@ -60,6 +63,18 @@ def imported(path: Path) -> set[str]:
                 for alias in node.names
             }
     return names & MODULES.keys() - {module(path)}
+
+
+def handed_on(path: Path) -> set[str]:
+    """The names that a package's __init__ imports from its modules."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {
+        alias.asname or alias.name
+        for node in imports
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in MODULES
+    }
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
@@ -122,6 +137,20 @@ def test_functions_are_short_and_import_nothing_without_a_reason(path: Path):
 def test_light_modules_import_no_torch(name: str):
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_importing_raysweep_starts_nothing():
+    code = "import sys, raysweep; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"ray", "torch", "optuna", "mlflow", "pydantic", "pyarrow", "rich", "numpy"}
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    """Importing such a module would put it in the function's place."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            names = {node.name for node in functions(path)} | handed_on(path)
+            assert not {public for public in names if f"{name}.{public}" in MODULES}, name
 
 
 def test_ray_tune_and_ray_train_have_one_home_each():

@@ -232,7 +232,7 @@ def test_tables_say_the_same_in_three_formats(read):
     assert len({line.count(" & ") for line in body}) == 1
     assert len(body) == 1 + sum(trial.repeats is None for trial in trials) and latex.count(r"\textbf") > 0
     assert not re.search(r"(?<!\\)[_#%]", "\n".join(body))
-    frame = tables.frame(study, trials)
+    frame = tables.probes_frame(trials)
     assert len(frame) == sum(len(trial.probes) for trial in trials) and study.metric in frame
 
 
