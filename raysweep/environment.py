@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from importlib import metadata
@@ -23,6 +24,16 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def sources_digest() -> str:
+    """A digest of all modules of raysweep and trainables on this machine."""
+    digest = hashlib.sha256()
+    for package in ("raysweep", "trainables"):
+        root = SOURCE / package
+        for file in sorted(root.rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _version(package: str) -> str | None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import socket
 import subprocess
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
 
-import raysweep
-import trainables
+from raysweep.environment import sources_digest
 from raysweep.store.files import Files
 from trainables.datasets import catalog
 
@@ -41,7 +38,7 @@ class Node:
                 "python": platform.python_version(),
                 "ray": ray.__version__,
                 "torch": torch.__version__,
-                "raysweep": _sources(),
+                "raysweep": sources_digest(),
                 "driver": _driver(),
             },
             "gpus": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
@@ -93,16 +90,6 @@ def _timed(numbers: torch.Tensor) -> float:
     dist.all_reduce(numbers)
     numbers[0].item()  # waits for a GPU
     return time.perf_counter() - began
-
-
-def _sources() -> str:
-    """A digest of all modules of raysweep and trainables on this node."""
-    digest = hashlib.sha256()
-    for package in (raysweep, trainables):
-        root = Path(package.__path__[0])
-        for file in sorted(root.rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _driver() -> str:
