@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,40 @@ from raysweep.errors import UserError
 from raysweep.prepare.sources.base import Item, Latents, Source, files_below, numbered
 from trainables.errors import one_line
 
-
-class MomentsReader:
-    """Reads (2C, H, W) .npy files of REPA and EDM2: mean and standard deviation. Items are (path below root, label)."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def __call__(self, items: Sequence[Item]) -> Iterator[Latents]:
-        for path, label in items:
-            moments = _load(self.root / path)
-            if moments.ndim != 3 or len(moments) % 2:
-                raise UserError(f"{self.root / path}: shape {moments.shape}; expected mean and std, (2C, H, W)")
-            yield Latents(path, label, moments.reshape(2, len(moments) // 2, *moments.shape[1:]))
+Latent = npt.NDArray[np.float32]
 
 
-class FeaturesReader:
-    """Reads (1, C, H, W) .npy files of DiT: one sample of the posterior. Items are (path below root, label)."""
+class NpyReader:
+    """Reads one .npy file per image. Items are (path below root, label).
 
-    def __init__(self, root: Path):
-        self.root = root
+    Args:
+        convert: makes mean and standard deviation (2, C, H, W) of an array, or raises ValueError about its shape.
+    """
+
+    def __init__(self, root: Path, convert: Callable[[Latent], Latent]):
+        self.root, self.convert = root, convert
 
     def __call__(self, items: Sequence[Item]) -> Iterator[Latents]:
         for path, label in items:
-            features = _load(self.root / path)
-            if features.ndim != 4 or len(features) != 1:
-                raise UserError(f"{self.root / path}: shape {features.shape}; expected (1, C, H, W)")
-            yield Latents(path, label, _certain(features[0]))
+            try:
+                latent = self.convert(_load(self.root / path))
+            except ValueError as error:
+                raise UserError(f"{self.root / path}: {error}") from None
+            yield Latents(path, label, latent)
+
+
+def _from_moments(array: Latent) -> Latent:
+    """From REPA's and EDM2's (2C, H, W): mean and standard deviation."""
+    if array.ndim != 3 or len(array) % 2:
+        raise ValueError(f"shape {array.shape}; expected mean and standard deviation, (2C, H, W)")
+    return array.reshape(2, len(array) // 2, *array.shape[1:])
+
+
+def _from_features(array: Latent) -> Latent:
+    """From DiT's (1, C, H, W): one sample of the posterior."""
+    if array.ndim != 4 or len(array) != 1:
+        raise ValueError(f"shape {array.shape}; expected (1, C, H, W)")
+    return _certain(array[0])
 
 
 class ShardsReader:
@@ -87,7 +94,7 @@ def _moments(root: Path) -> Source:
         f"REPA's or EDM2's latents in {root.name}",
         items,
         numbered(label for _, label in items),
-        MomentsReader(root),
+        NpyReader(root, _from_moments),
         latents=True,
     )
 
@@ -103,7 +110,7 @@ def _features(root: Path, features: Path, labels: Path) -> Source:
         f"DiT's features in {features.name}",
         items,
         numbered(label for _, label in items),
-        FeaturesReader(root),
+        NpyReader(root, _from_features),
         latents=True,
         scaled=True,
     )
@@ -127,13 +134,13 @@ def _shards(root: Path, files: list[Path]) -> Source | None:
     return Source(f"LightningDiT's latents in {root.name}", items, names, ShardsReader(root), latents=True)
 
 
-def _certain(sample: Any) -> npt.NDArray[np.float32]:
+def _certain(sample: Any) -> Latent:
     """A sample as a posterior with standard deviation 0."""
-    latent: npt.NDArray[np.float32] = np.asarray(sample, np.float32)
+    latent: Latent = np.asarray(sample, np.float32)
     return np.stack([latent, np.zeros_like(latent)])
 
 
-def _load(file: Path) -> npt.NDArray[np.float32]:
+def _load(file: Path) -> Latent:
     try:
         return np.asarray(np.load(file, allow_pickle=False), np.float32)
     except (OSError, ValueError, EOFError) as error:
