@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from raysweep.space import domains
 from raysweep.space.domains import Point
-from raysweep.study.optuna_view import distribution, told
+from raysweep.study.optuna_view import distribution, optuna_value
 from raysweep.study.state import StudyState
 from raysweep.study.summary import TrialSummary, short_path
 
@@ -125,7 +125,7 @@ def _finished_trial(study: StudyState, point: Point, value: float) -> FrozenTria
 
     def choose(path: str, domain: domains.Domain) -> Any:
         chosen, name = domain.match(point[path], path), short_path(path)
-        params[name], distributions[name] = told(domain, chosen), distribution(domain)
+        params[name], distributions[name] = optuna_value(domain, chosen), distribution(domain)
         return chosen
 
     domains.substitute(study.space.tree, choose)

@@ -1,4 +1,4 @@
-"""A study whose space has changed: what differs, and how `--extend` goes on with its trials."""
+"""A study whose space has changed: the differences, and how `--extend` carries its trials over."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from raysweep.space.space import PROBE_PATHS, Space
 from raysweep.store.store import Store
 from raysweep.study.journal import opening, studies
 
-NO_MATTER = {"search.trials", *(f"probe.{field}" for field in PROBE_PATHS)}
-SHOWN = 60  # characters of a value
+IRRELEVANT = {"search.trials", *(f"probe.{field}" for field in PROBE_PATHS)}
+SHOWN = 60  # characters of a value in a message
 
 
 def changed_from(space: Space, store: Store) -> list[str]:
-    """The studies of that name and profile that hold another space than `space`, which is not in the store yet; without
-    those that others have extended."""
+    """The studies with the name and profile of `space` but another space, unless a later study extends them. None where
+    `space` itself is in the store."""
     known = {name: opening(store.files, name) for name in studies(store.files)}
     if space.id in known:
         return []
-    wanted = (space.study, space.profile)
-    same = [name for name, facts in known.items() if (facts["space"]["study"], facts["space"]["profile"]) == wanted]
-    extended = {before for facts in known.values() for before in facts.get("extends", [])}
+    own = (space.study, space.profile)
+    same = [name for name, first in known.items() if (first["space"]["study"], first["space"]["profile"]) == own]
+    extended = {earlier for first in known.values() for earlier in first.get("extends", [])}
     return [name for name in same if name not in extended]
 
 
@@ -31,23 +31,23 @@ def refuse_changed(space: Space, store: Store) -> None:
     """Refuse a space that has changed under the name of its study.
 
     Raises:
-        UserError: field by field, what has changed.
+        UserError: the space has changed; the message lists the fields.
     """
-    told = []
+    lines = []
     for name in changed_from(space, store):
         fields = "\n".join(f"  {line}" for line in difference(opening(store.files, name)["space"], space.resolved))
-        told.append(f"it is in this storage as {name}, with another space:\n{fields}")
-    if told:
-        told.append("--extend goes on with its trials in the new space; --set study=NAME starts another beside it")
-        raise space.error(("study",), "\n".join(told))
+        lines.append(f"it is in this storage as {name}, with another space:\n{fields}")
+    if lines:
+        lines.append("--extend goes on with its trials in the new space; --set study=NAME starts another beside it")
+        raise space.error(("study",), "\n".join(lines))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields that make another study of it, each with its old and its new value."""
+    """The fields whose change makes another study, each with its old and its new value."""
     before, after = _fields(old), _fields(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] == "launch" or key in NO_MATTER or before.get(key) == after.get(key):
+        if key.split(".")[0] == "launch" or key in IRRELEVANT or before.get(key) == after.get(key):
             continue
         lines.append(f"{key}: {_shown(before, key)} -> {_shown(after, key)}")
     return lines

@@ -1,4 +1,4 @@
-"""What to try next: the enqueued rows, what an extended study tried, then what a sampler sees fit."""
+"""The next trials of a study: the enqueued rows, then the trials of a study that it extends, then a sampler's."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Proposals:
             self._answer_repeat(trial)
 
     def next(self) -> TrialState | None:
-        """The next trial to train, or None when all has been proposed.
+        """The next trial to train, or None when there is none to propose.
 
-        Rows that cannot be run here and repeats of earlier configurations are noted on the way and need no training.
+        Rows that cannot be run here and repeats of earlier configurations are recorded on the way, without training.
         """
         while self._rows:
             if self.study.enough:
@@ -49,15 +49,13 @@ class Proposals:
                 continue
             if proposed := self._accept(point, row=number):
                 return proposed
-        if self.space.search.mode == "reproduce":
-            return None
-        if self.study.enough:
+        if not self.study.explores or self.study.enough:
             return None
         inherited = next(self._inherited, None)
         return self._sample() if inherited is None else self._accept(inherited)
 
     def _sample(self) -> TrialState | None:
-        """A configuration that was not proposed before."""
+        """A sampled configuration that was not proposed before."""
         if len(self.study.distinct) >= self._most:
             return None
         point = self._suggest(self._is_new)
@@ -65,24 +63,23 @@ class Proposals:
 
     @cached_property
     def _most(self) -> float:
-        """How many distinct trials there can be: the tree's points, and the rows that cannot be run, all refused by
-        now."""
+        """The largest number of distinct trials: the points of the tree, and the rows that were refused."""
         refused = sum(trial.state == "UNAVAILABLE" for trial in self.study.distinct)
         return domains.size(self._tree) + refused
 
     def _is_new(self, point: Point) -> bool:
-        """Whether it can be run (each of its options can, but perhaps not all of them together), and was not yet."""
+        """Whether a point was not proposed yet and can be run here: its options can, but perhaps not all together."""
         trial, full = self.space.trial(point)
         return self.study.trial_at(full) is None and runs.unavailable(trial) is None
 
     def _accept(self, point: Point, row: int | None = None) -> TrialState | None:
-        """Note the proposal; the trial if it must be trained, None if an earlier one answers for it."""
+        """Add a trial; returns it if it must be trained, None if it takes an earlier trial's results."""
         trial = self.study.propose(point, row)
         self._answer_repeat(trial)
         return trial if trial.repeats is None else None
 
     def _answer_repeat(self, trial: TrialState) -> None:
-        """End a repeat whose earlier trial has ended."""
+        """End a trial that repeats one which has ended."""
         if trial.repeats is not None and not trial.ended and (earlier := self.study.trials[trial.repeats]).ended:
             self.study.end(trial.number, earlier.state, f"same as trial {earlier.number}: {earlier.reason}")
 
@@ -101,6 +98,6 @@ def _runnable(space: Space, node: Any, path: str = "") -> Any:
 def _can_run(space: Space, path: str, option: Any) -> bool:
     try:
         trial, _ = space.trial({path: option})
-    except (WrongDomain, ValidationError):  # only together with other options than the defaults: cannot tell from here
+    except (WrongDomain, ValidationError):  # legal only together with other options than the defaults
         return True
     return runs.unavailable(trial) is None

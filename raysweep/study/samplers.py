@@ -1,10 +1,10 @@
-"""Who proposes what is not enqueued, by name: Optuna's samplers, and a grid.
+"""The samplers that propose configurations beyond the enqueued rows: Optuna's, and a grid.
 
-Optuna's samplers learn from a study in memory that is a function of the journal. What they say twice costs no disk
-then, and a restarted study proposes what an undisturbed one would have: each question has a sampler of its own, seeded
-by the number of the trial and of the attempt. TPE, GP and chance know no more than the trials. CMA-ES and QMC also
-remember what they were asked, so this is asked again at the start, in the journal's order; which answer was accepted,
-the journal's next trial tells.
+Optuna's samplers learn from a study in memory that follows from the journal alone. Each question gets a sampler of its
+own, seeded by the numbers of the trial and of the attempt, so that a restarted study proposes what an undisturbed one
+would have. TPE, GP and the random sampler depend on the trials only. CMA-ES and QMC also depend on the questions that
+they were asked, so these are asked again at the start, in the order of the journal; the next trial in the journal shows
+which answer was accepted.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from raysweep.study.optuna_view import View
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
 
-TRIES = 20  # proposals of a sampler in a row that are of no use, before chance takes over
-RANDOM_TRIES = 2000  # the same of chance, before the space counts as exhausted
-CANDIDATES = 24  # of which TPE proposes the best; Optuna's own number
-MOST = 500  # trials that TPE looks at, drawn by chance from more: its time grows with their square
-GOOD = 25  # the best, among those in any case: which TPE weighs against all others; Optuna's own number
-REMEMBER = ("cmaes", "qmc")  # their questions, not only the trials
-ORDERED = ("cmaes", "gp")  # they make use of an order among numbers that a choice lists
+TRIES = 20  # useless proposals of a sampler in a row, after which points are drawn at random
+RANDOM_TRIES = 2000  # useless random points in a row, after which the space counts as exhausted
+CANDIDATES = 24  # TPE proposes the best of so many; Optuna's own number
+MOST = 500  # trials that TPE learns from, drawn at random from more: its time grows with their square
+GOOD = 25  # the best trials, always among those: TPE compares them with the others; Optuna's own number
+REMEMBER = ("cmaes", "qmc")  # samplers whose answers depend on earlier questions
+ORDERED = ("cmaes", "gp")  # samplers that make use of the order among the numbers of a choice
 
-Good = Callable[[Point], bool]
-Suggest = Callable[[Good], Point | None]
+IsUseful = Callable[[Point], bool]
+Suggest = Callable[[IsUseful], Point | None]
 
 
 def suggester(study: StudyState, tree: Any) -> Suggest:
-    """What gives a point of `tree` that is good, or None when there is none left, by `search.sampler`."""
-    return _Grid(tree) if study.space.search.sampler == "grid" else _Asked(study, tree)
+    """The sampler of `search.sampler`: a function that returns a useful point of `tree`, or None when there is none."""
+    return _Grid(tree) if study.space.search.sampler == "grid" else _OptunaSampler(study, tree)
 
 
 class _Grid:
@@ -55,57 +55,57 @@ class _Grid:
     def __init__(self, tree: Any):
         self._points: Iterator[Point] = domains.grid(tree)
 
-    def __call__(self, good: Good) -> Point | None:
-        return next(filter(good, self._points), None)
+    def __call__(self, is_useful: IsUseful) -> Point | None:
+        return next(filter(is_useful, self._points), None)
 
 
-class _Asked:
-    """A point as one of Optuna's samplers sees fit, or at random where that only repeats itself."""
+class _OptunaSampler:
+    """Proposals of one of Optuna's samplers; random points where the sampler only repeats itself."""
 
     def __init__(self, study: StudyState, tree: Any):
         self._study, self._tree, self._search = study, tree, study.space.search
         bounded = self._search.sampler == "tpe" and self._search.second_objective is None
         storage = Recall() if bounded else InMemoryStorage()
         self._view = View(study, tree, storage, ordered=self._search.sampler in ORDERED)
-        self._question: optuna.Trial | None = None  # what was accepted and has no number of ours yet
+        self._question: optuna.Trial | None = None  # accepted, but not a trial of ours yet
         self._replay()
-        study.watchers.append(self._hear)
+        study.watchers.append(self._update)
 
-    def __call__(self, good: Good) -> Point | None:
+    def __call__(self, is_useful: IsUseful) -> Point | None:
         number = len(self._study.trials)
-        if point := self._ask(number, good):
+        if point := self._ask(number, is_useful):
             return point
         chance = random.Random(self._seed(number, TRIES))
         points = (domains.random_point(self._tree, chance) for _ in range(RANDOM_TRIES))
-        return next(filter(good, points), None)
+        return next(filter(is_useful, points), None)
 
-    def _ask(self, number: int, good: Good) -> Point | None:
-        """The first good point of the sampler's. What it said before is under way meanwhile, so that it looks
-        elsewhere."""
+    def _ask(self, number: int, is_useful: IsUseful) -> Point | None:
+        """The sampler's first useful point. Its rejected points count as trials under way meanwhile, so that it tries
+        others."""
         rejected: list[optuna.Trial] = []
-        found = None
+        accepted = None
         for attempt in range(TRIES):
             self._view.optuna.sampler = self._sampler(number, attempt)
             asked = self._view.optuna.ask()
             point = self._view.suggested(asked)
-            if good(point):
-                found, self._question = point, asked
+            if is_useful(point):
+                accepted, self._question = point, asked
                 break
             rejected.append(asked)
         if self._question and self._search.sampler not in REMEMBER:
-            rejected.append(self._question)  # the trial is told as the journal has it, live and at a restart
+            rejected.append(self._question)  # the trial is added from the journal instead, as at a restart
             self._question = None
         for asked in rejected:
             self._view.optuna.tell(asked.number, state=OptunaState.FAIL)
-        return found
+        return accepted
 
     def _seed(self, number: int, attempt: int) -> int:
         return (self._search.seed * 1_000_003 + number * (TRIES + 1) + attempt) % 2**32
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed, startup = self._seed(number, attempt), self._search.startup_trials
-        chance = RandomSampler(seed=seed)
-        candidates = max(1, CANDIDATES >> attempt)  # the best of many is the same again and again: take it of fewer
+        random_sampler = RandomSampler(seed=seed)
+        candidates = max(1, CANDIDATES >> attempt)  # the best of many repeats itself: choose among fewer
         open_domains = domains.unconditional_domains(self._tree)
         open_space = {path: self._view.distribution(domain) for path, domain in open_domains.items()}
         with warnings.catch_warnings():
@@ -121,12 +121,12 @@ class _Asked:
                         constant_liar=True,
                     )
                 case "gp":
-                    return GPSampler(seed=seed, n_startup_trials=startup, independent_sampler=chance)
+                    return GPSampler(seed=seed, n_startup_trials=startup, independent_sampler=random_sampler)
                 case "cmaes":
-                    return _CmaEs(open_space, seed, startup, chance)
+                    return _CmaEs(open_space, seed, startup, random_sampler)
                 case "qmc":
-                    return _Qmc(open_space, self._search.seed, chance)
-        return chance
+                    return _Qmc(open_space, self._search.seed, random_sampler)
+        return random_sampler
 
     # --- from the journal
 
@@ -144,12 +144,12 @@ class _Asked:
             self._begin(trial)
 
     def _ask_again(self, trial: TrialState) -> None:
-        """Ask what led to a trial."""
+        """Ask the question that led to a trial."""
         if self._search.sampler in REMEMBER:
             wanted = point_key(trial.point)
             self._ask(trial.number, lambda point: point_key(point) == wanted)
 
-    def _hear(self, trial: TrialState) -> None:
+    def _update(self, trial: TrialState) -> None:
         if trial.number not in self._view.numbers:
             self._begin(trial)
         if trial.ended:
@@ -162,7 +162,7 @@ class _Asked:
             self._view.numbers[trial.number] = self._question.number
             self._question = None
             return
-        with contextlib.suppress(WrongDomain):  # another machine could run it: nothing that can be searched here
+        with contextlib.suppress(WrongDomain):  # another machine could run it; it cannot be sampled here
             self._view.begin(trial)
 
     def _end(self, trial: TrialState, state: State) -> None:
@@ -171,15 +171,15 @@ class _Asked:
 
 
 class Recall(InMemoryStorage):
-    """What TPE learns from: all trials under way, the `GOOD` best that have ended, and `MOST` that chance has drawn.
+    """The trials that TPE learns from: all that are under way, the `GOOD` best that have ended, and `MOST` at random.
 
-    TPE asks how dense the best lie and how dense the others, which a sample tells as well. Chance goes by the numbers
-    of our trials, so that a restarted study draws the same.
+    TPE estimates the density of the best and of the other trials, for which a sample is enough. The draw is seeded by
+    the numbers of our trials, so that a restarted study draws the same.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._under_way: set[int] = set()  # Optuna's names of trials, which rise
+        self._under_way: set[int] = set()  # Optuna's ids of trials, which only grow
         self._good: list[tuple[Any, int]] = []
         self._drawn: list[tuple[Any, int]] = []
 
@@ -205,15 +205,14 @@ class Recall(InMemoryStorage):
     ) -> list[FrozenTrial]:
         if len(self._drawn) < MOST:  # none is left out
             return super().get_all_trials(study_id, deepcopy, states)
-        names = self._under_way.union(name for _, name in self._good + self._drawn)
-        trials = [self.get_trial(name) for name in sorted(names)]
-        shown = [trial for trial in trials if states is None or trial.state in states]
-        return copy.deepcopy(shown) if deepcopy else shown
+        ids = self._under_way.union(trial_id for _, trial_id in self._good + self._drawn)
+        trials = [self.get_trial(trial_id) for trial_id in sorted(ids)]
+        chosen = [trial for trial in trials if states is None or trial.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
 
 
 def _rank(trial: FrozenTrial) -> tuple[float, ...]:
-    """How good TPE takes a trial for, lower is better: the complete by their values, before those that were pruned,
-    further first."""
+    """The order in which TPE ranks trials, best first: complete ones by value, then pruned ones, longest first."""
     if trial.state == OptunaState.COMPLETE:
         return (-math.inf, trial.values[0])
     step = trial.last_step
@@ -221,13 +220,15 @@ def _rank(trial: FrozenTrial) -> tuple[float, ...]:
 
 
 class _CmaEs(CmaEsSampler):
-    """CMA-ES over the numbers that are always open. Optuna would take those that all trials happened to have."""
+    """CMA-ES over the numbers that every configuration has. Optuna would take those of all trials so far."""
 
     def __init__(self, space: dict[str, BaseDistribution], seed: int, startup: int, chance: BaseSampler):
         super().__init__(seed=seed, n_startup_trials=startup, independent_sampler=chance, consider_pruned_trials=True)
         categorical = optuna.distributions.CategoricalDistribution
         self._space = {
-            path: each for path, each in space.items() if not each.single() and not isinstance(each, categorical)
+            path: domain
+            for path, domain in space.items()
+            if not domain.single() and not isinstance(domain, categorical)
         }
 
     def infer_relative_search_space(
@@ -237,11 +238,11 @@ class _CmaEs(CmaEsSampler):
 
 
 class _Qmc(QMCSampler):
-    """A scrambled Sobol sequence over all domains that are always open, from the first question on."""
+    """A scrambled Sobol sequence over all domains that every configuration has, from the first question on."""
 
     def __init__(self, space: dict[str, BaseDistribution], seed: int, chance: BaseSampler):
         super().__init__(seed=seed, scramble=True, independent_sampler=chance)
-        self._space = {path: each for path, each in space.items() if not each.single()}
+        self._space = {path: domain for path, domain in space.items() if not domain.single()}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial

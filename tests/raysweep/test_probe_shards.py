@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from raysweep.store.files import Files
 from raysweep.store.probe_shards import Shards
 from raysweep.store.store import Store
 from trainables.config import NoTerm, Phase, ProbeSpec, Run
@@ -37,8 +38,8 @@ def undisturbed(snapshot: Path, cache: Path) -> ProbeResult:
 class Counted(Shards):
     """Shards that know which were put there."""
 
-    def __init__(self, store: Store, name: str):
-        super().__init__(store, name)
+    def __init__(self, files: Files, name: str):
+        super().__init__(files, name)
         self.drawn: list[int] = []
 
     def __setitem__(self, number: int, content: bytes, /) -> None:
@@ -110,7 +111,7 @@ def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(int
     store.files.write("shards/probe/2", whole[:9])
     store.files.write("shards/probe/4", b"")
     (interrupted / "shards/probe/3").mkdir()  # no file can take its place
-    shards = Counted(store, "probe")
+    shards = Counted(store.files, "probe")
     assert same(WorkerCache(Context(), cache).probe(RUN, SPEC, snapshot, shards), undisturbed)
     assert shards.drawn == [1, 2, 3, 4]
 
