@@ -118,7 +118,7 @@ def test_images_are_resized_as_clean_fid_and_pytorch_fid_do():
     legacy = build_resizer("legacy_pytorch")(images[1].permute(1, 2, 0).numpy())
     expected = 2 * torch.from_numpy(legacy).permute(2, 0, 1) / 255 - 1
     torch.testing.assert_close(prepare(images, "pytorch")[1], expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="tensorflow, clean and pytorch"):
+    with pytest.raises(ValueError, match="tensorflow, clean, pytorch"):
         prepare(images, "lanczos")
 
 
