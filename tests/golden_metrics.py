@@ -79,18 +79,20 @@ def main(folder: str) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for seed, count, others in PAIRS:
         name, kid = f"{seed}", {"kid_subsets": 20, "kid_subset_size": 100, "rng_seed": 2020, "verbose": False}
         fake, real = for_kid(seed, count, others)
-        told = kid_features_to_metric(fake, real, **kid)
-        found[f"kid {name}"] = _doubles(told["kernel_inception_distance_mean"], told["kernel_inception_distance_std"])
-        told = fid_statistics_to_metric(*map(fid_features_to_statistics, (fake, real)), verbose=False)
-        found[f"fid {name}"] = _doubles(told["frechet_inception_distance"])
-        found[f"recall {name}"] = _doubles(*calculate_precision_recall_full(*for_recall(seed, count, others)))
+        metrics = kid_features_to_metric(fake, real, **kid)
+        values[f"kid {name}"] = _doubles(
+            metrics["kernel_inception_distance_mean"], metrics["kernel_inception_distance_std"]
+        )
+        metrics = fid_statistics_to_metric(*map(fid_features_to_statistics, (fake, real)), verbose=False)
+        values[f"fid {name}"] = _doubles(metrics["frechet_inception_distance"])
+        values[f"recall {name}"] = _doubles(*calculate_precision_recall_full(*for_recall(seed, count, others)))
     for count, splits in LOGITS:
-        told = isc_features_to_metric(for_score(count), splits=splits, shuffle=False)
-        found[f"is {count}"] = _doubles(told["inception_score_mean"], told["inception_score_std"])
+        metrics = isc_features_to_metric(for_score(count), splits=splits, shuffle=False)
+        values[f"is {count}"] = _doubles(metrics["inception_score_mean"], metrics["inception_score_std"])
     with TemporaryDirectory() as scratch:
         weights = Path(scratch) / "standin.pth"
         torch.save(standin().state_dict(), weights)
@@ -100,8 +102,8 @@ def main(folder: str) -> None:
         with torch.no_grad():
             for height, width in SIZES:
                 pool, logits = extractor(pictures(height, width))
-                found[f"pool {height}"], found[f"logits {height}"] = pool.contiguous(), logits.contiguous()
-    save_file(found, FILE, {"made by": "torch-fidelity 0.4.0"})
+                values[f"pool {height}"], values[f"logits {height}"] = pool.contiguous(), logits.contiguous()
+    save_file(values, FILE, {"made by": "torch-fidelity 0.4.0"})
 
 
 if __name__ == "__main__":

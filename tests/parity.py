@@ -54,7 +54,7 @@ class Case(NamedTuple):
     def network(self, *prefixes: str) -> Any:
         """The network below the first of `prefixes` that the file has, as ours; None where there is none we know."""
         repository = self.about.get("source", "").split(" ")[0]
-        weights = next((found for prefix in prefixes if (found := self.part(prefix))), None)
+        weights = next((tensors for prefix in prefixes if (tensors := self.part(prefix))), None)
         if repository not in REPOSITORIES or not weights:
             return None
         return backbones.from_reference(weights, REPOSITORIES[repository], **self.about.get("config", {})).eval()
@@ -110,11 +110,11 @@ def network_outputs(case: Case) -> Outputs:
     if (run := seen(case)) is None:
         return {}
     batch = run.batch
-    found = {"out.v": -run.velocity if case.own_time else run.velocity, "out.xt": batch.x_t}
-    found |= {f"hidden.{block}": state for block, state in run.hidden.items()}
+    tensors = {"out.v": -run.velocity if case.own_time else run.velocity, "out.xt": batch.x_t}
+    tensors |= {f"hidden.{block}": state for block, state in run.hidden.items()}
     if batch.velocity.numel():
-        found["loss.denoise_per_sample"] = (run.velocity - batch.velocity).square().mean(dim=(1, 2, 3))
-    return found
+        tensors["loss.denoise_per_sample"] = (run.velocity - batch.velocity).square().mean(dim=(1, 2, 3))
+    return tensors
 
 
 def sampler_outputs(case: Case) -> Outputs:
@@ -164,8 +164,8 @@ def repa_outputs(case: Case) -> Outputs:
         generator=torch.Generator(),
     )
     method.projector.load_state_dict(weights)
-    found = {"out.repa_projection": method.projector(run.hidden[block])}
-    return found | ({"loss.repa": method(run.hidden, run.batch)} if len(target) else {})
+    tensors = {"out.repa_projection": method.projector(run.hidden[block])}
+    return tensors | ({"loss.repa": method(run.hidden, run.batch)} if len(target) else {})
 
 
 def dispersive_outputs(case: Case) -> Outputs:
@@ -216,20 +216,20 @@ CHECKS: tuple[Callable[[Case], Outputs], ...] = (
 def check(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file; `max_abs_err` and `max_ref` are maxima over the tensor, in its own units."""
     case = Case.load(path)
-    found: Outputs = {}
+    tensors: Outputs = {}
     for outputs in CHECKS:
-        found |= outputs(case)
-    if not found:
+        tensors |= outputs(case)
+    if not tensors:
         yield {"file": str(path), "skipped": f"no check yet for {case.about.get('source', 'a file without a source')}"}
         return
     unchecked = []
     for name, reference in case.tensors.items():
         if not name.startswith(CHECKED):
             continue
-        if name not in found:
+        if name not in tensors:
             unchecked.append(name)
             continue
-        error = (found[name].reshape(reference.shape).double() - reference.double()).abs().max().item()
+        error = (tensors[name].reshape(reference.shape).double() - reference.double()).abs().max().item()
         yield {"file": str(path), "output": name, "max_abs_err": error, "max_ref": reference.abs().max().item()}
     if unchecked:
         yield {"file": str(path), "skipped": f"no check yet for {', '.join(unchecked)}"}

@@ -29,7 +29,7 @@ _RANGES = {
 
 
 def json_schema() -> Schema:
-    """The schema (JSON Schema 2020-12)."""
+    """The schema of a search space (JSON Schema 2020-12)."""
     file, trial = SpaceFile.model_json_schema(), Trial.model_json_schema()
     definitions = file.pop("$defs") | trial.pop("$defs")
     for name in OF_PROFILES:

@@ -1,4 +1,4 @@
-"""The schema that editors complete search spaces by: it knows what loading knows, but for rules between keys."""
+"""The JSON Schema of search spaces agrees with what loading accepts, except for rules between keys."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from raysweep.space import space, yaml_file
 from raysweep.space.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / "docs" / "schema" / "search-space.json"
+COMMITTED = ROOT / "docs" / "schema" / "search-space.json"
 GOOD = [
     "study: a\n",
     "study: a\ntrial: {method: vae_align, iterations: {integers: [1000, 4000]}}\n",
@@ -57,16 +57,16 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(made)
 
 
-def test_what_is_published_is_up_to_date():
+def test_the_committed_schema_is_up_to_date():
     """If not: raysweep schema > docs/schema/search-space.json"""
-    assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == json_schema()
+    assert json.loads(COMMITTED.read_text(encoding="utf-8")) == json_schema()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_committed_spaces_are_valid_and_name_the_schema(path, validator):
     assert [error.message for error in validator.iter_errors(yaml_file.read(path).tree)] == []
     named = path.read_text().splitlines()[0].partition("$schema=")[2]
-    assert (path.parent / named).resolve() == PUBLISHED
+    assert (path.parent / named).resolve() == COMMITTED
 
 
 @pytest.mark.parametrize("text", GOOD)

@@ -185,7 +185,7 @@ def test_rotary_positions_make_products_depend_on_the_distance_alone() -> None:
         for j in range(grid**2):
             distance = (i // grid - j // grid, i % grid - j % grid)
             by_distance.setdefault(distance, []).append(products[i, j].item())
-    assert all(max(found) - min(found) < 1e-5 for found in by_distance.values())
+    assert all(max(similarities) - min(similarities) < 1e-5 for similarities in by_distance.values())
     assert by_distance[0, 0][0] == pytest.approx((q * k).sum().item(), abs=1e-5)
     assert abs(by_distance[0, 1][0] - by_distance[1, 0][0]) > 1e-3
 
@@ -222,9 +222,9 @@ def test_several_labels_for_an_image_are_several_images(family: type[SiT], bound
     model, (x_t, t, y) = tiny(family).double(), inputs()
     x_t, t = x_t.double(), t.double()
     null = torch.full_like(y, model.num_classes)
-    found = model.states(x_t, t, torch.cat([y, null]), (2, 4))
-    assert found.keys() == {2, 4}
-    for block, states in found.items():
+    by_block = model.states(x_t, t, torch.cat([y, null]), (2, 4))
+    assert by_block.keys() == {2, 4}
+    for block, states in by_block.items():
         twice = model.features(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]), block)
         torch.testing.assert_close(states, twice, rtol=bound, atol=bound)
 
@@ -257,7 +257,7 @@ def test_every_parameter_learns(model: type[SiT], variant: dict[str, Any]) -> No
 def test_checkpointed_blocks_are_computed_twice_and_give_the_same_gradients(
     model: type[SiT], variant: dict[str, Any]
 ) -> None:
-    found, runs = [], []
+    gradients, runs = [], []
     for checkpointed in (False, True):
         network = tiny(model, **variant).train()
         network.checkpoint_blocks = checkpointed
@@ -265,13 +265,15 @@ def test_checkpointed_blocks_are_computed_twice_and_give_the_same_gradients(
         network.blocks[1].attn.register_forward_hook(lambda layer, given, returned, ran=ran: ran.append(layer))
         velocity, hidden = network(*inputs(), taps=(2,))
         (velocity.square().mean() + hidden[2].mean()).backward()
-        found.append({name: parameter.grad for name, parameter in network.named_parameters()} | {"velocity": velocity})
+        gradients.append(
+            {name: parameter.grad for name, parameter in network.named_parameters()} | {"velocity": velocity}
+        )
         runs.append(len(ran))
         with torch.no_grad():  # nothing to save where there is no gradient
             network(*inputs())
         assert len(ran) == runs[-1] + 1
     assert runs == [1, 2]
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 def test_lightningdit_runs_in_half_precision_beside_its_float32_norms_and_tables() -> None:

@@ -13,9 +13,9 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def clusters(distance: float, classes: int = 4, each: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+def clusters(distance: float, classes: int = 4, per_class: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit noise around centres that many units from the origin, in 16 dimensions."""
-    labels = torch.arange(classes).repeat_interleave(each)
+    labels = torch.arange(classes).repeat_interleave(per_class)
     noise = torch.randn(len(labels), 16, generator=seeded(0))
     return noise + distance * torch.eye(16)[labels], labels
 

@@ -23,7 +23,7 @@ def packed(picture, kind="PNG", **options):
 
 
 def adm(picture, size):
-    """ADM's cut, told step by step from its description: methods.md, section 6."""
+    """ADM's crop, step by step as it is described in methods.md, section 6."""
     halvings = 0
     while min(picture.size[0] // 2**halvings, picture.size[1] // 2**halvings) >= 2 * size:
         halvings += 1
@@ -64,10 +64,10 @@ def test_every_picture_becomes_rgb(mode):
         picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     else:
         picture = grey.convert(mode)
-    found = decode(packed(picture, "TIFF" if mode in ("CMYK", "F") else "PNG"))
-    assert found.mode == "RGB" and found.size == (20, 20)
+    decoded = decode(packed(picture, "TIFF" if mode in ("CMYK", "F") else "PNG"))
+    assert decoded.mode == "RGB" and decoded.size == (20, 20)
     if mode != "1":  # dithered
-        assert np.abs(np.asarray(found).astype(int) - np.asarray(grey)[..., None].astype(int)).max() <= 1
+        assert np.abs(np.asarray(decoded).astype(int) - np.asarray(grey)[..., None].astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,11 @@ def test_racing_writers_never_show_a_torn_file(tmp_path):
     sets = [{"mean": torch.full((200, 100), float(writer))} for writer in range(4)]
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(cached.write, sets[n % 4], path) for n in range(40)]
-        while not all(each.done() for each in writing):
-            published = path.exists()
-            assert cached.read(path) is not None or not published
-        for each in writing:
-            each.result()
+        while not all(writer.done() for writer in writing):
+            written = path.exists()
+            assert cached.read(path) is not None or not written
+        for writer in writing:
+            writer.result()
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
 
 class Cast:
-    """A student and all that a method may look at. Nothing is told to be frozen: the methods must see to it."""
+    """A student and all networks that a method may use. Nothing is frozen here: the methods must do that."""
 
     def __init__(self, name: str):
         self.backbone, self.teacher, self.average = (make_backbone(name, seed) for seed in (0, 1, 2))

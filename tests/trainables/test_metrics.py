@@ -38,7 +38,7 @@ THEIRS = load_file(golden_metrics.FILE)  # torch-fidelity's
 @pytest.mark.parametrize("seed, count, others", golden_metrics.PAIRS)
 def test_fid_and_kid_equal_torch_fidelity_s_and_clean_fid_s(seed, count, others):
     fake, real = golden_metrics.for_kid(seed, count, others)
-    one, other = (FeatureStatistics.of(each) for each in (fake, real))
+    one, other = (FeatureStatistics.of(part) for part in (fake, real))
     fid = frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
     assert fid == pytest.approx(THEIRS[f"fid {seed}"].item(), rel=1e-6)
     assert kernel_distance(fake, real, subsets=20, subset_size=100) == pytest.approx(
@@ -177,14 +177,14 @@ def test_errors_are_those_that_many_samples_show():
     mean, own, target, _ = gaussian(32)
     reference = torch.randn(300, 32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     chance = torch.Generator().manual_seed(0)
-    found: dict[str, list[Estimate]] = {"fid": [], "kid": [], "is": [], "precision": []}
+    by_metric: dict[str, list[Estimate]] = {"fid": [], "kid": [], "is": [], "precision": []}
     for _ in range(150):
         sample = torch.randn(300, 32, generator=chance, dtype=torch.float64) @ own + mean
-        found["fid"].append(target.estimate(sample))
-        found["kid"].append(kernel_estimate(sample, reference))
-        found["is"].append(inception_score_estimate((2 * sample).softmax(dim=1), splits=1))
-        found["precision"].append(precision_recall_estimates(reference, sample)[0])
-    for name, estimates in found.items():
+        by_metric["fid"].append(target.estimate(sample))
+        by_metric["kid"].append(kernel_estimate(sample, reference))
+        by_metric["is"].append(inception_score_estimate((2 * sample).softmax(dim=1), splits=1))
+        by_metric["precision"].append(precision_recall_estimates(reference, sample)[0])
+    for name, estimates in by_metric.items():
         scatter = np.std([estimate.value for estimate in estimates])
         assert np.mean([estimate.se for estimate in estimates]) == pytest.approx(scatter, rel=0.2), name
 
@@ -243,8 +243,8 @@ def test_the_floor_is_what_as_many_real_images_have(kept):
     assert floor.value == pytest.approx(np.mean(fresh), abs=4 * floor.se + 4 * np.std(fresh) / 50**0.5)
     assert reference.floor(2000).value < 0.2 * floor.value and reference.floor(200) == floor
     seen = DetectorOutput(features(200, 16, 99), torch.full((200, 4), 0.25))
-    judged = reference.estimates_of(seen, ("fid", "fid_infinity", "fid_floor"))
-    assert judged["fid_floor"] == floor and judged["fid_infinity"].value < judged["fid"].value
+    metrics = reference.estimates_of(seen, ("fid", "fid_infinity", "fid_floor"))
+    assert metrics["fid_floor"] == floor and metrics["fid_infinity"].value < metrics["fid"].value
 
 
 @pytest.mark.parametrize("metric, least", [("is", 10), ("precision", 4), ("recall", 4), ("fid_infinity", 8)])

@@ -72,8 +72,8 @@ def made(tmp_path):
 
 def test_rows_are_read_back_from_any_shard(made):
     place, columns = made
-    found = prepared.read(place)
-    mapped = Mapped([catalog.Path(place, shard) for shard in found.shards], found.images)
+    manifest = prepared.read(place)
+    mapped = Mapped([catalog.Path(place, shard) for shard in manifest.shards], manifest.images)
     indices = torch.tensor([11, 0, 4, 5, 7, 8, 0])
     for name, values in columns.items():
         mapped.expect(name, indices)
@@ -175,8 +175,8 @@ def test_a_damaged_set_is_refused_in_a_line_that_names_the_file(made, tmp_path, 
     spoil(made[0], damage)
     with pytest.raises(LookupError) as raised:
         load_latents(made[0], tmp_path)
-    told = raised.value.args[0]
-    assert DAMAGES[damage][0] in told and DAMAGES[damage][2] in told and "\n" not in told
+    message = raised.value.args[0]
+    assert DAMAGES[damage][0] in message and DAMAGES[damage][2] in message and "\n" not in message
 
 
 def test_a_file_that_is_no_shard_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""What ranks make together is what one makes alone, in order."""
+"""Work that ranks divide gives what a single rank computes, in the same order."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def _rank(rank: int, world_size: int, out: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_each_makes_its_share_and_all_have_everything(ranks: int, tmp_path: Path) -> None:
+def test_ranks_divide_the_work_and_all_get_every_result(ranks: int, tmp_path: Path) -> None:
     mp.spawn(_rank, (ranks, tmp_path), nprocs=ranks)
-    told = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
-    assert sorted(sum((each["asked"] for each in told), [])) == list(range(len(PIECES)))
-    for each in told:
-        assert each["gathered"] == list(range(ranks))
-        assert len(each["made"]) == len(PIECES)
-        assert all(torch.equal(mine, alone) for mine, alone in zip(each["made"], map(make, PIECES), strict=True))
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    assert sorted(sum((result["asked"] for result in results), [])) == list(range(len(PIECES)))
+    for result in results:
+        assert result["gathered"] == list(range(ranks))
+        assert len(result["made"]) == len(PIECES)
+        assert all(torch.equal(mine, alone) for mine, alone in zip(result["made"], map(make, PIECES), strict=True))
 
 
-def test_one_makes_all() -> None:
+def test_a_single_rank_does_all_the_work() -> None:
     assert ALONE.share([1, 2, 3], lambda piece: piece * 2) == [2, 4, 6] and ALONE.gather("x") == ["x"]

@@ -240,12 +240,12 @@ def test_students_in_lockstep_get_the_bits_that_each_would_get_alone(changes, mi
     nothing = [None] * len(runs)
     together = train_together(runs, STEPS, data=data, context=context, starts=nothing, teacher=lambda _: counted)
     assert counted.looks == STEPS * (2 if micro_batch else 1)
-    for each, found in zip(runs, together, strict=True):
-        alone = train(each, STEPS, data=data, context=context, teacher=lambda _: teacher)
-        assert found.run is each and found.checkpoint.step == STEPS
+    for member, outcome in zip(runs, together, strict=True):
+        alone = train(member, STEPS, data=data, context=context, teacher=lambda _: teacher)
+        assert outcome.run is member and outcome.checkpoint.step == STEPS
         for part in ("backbone", "ema", "method", "optimizer"):
-            assert same(getattr(found.checkpoint, part), getattr(alone.checkpoint, part)), part
-        assert [point["loss"] for point in found.curve] == [point["loss"] for point in alone.curve]
+            assert same(getattr(outcome.checkpoint, part), getattr(alone.checkpoint, part)), part
+        assert [point["loss"] for point in outcome.curve] == [point["loss"] for point in alone.curve]
 
 
 def test_a_cohort_goes_on_from_checkpoints(data, teacher, tmp_path):

@@ -81,7 +81,7 @@ class ProbeSpec(Spec):
             raise WrongKey("guidance_interval", f"{list(self.guidance_interval)} is reversed; write [low, high]")
         return self
 
-    def name(self, judged: Metric) -> str:
+    def name(self, metric: Metric) -> str:
         """The full name of a metric. Two numbers are comparable if their full names are equal.
 
         `fid_10k` is the standard FID of 10,000 samples, `fid_clean_10k` that with clean-fid's resizing, and
@@ -90,8 +90,8 @@ class ProbeSpec(Spec):
         if self.detector == "inception":
             marks = ["" if self.resize == "tensorflow" else f"_{self.resize}"]
             marks.append("" if self.detector_sha256.startswith(INCEPTION_SHA256) else f"_{self.detector_sha256[:8]}")
-            return f"{judged}{''.join(marks)}_{count_name(self.samples)}"
-        return f"{judged.replace('fid', 'fd')}_effnet_{count_name(self.samples)}"
+            return f"{metric}{''.join(marks)}_{count_name(self.samples)}"
+        return f"{metric.replace('fid', 'fd')}_effnet_{count_name(self.samples)}"
 
     @property
     def detector_name(self) -> str:
