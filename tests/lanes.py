@@ -1,4 +1,4 @@
-"""A lane without Ray: trains and probes in this process what a dispatcher gives out. The science is the real one."""
+"""A lane without Ray: trains and probes in this process what a pool gives out. Training and probes are real."""
 
 import asyncio
 import tempfile
@@ -29,9 +29,9 @@ from trainables.training.worker_cache import WorkerCache
 
 
 class Lane:
-    """One lane of a dispatcher of its own, on `store`. `trained` lists (run, begin, end).
+    """One lane with a dispatcher of its own, on `store`. `trained` lists (run, begin, end).
 
-    Without `cache` it trains nothing and publishes its word for it: for counting.
+    Without `cache` it trains nothing and commits an empty result, for tests that count.
     """
 
     def __init__(self, store: Store, milestones: list[int], cache: Path | None, leases: Leases | None = None):
@@ -52,9 +52,9 @@ class Lane:
 
         return asyncio.run(serve())
 
-    async def reach_all(self, wanted: list[tuple[Run, int]]) -> None:
+    async def reach_all(self, targets: list[tuple[Run, int]]) -> None:
         """Ask for all of these at once."""
-        await asyncio.gather(*(self.dispatcher.reach(run, step, str(n)) for n, (run, step) in enumerate(wanted)))
+        await asyncio.gather(*(self.dispatcher.reach(run, step, str(n)) for n, (run, step) in enumerate(targets)))
 
     async def _work(self) -> None:
         while (tasks := await self.pool.next(0, 0.2)) != "stop":
@@ -90,8 +90,8 @@ class Lane:
         record = replace(record, platform=Platform(workers=2))
         self.store.put_record(probe_key(run, step, spec), record, probed.save(folder))
 
-    def _folder(self, wanted: TeacherRef) -> Path:
-        return self.store.open(self.store.find(wanted.run, wanted.step))
+    def _folder(self, teacher: TeacherRef) -> Path:
+        return self.store.open(self.store.find(teacher.run, teacher.step))
 
 
 def sweep(study: StudyState, cache: Path) -> None:
@@ -129,6 +129,6 @@ def alone(run: Run, step: int, worker_cache: WorkerCache, scratch: Path) -> dict
     return {file.name: sha256_of(file) for file in scratch.iterdir() if file.is_file()}
 
 
-def published(store: Store, run: Run, step: int) -> dict[str, str]:
+def committed(store: Store, run: Run, step: int) -> dict[str, str]:
     """The same of what is in the store."""
     return store.find(run, step).manifest.checksums

@@ -149,7 +149,7 @@ class Lanes:
         try:
             ray.get(lane.host)
             message = "its workers stopped"
-        except Exception as error:  # whatever ended it, those who wait must be told
+        except Exception as error:  # whatever ended it, the trials that wait must learn of it
             message = last_line(error)
         lane.host = None
         if lane.placement_group:
@@ -166,7 +166,7 @@ class Lanes:
         last_message_s = self._latest.get("silent_s", {}).get(number, math.inf)
         silent_s = min(last_message_s, time.monotonic() - lane.started)
         limit_s = 2 * self._launch.timeout_s
-        if lane.placement_group is None:  # its workers still come up, and say nothing before they have
+        if lane.placement_group is None:  # its workers are still starting, and say nothing before they have started
             limit_s = max(limit_s, self._launch.start_timeout_s)
         if silent_s > limit_s:  # its workers hang, which Ray Train does not notice
             self._notify("note", number, f"said nothing for {silent_s:.0f} s and is ended")

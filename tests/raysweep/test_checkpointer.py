@@ -1,4 +1,4 @@
-"""What a stretch publishes on its way and at its end."""
+"""The checkpoints that a training commits on its way and at its end."""
 
 from pathlib import Path
 
@@ -24,24 +24,24 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def go(store: Store, cache: Path, publish_at: tuple[int, ...]) -> list[int]:
-    """Train and publish; returns the steps that had been published when each publication began."""
-    checkpointer, there = Checkpointer(store, [RUN], 0, facts), []
+def train_and_save(store: Store, cache: Path, save_at: tuple[int, ...]) -> list[int]:
+    """Train with checkpoints at these steps. Returns the steps at which one was begun."""
+    checkpointer, saved = Checkpointer(store, [RUN], 0, facts), []
 
-    def publish(outcomes: list[Outcome]) -> None:
+    def save(outcomes: list[Outcome]) -> None:
         checkpointer.begin(outcomes)
-        there.append(outcomes[0].checkpoint.step)
+        saved.append(outcomes[0].checkpoint.step)
 
-    context = Context(should_checkpoint=lambda step: step in publish_at, on_checkpoint=publish)
+    context = Context(should_checkpoint=lambda step: step in save_at, on_checkpoint=save)
     outcome = train(RUN, 6, data=load_latents("emoji9", cache), context=context)
     checkpointer.finish([outcome])
     checkpointer.close()
-    return there
+    return saved
 
 
 def test_the_next_checkpoint_takes_the_place_of_one_between(store, cache):
-    assert go(store, cache, (2, 4)) == [2, 4]
-    assert [found.step for found in store.checkpoints()] == [6]
+    assert train_and_save(store, cache, (2, 4)) == [2, 4]
+    assert [checkpoint.step for checkpoint in store.checkpoints()] == [6]
     way = store.segments(RUN, 6)
     assert [(manifest.training.from_step, manifest.step) for manifest in way] == [(0, 2), (2, 4), (4, 6)]
     assert [point["step"] for manifest in way for point in manifest.training.curve] == [1, 2, 3, 4, 5, 6]
@@ -49,9 +49,9 @@ def test_the_next_checkpoint_takes_the_place_of_one_between(store, cache):
 
 
 def test_it_is_the_checkpoint_of_a_training_that_was_left_alone(tmp_path, store, cache):
-    go(store, cache, (1, 3))
+    train_and_save(store, cache, (1, 3))
     other = Store(str(tmp_path / "other"))
-    go(other, cache, ())
+    train_and_save(other, cache, ())
     (one,), (two,) = list(store.checkpoints()), list(other.checkpoints())
     assert one.manifest.checksums == two.manifest.checksums and one.key == two.key
 
@@ -79,6 +79,6 @@ def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
     files.full = False
     checkpointer.finish([outcome])
     checkpointer.close()
-    (found,) = store.checkpoints()
-    assert found.manifest.training.from_step == 0
-    assert [point["step"] for point in found.manifest.training.curve] == [1, 2, 3, 4, 5, 6]
+    (checkpoint,) = store.checkpoints()
+    assert checkpoint.manifest.training.from_step == 0
+    assert [point["step"] for point in checkpoint.manifest.training.curve] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""The files that bring up a cluster: what is not set is said, and what is set is right for who reads it."""
+"""The files that start a cluster: what is not set is reported, and what is set is right for those who read it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
-    """Of a user who has a key and a token."""
+    """The home of a user who has a key and a token."""
     for file in (".ssh/key", ".ray/auth_token"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text("secret")
@@ -49,17 +49,19 @@ def home(tmp_path, monkeypatch) -> Path:
 def filled(name: str, folder: Path, change=lambda text: text) -> Path:
     text = change((ROOT / name).read_text(encoding="utf-8"))
     file = folder / Path(name).name
-    file.write_text(UNSET.sub(lambda found: VALUES.get(found[0], "something"), text), encoding="utf-8")
+    file.write_text(UNSET.sub(lambda name: VALUES.get(name[0], "something"), text), encoding="utf-8")
     return file
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_not_set_is_said_with_its_line_and_nothing_else(name, tmp_path, capsys):
+def test_what_is_not_set_is_reported_with_its_line_and_nothing_else(name, tmp_path, capsys):
     assert doctor.main(["--cluster", name]) == 2
-    told = capsys.readouterr().err.splitlines()
+    messages = capsys.readouterr().err.splitlines()
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     unset = [n for n, line in enumerate(lines, 1) if UNSET.search(line.split(" # ")[0]) and not line.startswith("# ")]
-    assert [line.split(":")[:2] for line in told] == [[name, str(number)] for number in unset if lines[number - 1][0]]
+    assert [line.split(":")[:2] for line in messages] == [
+        [name, str(number)] for number in unset if lines[number - 1][0]
+    ]
     assert doctor.main(["--cluster", str(filled(name, tmp_path))]) == 0
 
 
@@ -75,15 +77,15 @@ def test_what_is_not_set_is_said_with_its_line_and_nothing_else(name, tmp_path, 
     ],
 )
 def test_what_is_wrong_is_one_line(old, new, says, tmp_path):
-    (told,) = faults(filled("cluster.yaml", tmp_path, lambda text: text.replace(old, new)))
-    assert says in told and "\n" not in told
+    (message,) = faults(filled("cluster.yaml", tmp_path, lambda text: text.replace(old, new)))
+    assert says in message and "\n" not in message
 
 
 def test_what_the_user_lacks_is_named(tmp_path, home):
     (home / ".ray" / "auth_token").unlink()
     (home / ".ssh" / "key").unlink()
-    told = faults(filled("deploy/onprem.yaml", tmp_path))
-    assert len(told) == 2 and "ray get-auth-token --generate" in told[0] and "~/.ssh/key" in told[1]
+    messages = faults(filled("deploy/onprem.yaml", tmp_path))
+    assert len(messages) == 2 and "ray get-auth-token --generate" in messages[0] and "~/.ssh/key" in messages[1]
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "name: x\n", "\0"])

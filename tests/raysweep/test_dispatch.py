@@ -1,4 +1,4 @@
-"""What is given out to the lanes: every stretch once, in an order that makes sense, and again when workers die."""
+"""What lanes are given: each segment once, in a sensible order, and again when workers die."""
 
 import asyncio
 from pathlib import Path
@@ -30,7 +30,7 @@ def student(scale: float = 30.0, stop: int = 20) -> Run:
 
 
 class Lanes:
-    """Lanes that publish at once what they are given, and remember it."""
+    """Lanes that commit at once what they are given, and remember it."""
 
     def __init__(self, root: Path, count: int = 2, cohort: int = 1):
         self.pool = Pool(count, leases=None, cohort=cohort)
@@ -66,17 +66,17 @@ class Lanes:
             await asyncio.gather(*workers)
 
 
-def test_everybody_s_teacher_is_trained_once_and_first(tmp_path):
+def test_a_shared_teacher_is_trained_once_and_first(tmp_path):
     lanes = Lanes(tmp_path)
 
     async def asking():
-        wanted = [lanes.dispatcher.reach(student(scale), 40, n) for n, scale in enumerate((1.0, 15.0, 30.0))]
-        await asyncio.gather(*wanted, lanes.dispatcher.reach(student(1.0), 40, 3))
+        requests = [lanes.dispatcher.reach(student(scale), 40, n) for n, scale in enumerate((1.0, 15.0, 30.0))]
+        await asyncio.gather(*requests, lanes.dispatcher.reach(student(1.0), 40, 3))
 
     asyncio.run(lanes.serve(asking()))
-    keys = [history.key(a.run, a.end) for a in lanes.done]
+    keys = [history.key(task.run, task.end) for task in lanes.done]
     assert len(keys) == len(set(keys)) == 2 + 3 * 4
-    assert [a.is_teacher for a in lanes.done[:2]] == [True, True]
+    assert [task.is_teacher for task in lanes.done[:2]] == [True, True]
     assert lanes.pool.computed_steps == 20 + 3 * 40
 
 
@@ -91,7 +91,7 @@ def test_two_stops_share_the_steps_before_the_earlier(tmp_path):
     assert lanes.pool.computed_steps == 20 + 30 + (30 + 20 + 10)
 
 
-def test_what_is_published_is_not_computed_again(tmp_path):
+def test_what_is_in_the_store_is_not_computed_again(tmp_path):
     first = Lanes(tmp_path)
     asyncio.run(first.serve(first.dispatcher.reach(student(), 30, 0)))
     second = Lanes(tmp_path)
@@ -108,7 +108,7 @@ def test_a_checkpoint_between_the_milestones_is_used(tmp_path):
     asyncio.run(other.serve(other.dispatcher.reach(TEACHER, 15, 0)))
     lanes = Lanes(tmp_path)
     asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 30, 0)))
-    assert [(a.begin, a.end) for a in lanes.done] == [(15, 20), (20, 30)]
+    assert [(task.begin, task.end) for task in lanes.done] == [(15, 20), (20, 30)]
 
 
 def test_a_probe_is_answered_from_its_record(tmp_path):
@@ -120,7 +120,7 @@ def test_a_probe_is_answered_from_its_record(tmp_path):
             assert await lanes.dispatcher.probe(student(), 10, PROBE, 0) == ProbeRecord({})
 
     asyncio.run(lanes.serve(asking()))
-    assert [a.kind for a in lanes.done].count("probe") == 1
+    assert [task.kind for task in lanes.done].count("probe") == 1
 
 
 def test_a_damaged_checkpoint_is_computed_again_and_nothing_else(tmp_path):
@@ -130,10 +130,10 @@ def test_a_damaged_checkpoint_is_computed_again_and_nothing_else(tmp_path):
     victim.write_bytes(victim.read_bytes()[:50])
     second = Lanes(tmp_path)
     asyncio.run(second.serve(second.dispatcher.reach(student(), 30, 0)))
-    assert [(a.begin, a.end) for a in second.done] == [(10, 20), (20, 30)]
+    assert [(task.begin, task.end) for task in second.done] == [(10, 20), (20, 30)]
 
 
-def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
+def test_the_task_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
     pool = Pool(1, leases=None)
     dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
@@ -149,7 +149,7 @@ def test_work_of_dead_workers_is_given_out_again_but_not_for_ever(tmp_path):
     asyncio.run(scenario())
 
 
-def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
+def test_waiting_ends_when_no_lane_is_left(tmp_path):
     pool = Pool(1, leases=None)
     dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
@@ -166,7 +166,7 @@ def test_nobody_waits_for_lanes_that_are_gone(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
+def test_a_failed_segment_fails_the_trials_that_need_it_and_no_others(tmp_path):
     pool = Pool(1, leases=None)
     dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
@@ -183,7 +183,7 @@ def test_a_failed_stretch_fails_those_who_need_it_and_no_one_else(tmp_path):
     asyncio.run(scenario())
 
 
-def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
+def test_a_task_that_runs_out_of_memory_is_given_out_again_with_half_the_micro_batch(tmp_path):
     """A batch of 4 on one worker: 4 images at once, then 2, then 1, then it cannot be."""
     pool = Pool(1, leases=None)
     dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
@@ -195,7 +195,7 @@ def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
             seen.append((await pool.next(0, 1))[0].micro_batch)
             await pool.out_of_memory(0)
             if len(seen) < 3:
-                await pool.out_of_memory(0)  # its fellow says the same
+                await pool.out_of_memory(0)  # another worker says the same
                 await pool.join(0)
         assert seen == [None, 2, 1]
         with pytest.raises(TaskFailed, match="single image"):
@@ -205,7 +205,7 @@ def test_what_memory_is_too_small_for_is_given_out_again_in_halves(tmp_path):
     asyncio.run(scenario())
 
 
-def test_what_else_is_of_that_size_starts_with_the_halves(tmp_path):
+def test_later_tasks_of_that_kind_start_with_the_smaller_micro_batch(tmp_path):
     lanes = Lanes(tmp_path, count=1)
 
     async def asking():
@@ -216,10 +216,10 @@ def test_what_else_is_of_that_size_starts_with_the_halves(tmp_path):
         await first
 
     asyncio.run(lanes.serve(asking()))
-    assert [a.micro_batch for a in lanes.done if a.begin] == [2]
+    assert [task.micro_batch for task in lanes.done if task.begin] == [2]
 
 
-def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_path):
+def test_an_interrupted_segment_goes_on_from_its_checkpoint(tmp_path):
     lanes = Lanes(tmp_path)
 
     async def scenario():
@@ -237,7 +237,7 @@ def test_a_stretch_that_was_interrupted_goes_on_from_where_it_was_published(tmp_
     asyncio.run(scenario())
 
 
-def test_at_a_stop_lanes_that_train_hear_it_and_nothing_more_is_given_out(tmp_path):
+def test_a_stop_reaches_lanes_that_train_and_nothing_more_is_given_out(tmp_path):
     pool = Pool(2, leases=None)
     dispatcher = Dispatcher(Store(str(tmp_path / "store")), MILESTONES, pool)
 
@@ -254,7 +254,7 @@ def test_at_a_stop_lanes_that_train_hear_it_and_nothing_more_is_given_out(tmp_pa
 
 
 def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
-    """That one died; its successor is told of work that it does not know, and finds it in the store."""
+    """The earlier dispatcher died. Its successor does not know the task, and its result is in the store."""
     lanes = Lanes(tmp_path)
 
     async def scenario():
@@ -267,7 +267,7 @@ def test_a_lane_may_finish_what_an_earlier_dispatcher_gave_it(tmp_path):
 
 
 def cohort_of(lanes: Lanes, runs: list[Run], step: int = 10) -> asyncio.Future:
-    """What answers when all of these have been reached."""
+    """A future that is done when all of these have been reached."""
     return asyncio.gather(*(lanes.dispatcher.reach(run, step, str(n)) for n, run in enumerate(runs)))
 
 
@@ -276,7 +276,7 @@ def teach(lanes: Lanes) -> None:
 
 
 @pytest.mark.parametrize(("cohort", "sizes"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (4, [4, 1]), (8, [5])])
-def test_students_of_one_teacher_go_out_together(cohort, sizes, tmp_path):
+def test_students_of_one_teacher_form_a_cohort(cohort, sizes, tmp_path):
     lanes = Lanes(tmp_path, count=1, cohort=cohort)
     teach(lanes)
 
@@ -289,7 +289,7 @@ def test_students_of_one_teacher_go_out_together(cohort, sizes, tmp_path):
     assert lanes.pool.lanes[0].served == len(sizes)
 
 
-def test_lanes_share_them_out(tmp_path):
+def test_idle_lanes_share_a_cohort(tmp_path):
     lanes = Lanes(tmp_path, count=2, cohort=8)
     teach(lanes)
 
@@ -303,7 +303,7 @@ def test_lanes_share_them_out(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 8}, {"precision": "bf16"}])
-def test_who_sees_other_batches_goes_out_alone(other, tmp_path):
+def test_students_that_see_other_batches_are_trained_alone(other, tmp_path):
     lanes = Lanes(tmp_path, count=1, cohort=8)
     teach(lanes)
 
@@ -312,15 +312,15 @@ def test_who_sees_other_batches_goes_out_alone(other, tmp_path):
         plain = Run(**BASE, phases=[Phase(until=40, term=NoTerm())])
         asking = cohort_of(lanes, [student(1.0), stranger, plain, student(3.0)])
         given = [await lanes.pool.next(0, 1) for _ in range(3)]
-        together = [[task.owner for task in tasks] for tasks in given]
-        assert sorted(together) == [["0", "3"], ["1"], ["2"]]
+        owners = [[task.owner for task in tasks] for tasks in given]
+        assert sorted(owners) == [["0", "3"], ["1"], ["2"]]
         assert "trials 0, 3 from step 0 to 10" in map(describe, given)
         asking.cancel()
 
     asyncio.run(scenario())
 
 
-def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
+def test_a_member_that_goes_wrong_is_tried_by_itself(tmp_path):
     lanes = Lanes(tmp_path, count=1, cohort=8)
     teach(lanes)
 
@@ -340,7 +340,7 @@ def test_one_that_goes_wrong_is_tried_by_itself(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_cohort_without_memory_falls_apart(tmp_path):
+def test_a_cohort_that_runs_out_of_memory_is_split(tmp_path):
     lanes = Lanes(tmp_path, count=1, cohort=8)
     teach(lanes)
 
@@ -357,7 +357,7 @@ def test_a_cohort_without_memory_falls_apart(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_cohort_whose_workers_die_is_tried_once_more_together_then_apart(tmp_path):
+def test_a_cohort_whose_workers_die_is_tried_once_more_and_then_split(tmp_path):
     lanes = Lanes(tmp_path, count=1, cohort=8)
     teach(lanes)
 
@@ -399,7 +399,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch)
     lanes = Lanes(tmp_path)
     lanes.dispatcher.store.files = Away(str(tmp_path / "store"), 20)
     asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 10, 0)))
-    assert [(a.begin, a.end) for a in lanes.done] == [(0, 10)]
+    assert [(task.begin, task.end) for task in lanes.done] == [(0, 10)]
     assert len(lanes.pool.notes) == 1 and "Input/output error" in lanes.pool.notes[0]
 
 

@@ -1,4 +1,4 @@
-"""Lanes on a cluster: room is waited for, a process group that does not form is tried again, and not for ever."""
+"""Lanes on a cluster wait for resources; a process group that cannot be formed is tried again, and not for ever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raysweep.cluster.network import NAMED, choose_interface, interface_of
 from raysweep.space.launch import Launch
 
 ROOT = Path(__file__).parents[2]
-# In a worker that `RAYSWEEP_TEST_BROKEN` allows to, gloo is told an interface that is not there.
+# In a worker that `RAYSWEEP_TEST_BROKEN` allows to, gloo is given an interface that does not exist.
 BROKEN = """
 import os, sys
 folder = os.environ.get("RAYSWEEP_TEST_BROKEN")
@@ -38,17 +38,17 @@ def small_cluster():
 
 
 @pytest.mark.ray
-def test_room_is_found_when_a_node_comes_up_and_not_before(small_cluster):
+def test_a_request_is_granted_when_a_node_comes_up_and_not_before(small_cluster):
     launch = Launch(workers=(2, 4), placement_strategy="STRICT_SPREAD")
-    room = PlacementRequest(launch)
+    request = PlacementRequest(launch)
     time.sleep(1)
-    assert not room.granted()
+    assert not request.granted()
     assert shortage(launch) == (
         "needs 2 workers with 1 CPU each, placed STRICT_SPREAD; the cluster has 1 CPU on 1 node, others' included"
     )
     small_cluster.add_node(num_cpus=1)
     until = time.monotonic() + 30
-    while not room.granted():
+    while not request.granted():
         assert time.monotonic() < until
         time.sleep(0.2)
     until = time.monotonic() + 30
@@ -63,7 +63,7 @@ def test_the_interface_is_that_of_the_address():
     assert all(interface_of("127.0.0.1") in dict(map(reversed, socket.if_nameindex())) for _ in NAMED)
 
 
-def test_what_the_user_has_said_about_interfaces_stands(monkeypatch):
+def test_the_interface_that_the_user_has_set_stays(monkeypatch):
     for name in NAMED:
         monkeypatch.setenv(name, "mine")
     choose_interface()
@@ -73,7 +73,7 @@ def test_what_the_user_has_said_about_interfaces_stands(monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("mends", [True, False])
-def test_a_group_that_does_not_form_is_tried_again_and_not_for_ever(mends, tmp_path):
+def test_a_process_group_that_cannot_be_formed_is_tried_again_and_not_for_ever(mends, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
     code = f"""
 import sys
@@ -102,9 +102,9 @@ sys.exit(run.main(sys.argv[1:]))
             ended = process.wait(timeout=240)
         finally:
             process.kill()
-    told = (tmp_path / "log").read_text()
-    assert "Traceback" not in told
+    output = (tmp_path / "log").read_text()
+    assert "Traceback" not in output
     if mends:
-        assert ended == 0 and "Best: trial 0" in told
+        assert ended == 0 and "Best: trial 0" in output
     else:
-        assert ended == 1 and "no lane is left" in told and "the same command carries on" in told
+        assert ended == 1 and "no lane is left" in output and "the same command carries on" in output

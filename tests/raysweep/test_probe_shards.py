@@ -101,7 +101,7 @@ def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
     mp.spawn(_rank, (2, cache, snapshot, interrupted), nprocs=2)
     ended = [torch.load(interrupted / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert [drawn for _, drawn in ended] == [[4], [3]]
-    assert all(same(ProbeResult(**found), undisturbed) for found, _ in ended)
+    assert all(same(ProbeResult(**state), undisturbed) for state, _ in ended)
 
 
 def test_what_was_altered_is_drawn_again_and_a_write_that_fails_does_no_harm(interrupted, undisturbed, snapshot, cache):

@@ -55,7 +55,7 @@ def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
     worker_cache = WorkerCache(Context(), cache)
     for number, run in list(enumerate(chosen))[1:]:
         mine = lanes.alone(run, run.steps, worker_cache, tmp_path / "alone" / str(number))
-        assert mine == lanes.published(lane.store, run, run.steps), number
+        assert mine == lanes.committed(lane.store, run, run.steps), number
 
 
 @ON_S3_TOO
@@ -109,7 +109,7 @@ def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, 
     chance = random.Random(0)
     ways = cycle(["truncate", "flip", "delete", "flip"])  # test_store.py has all ways for each kind of file
     for number, (run, step) in enumerate(ends):
-        key, before = history.key(run, step), lanes.published(store, run, step)
+        key, before = history.key(run, step), lanes.committed(store, run, step)
         for name in ("manifest.json", sorted(before)[number % len(before)]):
             nonce = next(iter(store.find(run, step).manifest.files)).split("/")[0]
             inner = name if name == "manifest.json" else f"{nonce}/{name}"
@@ -124,7 +124,7 @@ def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, 
             lane = lanes.Lane(store, milestones, cache)
             lane.run(lane.reach_all([(run, step), *wanted]))
             assert [(history.key(run, end), end) for run, _, end in lane.trained] == [(key, step)], name
-            assert lanes.published(store, run, step) == before
+            assert lanes.committed(store, run, step) == before
 
 
 def everyone(students: list[Run]) -> list[Run]:

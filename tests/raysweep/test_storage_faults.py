@@ -1,4 +1,7 @@
-"""A storage that is full, read-only or gone: nothing torn, one clear line, and on when it is back. On small tmpfs."""
+"""A storage that is full, read-only or gone: nothing is torn, people get one line, and work goes on when it is back.
+
+The storage is a small tmpfs.
+"""
 
 import contextlib
 import json
@@ -93,19 +96,19 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def test_publishing_fails_whole_and_works_again(disk, fault, files):
+def test_a_commit_fails_as_a_whole_and_works_again(disk, fault, files):
     begin, end = fault
     disk.store.commit(RUN, 10, files, TrainingFacts(0))
     begin(disk)
     with pytest.raises(OSError):
         disk.store.commit(RUN, 20, files, TrainingFacts(10))
     end(disk)
-    assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None)]
+    assert [(checkpoint.step, fault) for checkpoint, fault in disk.store.verify()] == [(10, None)]
     assert not list(Path(disk.store.uri).glob("checkpoints/20/*/*/*")), (
         "half a checkpoint takes the room of a whole one"
     )
     disk.store.commit(RUN, 20, files, TrainingFacts(10))
-    assert [(found.step, wrong) for found, wrong in disk.store.verify()] == [(10, None), (20, None)]
+    assert [(checkpoint.step, fault) for checkpoint, fault in disk.store.verify()] == [(10, None), (20, None)]
 
 
 def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
@@ -120,17 +123,17 @@ def test_a_record_is_there_whole_or_not_at_all(disk, fault, files):
 
 def test_a_journal_waits_and_loses_nothing(disk, fault):
     begin, end = fault
-    told: list[str] = []
-    journal = Journal(disk.store.files, "study", JournalWriter(notify=told.append))
+    messages: list[str] = []
+    journal = Journal(disk.store.files, "study", JournalWriter(notify=messages.append))
     journal.append("opened", space={})
     begin(disk)
     writing = threading.Thread(target=lambda: journal.append("proposed", trial=0, point={"a": "x" * 9000}))
     writing.start()
     time.sleep(0.5)
-    assert writing.is_alive() and len(told) == 1 and "waiting for it" in told[0]
+    assert writing.is_alive() and len(messages) == 1 and "waiting for it" in messages[0]
     end(disk)
     writing.join(timeout=10)
-    assert not writing.is_alive() and len(told) == 2 and "again" in told[1]
+    assert not writing.is_alive() and len(messages) == 2 and "again" in messages[1]
     journal.append("ended", trial=0)
     assert [entry["kind"] for entry in Journal(disk.store.files, "study").read()] == ["opened", "proposed", "ended"]
 
@@ -138,9 +141,9 @@ def test_a_journal_waits_and_loses_nothing(disk, fault):
 def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_space, tmp_path):
     text = "study: full\ntrial: {seed: {integers: [0, 99]}}\nsearch: {trials: 40, rungs: []}\n"
     study = StudyState(space.load(write_space(text), "smoke"), Store(str(tmp_path / "store")))
-    told: list[str] = []
+    messages: list[str] = []
     storage = f"sqlite:///{disk.place / 'optuna.db'}"
-    Dashboard(study, storage, told.append)
+    Dashboard(study, storage, messages.append)
     proposals = Proposals(study)
     disk.fill()
 
@@ -151,9 +154,9 @@ def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_sp
     working = threading.Thread(target=work, daemon=True)
     working.start()
     until = time.monotonic() + 30
-    while not told and time.monotonic() < until:
+    while not messages and time.monotonic() < until:
         time.sleep(0.1)
-    assert working.is_alive() and len(told) == 1 and "waiting for it" in told[0]
+    assert working.is_alive() and len(messages) == 1 and "waiting for it" in messages[0]
     disk.empty()
     working.join(timeout=60)
     assert not working.is_alive()
@@ -195,12 +198,12 @@ def test_a_vanished_storage_is_not_an_empty_one(disk, files):
 
 def test_a_damaged_checkpoint_is_not_set_aside_while_the_storage_is_gone(disk, files):
     checkpoint = disk.store.commit(RUN, 10, files, TrainingFacts(0))
-    found = disk.store.find(RUN, 10)
+    before = disk.store.find(RUN, 10)
     disk.move(True)
     with pytest.raises(OSError):
         disk.store.open(checkpoint)
     disk.move(False)
-    assert disk.store.find(RUN, 10) == found and disk.store.open(checkpoint).is_dir()
+    assert disk.store.find(RUN, 10) == before and disk.store.open(checkpoint).is_dir()
 
 
 def test_leases_are_given_back_when_they_can_be(disk):
@@ -221,8 +224,8 @@ def test_two_who_write_one_journal(tmp_path):
     store = Store(str(tmp_path / "store"))
     first = Leases(store.files, beat_s=100, dead_s=0.2)
     assert first.acquire("study-x", LeaseFacts())
-    pens = [JournalWriter(first.generation("study-x"), lambda: first.check("study-x"))]
-    slow = Journal(store.files, "x", pens[0])
+    writer = JournalWriter(first.generation("study-x"), lambda: first.check("study-x"))
+    slow = Journal(store.files, "x", writer)
     slow.append("opened", space={})
     second = Leases(store.files, beat_s=100, dead_s=0.2)
     assert not second.acquire("study-x", LeaseFacts())
