@@ -231,9 +231,9 @@ def _start(*_):
 @settings(SETTINGS, max_examples=150)
 @given(data=st.data())
 def test_a_mutated_command_line_is_refused_or_planned(tmp_path, monkeypatch, data):
-    """A command line that passes every check is stopped where it would open the study."""
+    """A command line that passes every check is stopped before it takes a lease."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(driver, "_open", _start)
+    monkeypatch.setattr(driver, "Leases", _start)  # made when all checks have passed
     space = tmp_path / "space.yaml"
     space.write_text(SMALL)
     arguments = [data.draw(st.one_of(st.just(str(space)), WORDS.filter(lambda word: word != "")))]
