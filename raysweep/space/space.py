@@ -287,7 +287,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
-    return key, yaml_file.parse(value)
+    try:
+        return key, yaml_file.parse(value)
+    except UserError as error:
+        raise UserError(f"--set {key}: {error}") from None
 
 
 def _override(raw: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:

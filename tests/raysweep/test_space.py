@@ -181,6 +181,7 @@ def test_a_mistake_is_one_line_with_file_line_and_key(write_space, old, new, lin
         ("trial.method.wieght=1", "did you mean 'weight'"),
         ("nonsense=1", "unknown key"),
         ("search.trials", "key=value"),
+        ("search.trials={", "not a YAML value"),
         ("search.trials=many", "valid integer"),
         ("trial.batch_size=1", "workers"),
     ],
