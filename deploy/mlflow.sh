@@ -19,7 +19,8 @@ cd ~/mlflow
 server=
 while pgrep -x gcs_server >/dev/null; do
   if ! kill -0 "$server" 2>/dev/null; then
-    mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
+    # On a busy machine a worker may take longer than 5 s, uvicorn's default, to answer; it would be killed and restarted.
+    mlflow server --host 127.0.0.1 --port 5000 --workers 2 --uvicorn-opts '--timeout-worker-healthcheck 60' \
       --backend-store-uri "${MLFLOW_BACKEND_STORE_URI:-sqlite:///$PWD/mlflow.db}" \
       --artifacts-destination "${RAYSWEEP_STORAGE%/}/mlflow-artifacts" 9>&- &
     server=$!
