@@ -25,7 +25,7 @@ def clouds(draw):
 
 
 def beats(one, other, directions) -> bool:
-    """Domination, said otherwise than in the code."""
+    """Domination, written differently from the code."""
     better = [a < b if way == "falls" else a > b for a, b, way in zip(one, other, directions, strict=True)]
     same = [a == b for a, b in zip(one, other, strict=True)]
     return any(better) and all(b or s for b, s in zip(better, same, strict=True))
@@ -74,7 +74,8 @@ enqueue:
 
 
 def study_with(write_space, tmp_path, *overrides: str) -> StudyState:
-    """The second trial is cut short, the fourth has the oldest teacher and the best FID, the last repeats the first."""
+    """The second trial stops early, the fourth has the longest trained teacher and the best FID, the last repeats the
+    first."""
     study = StudyState(space.load(write_space(TEXT), "smoke", list(overrides)), Store(str(tmp_path / "store")))
     values = [(50.0, 3.0), (90.0, 9.0), (55.0, 4.0), (40.0, 2.0)]
     for number, row in enumerate(study.space.rows):
@@ -85,7 +86,7 @@ def study_with(write_space, tmp_path, *overrides: str) -> StudyState:
     return study
 
 
-def test_a_study_s_fronts_are_told_and_drawn(write_space, tmp_path):
+def test_a_study_s_fronts_are_in_the_summary_and_drawn(write_space, tmp_path):
     study = study_with(write_space, tmp_path)
     summary = summarize(study)
     members = {"steps": [0, 1, 3], study.space.probe.name("is"): [0, 1, 2, 3]}

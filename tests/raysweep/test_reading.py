@@ -1,4 +1,4 @@
-"""What people read of a study: pictures, tables, the page, the lineage, the notebooks. Real training, no Ray."""
+"""The report of a study: summary, pictures, tables, page, lineage, notebooks. With real training, without Ray."""
 
 import csv
 import dataclasses
@@ -70,7 +70,7 @@ def reproduced(store) -> tuple[StudyState, StudySummary]:
 
 @pytest.fixture
 def on_trust(monkeypatch):
-    """For this test alone: whoever comes after it in this process knows data by its content again."""
+    """For this test alone: later tests of this process identify data by its content again."""
     monkeypatch.setattr(catalog, "TRUSTED", {})
 
 
@@ -85,7 +85,7 @@ def simulated(trials: int) -> tuple[StudyState, StudySummary]:
 
 
 def test_every_picture_can_be_read(read):
-    """Each axis says what it is, nothing lies outside, and the words on an axis do not touch."""
+    """Every axis has a label, nothing lies outside the figure, and the labels of ticks do not touch."""
     study, summary = read
     figures = plots.pictures(study, summary)
     assert set(figures) >= {"plot", "axes", "importance", "pareto", "samples"}
@@ -237,15 +237,15 @@ def test_tables_say_the_same_in_three_formats(read):
 
 
 class Links(HTMLParser):
-    """Where a page leads."""
+    """The links and anchors of a page."""
 
     def __init__(self):
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.ids: set[str] = set()
 
     def handle_starttag(self, tag, attributes):
-        self.found += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
         self.ids |= {value for name, value in attributes if name == "id"}
 
 
@@ -258,8 +258,8 @@ def test_the_page_needs_nothing_but_itself(read, capsys):
     html = (folder / "report.html").read_text()
     page = Links()
     page.feed(html)
-    assert page.found and all(link.startswith(("data:image/", "#")) for link in page.found)
-    assert {link[1:] for link in page.found if link.startswith("#")} <= page.ids
+    assert page.links and all(link.startswith(("data:image/", "#")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
     for trial in summary.trials:
         assert trial.state != "PRUNED" or trial.reason in html
     assert study.space.id in html and "plotly" in html
@@ -307,13 +307,13 @@ def test_each_student_hangs_on_the_checkpoint_that_taught_it(read):
 
 
 def texts(drawing: str) -> list[tuple[float, float, str, str]]:
-    """Every line of text: x, y, anchor, words."""
-    found = []
+    """Every line of text: x, y, anchor, text."""
+    lines = []
     for element in ET.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text"):
         words = "".join(t for e in element.iter() if not e.tag.endswith("title") for t in ((e.text or ""),))
         tails = "".join(e.tail or "" for e in element if not e.tag.endswith("title"))
-        found.append((float(element.get("x")), float(element.get("y")), element.get("text-anchor"), words + tails))
-    return found
+        lines.append((float(element.get("x")), float(element.get("y")), element.get("text-anchor"), words + tails))
+    return lines
 
 
 @pytest.mark.parametrize("trials", [3, 400])
