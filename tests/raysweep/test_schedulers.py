@@ -120,7 +120,7 @@ def test_brackets_of_hyperband_pass_their_first_rungs_unjudged_and_are_not_compa
     order = Hyperband().brackets(3)
     for bracket in range(4):
         trial = order.index(bracket)
-        assert rungs.judged(trial, [5, 10, 20, 40]) == [5, 10, 20, 40][bracket:]
+        assert rungs.probed_rungs(trial, [5, 10, 20, 40]) == [5, 10, 20, 40][bracket:]
     first, other = order.index(0), order.index(1)
     assert rungs.decide(10, first, 1.0).go_on and rungs.decide(10, other, 2.0).go_on
 
