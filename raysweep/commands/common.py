@@ -6,12 +6,20 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
 from rich.console import Console
 
 from raysweep.errors import SweepError, UserError
 from raysweep.space.profile import PROFILES
 from raysweep.uris import public
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, without the usage that argparse puts before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def add_storage(parser: argparse.ArgumentParser, meaning: str) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raysweep.cluster import checkup
 from raysweep.cluster.cluster_file import faults
-from raysweep.commands.common import add_storage, guarded
+from raysweep.commands.common import Parser, add_storage, guarded
 from raysweep.errors import UserError
 
 
@@ -39,7 +39,7 @@ def _examine(options: argparse.Namespace, console: Console) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep doctor", description=__doc__)
+    parser = Parser(prog="raysweep doctor", description=__doc__)
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="check this file, which brings up a cluster")
     address = os.environ.get("RAY_ADDRESS") or "auto"
     parser.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")

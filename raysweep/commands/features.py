@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from raysweep.commands.checkpoints import add_checkpoint_options, open_checkpoint
-from raysweep.commands.common import guarded, number_type
+from raysweep.commands.common import Parser, guarded, number_type
 from raysweep.errors import UserError
 from raysweep.report import features
 from raysweep.store.snapshots import choose_data
@@ -55,7 +55,7 @@ def draw(options: argparse.Namespace, console: Console) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="raysweep features", description=__doc__, formatter_class=raw)
+    parser = Parser(prog="raysweep features", description=__doc__, formatter_class=raw)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="keys, folders or files; shown by step")
     add_checkpoint_options(parser)
     block, time, count = number_type(kind=int), number_type(0, 1), number_type(1, kind=int)

@@ -9,7 +9,7 @@ import re
 from rich.console import Console
 from rich.table import Table
 
-from raysweep.commands.common import guarded, number_type
+from raysweep.commands.common import Parser, guarded, number_type
 from raysweep.errors import UserError
 from trainables.backbones.costs import Cost, Latent, cost
 from trainables.config import BACKBONES
@@ -79,7 +79,7 @@ def table(model: str, latent: Latent, classes: int, counted: Cost) -> Table:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep model", description=__doc__)
+    parser = Parser(prog="raysweep model", description=__doc__)
     parser.add_argument("model", metavar="NAME", help="name of the backbone, e.g. SiT-XL/2")
     parser.add_argument(
         "--latent", metavar="CxHxW", help="shape of the latents (default: 4x32x32; for LightningDiT 32x16x16)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raysweep.commands.common import add_spaces, guarded, number_type
+from raysweep.commands.common import Parser, add_spaces, guarded, number_type
 from raysweep.errors import UserError
 from raysweep.planning import drawing
 from raysweep.planning.plan import Plan
@@ -62,7 +62,7 @@ def add_plan_options(parser: argparse.ArgumentParser, condition: str = "") -> No
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep plan", description=__doc__)
+    parser = Parser(prog="raysweep plan", description=__doc__)
     add_spaces(parser)
     add_plan_options(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raysweep.cluster.connection import connected
-from raysweep.commands.common import guarded, number_type
+from raysweep.commands.common import Parser, guarded, number_type
 from raysweep.prepare.preparation import Preparation
 from raysweep.prepare.request import DETECTORS, Request, open_request
 from raysweep.space.launch import Launch
@@ -95,7 +95,7 @@ def _data_name(place: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep prepare", description=__doc__)
+    parser = Parser(prog="raysweep prepare", description=__doc__)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("--out", required=True, metavar="PLACE", help="a folder, or a URI such as s3://…")
     parser.add_argument(

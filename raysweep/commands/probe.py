@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from raysweep.commands.checkpoints import add_checkpoint_options, open_checkpoint
-from raysweep.commands.common import guarded, number_type
+from raysweep.commands.common import Parser, guarded, number_type
 from raysweep.errors import UserError
 from raysweep.execution.checkpoint_probe import CheckpointProbe
 from raysweep.space.explain import explain
@@ -127,7 +127,7 @@ def _show(facts: dict[str, Any], console: Console) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep probe", description=__doc__)
+    parser = Parser(prog="raysweep probe", description=__doc__)
     parser.add_argument("checkpoint", help="a history key or its beginning, a checkpoint's folder, or a file")
     add_checkpoint_options(parser)
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from raysweep.commands.common import add_storage, guarded
+from raysweep.commands.common import Parser, add_storage, guarded
 from raysweep.report.report import show, write
 from raysweep.store.store import Store
 from raysweep.study.state import StudyState
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep report", description=__doc__)
+    parser = Parser(prog="raysweep report", description=__doc__)
     parser.add_argument("study", help="its name, or the beginning of it")
     add_storage(parser, "where the study is stored")
     return parser

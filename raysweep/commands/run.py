@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from raysweep.commands.common import add_spaces, add_storage, add_tracking_uri, guarded, number_type
+from raysweep.commands.common import Parser, add_spaces, add_storage, add_tracking_uri, guarded, number_type
 from raysweep.commands.plan import add_plan_options, show_plan
 from raysweep.space.space import load_all
 
@@ -60,7 +60,7 @@ def _show(result: SweepResult, out: Console) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep run", description=__doc__)
+    parser = Parser(prog="raysweep run", description=__doc__)
     add_spaces(parser)
     add_storage(parser, "folder or URI for checkpoints and results")
     add_tracking_uri(parser)

@@ -10,7 +10,7 @@ import json
 
 from rich.console import Console
 
-from raysweep.commands.common import guarded
+from raysweep.commands.common import Parser, guarded
 from raysweep.space.schema import json_schema
 
 
@@ -25,6 +25,4 @@ def _print(options: argparse.Namespace, console: Console) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return argparse.ArgumentParser(
-        prog="raysweep schema", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return Parser(prog="raysweep schema", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from raysweep.commands.common import add_storage, guarded, number_type
+from raysweep.commands.common import Parser, add_storage, guarded, number_type
 from raysweep.errors import UserError
 from raysweep.report import provenance
 from raysweep.store.lookup import find_key
@@ -156,7 +156,7 @@ def _survey(options: argparse.Namespace) -> retention.Survey:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep store", description=__doc__)
+    parser = Parser(prog="raysweep store", description=__doc__)
     commands = parser.add_subparsers(metavar="ls|verify|lineage|gc", required=True)
     for name, command in {"ls": ls, "verify": verify, "lineage": trace, "gc": gc}.items():
         subparser = commands.add_parser(name, help=command.__doc__, description=command.__doc__)

@@ -8,7 +8,7 @@ import argparse
 from rich.console import Console
 from rich.progress import track
 
-from raysweep.commands.common import add_storage, add_tracking_uri, guarded
+from raysweep.commands.common import Parser, add_storage, add_tracking_uri, guarded
 from raysweep.errors import UserError
 from raysweep.report import report
 from raysweep.store.store import Store
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="raysweep sync-mlflow", description=__doc__)
+    parser = Parser(prog="raysweep sync-mlflow", description=__doc__)
     parser.add_argument("study", nargs="*", help="its name, or the beginning of it (default: all that are stored)")
     add_storage(parser, "where they are")
     add_tracking_uri(parser)
