@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import textwrap
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,8 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
         raise SweepError(f"no Ray cluster at '{address}': {last_line(error)}{hint}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own handler, which prints a stack
+    if threading.current_thread() is threading.main_thread():  # Ray has set its own handler, which prints a stack
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if address == "local":
             _check_resources(launch)

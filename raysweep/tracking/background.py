@@ -24,14 +24,14 @@ class BackgroundMirror:
 
     Args:
         uri: MLflow's tracking URI.
-        tell: receives a message when MLflow stops answering, and one when it answers again and is up to date.
+        notify: receives a message when MLflow stops answering, and one when it answers again and is up to date.
 
     Raises:
         UserError: there is no MLflow at `uri`, and the study is new: the address is wrong.
     """
 
-    def __init__(self, study: StudyState, uri: str, tell: Notify):
-        self._study, self._uri, self._tell = study, uri, tell
+    def __init__(self, study: StudyState, uri: str, notify: Notify):
+        self._study, self._uri, self._notify = study, uri, notify
         self._mirror: Mirror | None = None
         self._pending = {trial.number: _copy(trial) for trial in study.trials}
         self._results: tuple[list[Path], TrialState | None] | None = None
@@ -59,7 +59,7 @@ class BackgroundMirror:
         self._abandoned = True
         done = not self._pending and self._results is None
         if not done:
-            self._tell(f"MLflow at {public(self._uri)} is not up to date; the same command, run again, logs the rest")
+            self._notify(f"MLflow at {public(self._uri)} is not up to date; the same command, run again, logs the rest")
         return done
 
     def _watch(self, trial: TrialState) -> None:
@@ -102,13 +102,13 @@ class BackgroundMirror:
             self._results = None
         if self._unreachable:
             self._unreachable = False
-            self._tell("MLflow answers again; what it had missed is logged")
+            self._notify("MLflow answers again; what it had missed is logged")
 
     def _note_failure(self, error: Exception) -> None:
         if not self._unreachable:
             self._unreachable = True
             reason = public(str(error).splitlines()[0] if str(error) else repr(error))
-            self._tell(f"MLflow does not answer, what it misses is logged later: {reason}")
+            self._notify(f"MLflow does not answer, what it misses is logged later: {reason}")
 
 
 def _copy(trial: TrialState) -> TrialState:

@@ -15,21 +15,21 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 
 
-class Dashboard(View):
-    """Optuna's view of a study in a database. It is brought in line with the journal at the start and kept so.
+class Dashboard:
+    """Keeps a study in a database of Optuna: matched with the journal at the start, updated from then on.
 
     Args:
         storage: the database, e.g. `sqlite:///…`; None keeps it in memory.
-        tell: receives a message when the database has to be waited for.
+        notify: receives a message when the database has to be waited for.
     """
 
-    def __init__(self, study: StudyState, storage: str | None, tell: Notify = lambda message: None):
-        super().__init__(study, study.space.tree, optuna.storages.get_storage(storage))
-        self._tell = tell
+    def __init__(self, study: StudyState, storage: str | None, notify: Notify = lambda message: None):
+        self._study, self._notify = study, notify
+        self._view = View(study, study.space.tree, optuna.storages.get_storage(storage))
         second = {None: [], "steps": ["steps"], "is": [study.space.probe.name("is")]}
         with warnings.catch_warnings():  # names of metrics are experimental; without them axes say "Objective 0"
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.optuna.set_metric_names([study.metric, *second[study.space.search.second_objective]])
+            self._view.optuna.set_metric_names([study.metric, *second[study.space.search.second_objective]])
         self._find_existing()
         for trial in study.trials:
             self._update(trial)
@@ -38,21 +38,21 @@ class Dashboard(View):
     def _update(self, trial: TrialState) -> None:
         if trial.state == "UNAVAILABLE":
             return
-        if trial.number not in self.numbers:
-            retry_storage(partial(self.begin, trial), self._tell, StorageInternalError)
+        if trial.number not in self._view.numbers:
+            retry_storage(partial(self._view.begin, trial), self._notify, StorageInternalError)
         if trial.ended:
-            retry_storage(partial(self.end, trial, trial.state), self._tell, StorageInternalError)
+            retry_storage(partial(self._view.end, trial, trial.state), self._notify, StorageInternalError)
 
     def _find_existing(self) -> None:
         """Match the trials that the database already has with ours. Those that match none, or a trial that is tried
         again, are set to failed."""
         trials = self._study.trials
-        for known in self.optuna.get_trials(deepcopy=False):
+        for known in self._view.optuna.get_trials(deepcopy=False):
             number = known.user_attrs.get("trial", len(trials))
             finished = known.state.is_finished()
             if number < len(trials) and (trials[number].ended or not finished):
-                self.numbers[number] = known.number
+                self._view.numbers[number] = known.number
             elif known.state == OptunaState.WAITING:
-                self.optuna.tell(self.optuna.ask().number, state=OptunaState.FAIL)
+                self._view.optuna.tell(self._view.optuna.ask().number, state=OptunaState.FAIL)
             elif not finished:
-                self.optuna.tell(known.number, state=OptunaState.FAIL)
+                self._view.optuna.tell(known.number, state=OptunaState.FAIL)
