@@ -70,6 +70,8 @@ def read(path: Path) -> Document:
         raise UserError(f"{path}: {error.strerror or error}; give the path of a search space") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; give the path of a search space") from None
+    except ValueError:  # a null byte
+        raise UserError(f"{str(path)!r}: no file can have this name; give the path of a search space") from None
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:

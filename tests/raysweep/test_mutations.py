@@ -56,7 +56,7 @@ JUNK = st.one_of(
     st.just({"choice": []}),
     st.just({"uniform": [2, 1]}),
 )
-PLACED = re.compile(r"(\S+\.yaml:\d+: )|(^--?\w)|(^usage: )|(\.yaml: )", re.M)
+PLACED = re.compile(r"(\S+\.yaml:\d+: )|(^--?\w)|(^raysweep \w+: )|(\.yaml: )", re.M)
 
 
 def call(arguments: list[str]) -> tuple[int, str]:

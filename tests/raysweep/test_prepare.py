@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import raysweep.commands.run
 from raysweep.commands import prepare
+from raysweep.commands import run as run_command
 from raysweep.prepare.preparation import PROGRESS, Preparation
 from raysweep.store.files import Files
 from trainables.datasets import catalog, prepared
@@ -228,7 +228,7 @@ def test_latents_of_others_are_taken_over(tmp_path, capsys):
 
     save_file(columns | {"latents": latents[:, :4].copy()}, tmp_path / "source" / "latents_rank00_shard000.safetensors")
     code, _, err = run(capsys, *options[:1], "--out", tmp_path / "other", "--autoencoder", own)
-    assert code == 2 and "has 4 channels, but the autoencoder's latents have 8: another autoencoder's?" in err
+    assert code == 2 and "has 4 channels, but the autoencoder's latents have 8: made by another autoencoder?" in err
 
 
 def test_mixed_latents_are_refused(tmp_path, capsys):
@@ -249,7 +249,7 @@ SWEEP = ["search_spaces/table5.yaml", "--profile", "smoke", "--set", "search.tri
 def test_a_sweep_trains_and_probes_on_a_prepared_set_and_shares_wherever_it_lies(whole, tmp_path, capsys, monkeypatch):
     def sweep(study, data):
         options = ["--set", f"study={study}", "--set", f"trial.data={data}", "--storage", str(tmp_path / "runs")]
-        code = raysweep.run.main([*SWEEP, *options])
+        code = run_command.main([*SWEEP, *options])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

@@ -206,7 +206,7 @@ def test_the_report_comes_from_the_store_alone(first, root):
     report = [sys.executable, "-m", "raysweep", "report", "two-axes", "--storage", str(root / "runs")]
     shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and f"Best: trial {first['best']['trial']}" in shown.stdout
-    unknown = subprocess.run([*report[:3], "nothing", *report[4:]], cwd=ROOT, capture_output=True, text=True)
+    unknown = subprocess.run([*report[:4], "nothing", *report[5:]], cwd=ROOT, capture_output=True, text=True)
     assert unknown.returncode == 2 and "two-axes" in unknown.stderr
 
 
@@ -223,7 +223,7 @@ def test_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
         time.sleep(0.2)
     plain.driver.send_signal(signal.SIGTERM)
     assert plain.driver.wait(60) == 130 and plain.left_behind() == {}
-    assert "same command carries on" in plain.errors and "Traceback" not in plain.errors
+    assert "run the same command again to continue" in plain.errors and "Traceback" not in plain.errors
     assert traces(root / "runs") == []
     database = root / "runs" / "mlflow.db"
     database.write_bytes(database.read_bytes()[:5000])

@@ -354,7 +354,7 @@ def test_sra_looks_at_the_average_nearer_to_the_data(distance, path, cast, batch
 
 
 def test_sra_needs_a_view(cast, batch):
-    with pytest.raises(ValueError, match="averaged network"):
+    with pytest.raises(ValueError, match="needs the EMA network"):
         cast.method("sra")({3: normal(4, 16, 96)}, batch)
 
 
