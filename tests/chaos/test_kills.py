@@ -1,6 +1,6 @@
 """Every kind of process is killed at every kind of moment, and the sweep's result stays the same. Long: `make chaos`.
 
-CI runs `test_each_kind_of_process_is_killed_once` alone.
+`test_each_kind_of_process_is_killed_once` is its short form.
 """
 
 from __future__ import annotations

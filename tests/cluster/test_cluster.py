@@ -1,6 +1,6 @@
 """`ray up` to `ray down` on three hosts: a sweep over two of them, a link cut, the head lost. In this order.
 
-CI runs the first test and the last. The timeouts allow for a machine whose two cores are busy with other things.
+The first test and the last are its short form. Timeouts allow for a machine whose two cores are busy.
 """
 
 from __future__ import annotations
