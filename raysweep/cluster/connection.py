@@ -51,7 +51,7 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
         options["runtime_env"] = {"env_vars": quiet | own, "worker_process_setup_hook": INTERFACE}
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones, e.g. where its own processes did not start within 30 s
         hint = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
         raise SweepError(f"no Ray cluster at '{address}': {last_line(error)}{hint}") from None
     if threading.current_thread() is threading.main_thread():  # Ray has set its own handler, which prints a stack
