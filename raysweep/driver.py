@@ -142,6 +142,26 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class Stopwatch:
+    """The wall time of a driver's work, part by part.
+
+    Attributes:
+        began: when the stopwatch was started, in seconds since the epoch.
+        seconds: of each part, in the order in which they first ended; they add up to the time since `began`.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def ended(self, part: str) -> None:
+        """`part` has just ended: it took the time since the part before it ended."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+
 @dataclass
 class _Sweep:
     """One sweep under way."""
@@ -149,7 +169,7 @@ class _Sweep:
     spaces: Sequence[Space]
     options: SweepOptions
     console: Console
-    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch())
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self) -> SweepResult:
         store = Store(self.options.storage)
@@ -339,23 +359,3 @@ def _is_sound(database: Path) -> bool:
             return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
     except sqlite3.DatabaseError:
         return False
-
-
-class Stopwatch:
-    """The wall time of a driver's work, part by part.
-
-    Attributes:
-        began: when the stopwatch was started, in seconds since the epoch.
-        seconds: of each part, in the order in which they first ended; they add up to the time since `began`.
-    """
-
-    def __init__(self) -> None:
-        self.began = time.time()
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def ended(self, part: str) -> None:
-        """`part` has just ended: it took the time since the part before it ended."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
-        self._last = now

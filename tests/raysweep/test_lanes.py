@@ -94,7 +94,7 @@ sys.exit(run.main(sys.argv[1:]))
         )
         try:
             if mends:
-                until = time.monotonic() + 300
+                until = time.monotonic() + 120
                 while b"starts again" not in (tmp_path / "log").read_bytes():
                     assert time.monotonic() < until and process.poll() is None
                     time.sleep(0.5)
