@@ -15,11 +15,11 @@ TESTS ?=
 debian = @dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $(1); } \
   || echo "not installed, needs root on Debian: apt-get install $(1)"
 
-.PHONY: laptop test bench chaos cluster browser docs clean help
+.PHONY: laptop test bench chaos cluster browser commands docs clean help
 laptop: .venv/laptop  ## install, then run the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
-test: .venv/dev  ## install, then run every check, and all tests but the suites chaos, cluster and browser
+test: .venv/dev  ## install, then run every check, and all tests but the suites browser, commands, cluster and chaos
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -33,13 +33,16 @@ chaos: .venv/dev  ## an hour: kill every kind of process at every kind of moment
 	.venv/bin/pytest -m chaos -rs $(TESTS)
 
 cluster: .venv/dev  ## 25 minutes, as root: run `ray up` on three hosts made on this machine, cut their links, lose their head
-	$(call debian,openssh-server rsync iproute2)
+	$(call debian,openssh-server rsync iproute2 tmux)
 	.venv/bin/pytest -m cluster -rs $(TESTS)
 
 browser: .venv/dev  ## two minutes: open MLflow's pages and the report in a real Chromium
 	$(call debian,chromium)
 	$(PIP) -e '.[browser]'
 	.venv/bin/pytest -m browser -rs $(TESTS)
+
+commands: .venv/dev  ## 15 minutes: run every command of the documentation as written
+	.venv/bin/pytest -m commands -rs $(TESTS)
 
 docs: .venv/dev  ## build the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build

@@ -89,9 +89,9 @@ def _of_piece(piece: Piece) -> list[tuple[str, float]]:
     if piece.kind == "probe":
         return [("probes", piece.ended - piece.began)]
     return [
-        ("stretches load", piece.began - piece.taken),
+        ("segments load", piece.began - piece.taken),
         ("training", piece.ended - piece.began),
-        ("checkpoints saved and published", piece.kept - piece.ended),
+        ("checkpoints saved and committed", piece.kept - piece.ended),
     ]
 
 

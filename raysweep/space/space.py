@@ -255,11 +255,14 @@ def load(
     """
     document = yaml_file.read(Path(path))
     if profile not in PROFILES:
-        raise UserError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
+        raise UserError(f"profile {profile}: no such profile; known: {', '.join(PROFILES)}")
     raw = merge(document.tree, profile)
-    values = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
-    keys = [_override(raw, key, value) for key, value in values]
-    return _checked(raw, profile, document, keys)
+    if isinstance(overrides, Mapping):
+        given = [(f"overrides[{key!r}]", key, value) for key, value in overrides.items()]
+    else:
+        given = [_parse_override(text) for text in overrides]
+    overridden = {_override(raw, written, key, value): written for written, key, value in given}
+    return _checked(raw, profile, document, overridden)
 
 
 def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> list[Space]:
@@ -283,21 +286,22 @@ def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> li
     return spaces
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    """(how the user has written it, key, value) of an argument of `--set`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
     try:
-        return key, yaml_file.parse(value)
+        return f"--set {key.strip()}", key.strip(), yaml_file.parse(value)
     except UserError as error:
         raise UserError(f"--set {key}: {error}") from None
 
 
-def _override(raw: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
+def _override(raw: dict[str, Any], written: str, key: str, value: Any) -> tuple[str, ...]:
     """Put a value at a dotted key; returns the key's parts."""
-    path = tuple(key.strip().split("."))
+    path = tuple(key.split("."))
     if not all(path):
-        raise UserError(f"--set {key}: '{key}' is no dotted key; write it like search.trials")
+        raise UserError(f"{written}: '{key}' is no dotted key; write it like search.trials")
     node = raw
     for part in path[:-1]:
         below = node.get(part)
@@ -307,11 +311,11 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
     return path
 
 
-def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: list[tuple[str, ...]]) -> Space:
+def _checked(raw: dict[str, Any], profile: str, document: Document, overridden: Mapping[tuple[str, ...], str]) -> Space:
     def error_at(path: tuple[str, ...], message: str) -> UserError:
-        for key in overridden:
+        for key, written in overridden.items():
             if path[: len(key)] == key or key[: len(path)] == path:
-                return UserError(f"--set {'.'.join(key)}: {message}")
+                return UserError(f"{written}: {message}")
         return document.error(path, message)
 
     try:

@@ -87,8 +87,8 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
         if name in done:
             return []
         for below in sorted(arrows.get(name, ())):
-            if found := follow(below, [*way, name]):
-                return found
+            if cycle := follow(below, [*way, name]):
+                return cycle
         done.add(name)
         return []
 

@@ -28,7 +28,7 @@ ROLES = {  # how Ray titles its processes
 }
 MOMENTS = ("teacher", "student", "probe", "commit")
 POLL_S = 0.003  # committing a small checkpoint takes 50 ms
-MOMENT_S = 400.0  # for a moment to come, on a busy machine: a killed lane takes 20 s to come up on a quiet one
+MOMENT_S = 200.0  # for a moment to come, on a busy machine: a killed lane takes 20 s to come up on a quiet one
 
 SPACE = """\
 study: chaos
@@ -81,7 +81,7 @@ class Sweep:
         """The stderr of all starts so far."""
         return self._errors.read_text()
 
-    def result(self, timeout_s: float = 600) -> dict[str, Any]:
+    def result(self, timeout_s: float = 400) -> dict[str, Any]:
         """The JSON object of the command, which is waited for and must exit with 0."""
         code = self.driver.wait(timeout_s)
         assert code == 0, f"exit code {code}\n{self.errors[-3000:]}"
@@ -119,7 +119,7 @@ class Sweep:
             self.driver.wait()
         return True
 
-    def left_behind(self, timeout_s: float = 200) -> dict[int, str]:
+    def left_behind(self, timeout_s: float = 100) -> dict[int, str]:
         """The processes that outlive the command by `timeout_s`. Ray's agents take a minute to notice that the driver
         that started them is dead."""
         until = time.monotonic() + timeout_s

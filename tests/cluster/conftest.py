@@ -42,7 +42,7 @@ class Cluster(Lab):
         self.laptop("ray", "up", "-y", str(self.file))
         self.await_nodes(NODES)
 
-    def await_nodes(self, count: int, timeout_s: float = 300) -> None:
+    def await_nodes(self, count: int, timeout_s: float = 150) -> None:
         """Wait until that many nodes are alive."""
         until = time.monotonic() + timeout_s
         while (alive := self.alive()) != count:

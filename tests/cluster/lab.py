@@ -1,8 +1,8 @@
 """Several hosts on one machine: each is a set of network, PID, mount, UTS and IPC namespaces with an sshd.
 
 A host sees this machine's files, but its home folder, /tmp/ray and /dev/shm are its own. Its processes are its own too:
-`ray stop`, which ends every Ray process that it can see, ends those of one host. Needs root, iproute2, openssh-server
-and rsync.
+`ray stop`, which ends every Ray process that it can see, ends those of one host. Needs root, iproute2, openssh-server,
+rsync and tmux.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 NET = "10.78.0"
 BRIDGE = "rslab"
 SSH_S = 60.0  # for a host's sshd to answer
-TOOLS = ("ip", "unshare", "mount", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+TOOLS = ("ip", "unshare", "mount", "rsync", "ssh", "ssh-keygen", "tmux", "/usr/sbin/sshd")
 
 
 def missing() -> str | None:
@@ -139,7 +139,7 @@ class Lab:
         _run("ip", "-n", self._name(host), "link", "set", "eth0", "up")
         _run("ip", "-n", self._name(host), "route", "replace", "default", "via", f"{NET}.254")
 
-    def on(self, host: int, command: str, timeout: float = 180, check: bool = True) -> str:
+    def on(self, host: int, command: str, timeout: float = 60, check: bool = True) -> str:
         """Run a command on a host by ssh; returns its output."""
         return _run(*self._ssh(host), command, timeout=timeout, check=check)
 
@@ -150,9 +150,12 @@ class Lab:
 
     def laptop(self, *command: str, timeout: float = 600, check: bool = True) -> str:
         """Run a command on this machine, in the project's folder, as the user would; returns its output."""
-        env = os.environ | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-        return _run(*command, env=env, cwd=self.source, timeout=timeout, check=check)
+        return _run(*command, env=self._user(), cwd=self.source, timeout=timeout, check=check)
+
+    def started_on_laptop(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a command as the user would, without waiting for it."""
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, env=self._user(), cwd=self.source, stdin=quiet, stdout=quiet, stderr=quiet)
 
     def processes(self, host: int) -> list[str]:
         """`pid command` of the processes on a host, without sshd and this call's own."""
@@ -165,6 +168,10 @@ class Lab:
         links = [f"ln -sfn {Path(sys.prefix) / part} {venv / part}" for part in ("bin", "lib", "pyvenv.cfg")]
         fresh = f"touch -d '+1 year' {venv / 'laptop'} {venv / 'dev'}"
         self.on(host, "; ".join([f"mkdir -p {venv}", *links, fresh]))
+
+    def _user(self) -> dict[str, str]:
+        env = os.environ | {"HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+        return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
 
     def _ssh(self, host: int) -> list[str]:
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
@@ -201,9 +208,8 @@ class Lab:
             for pid in _run("ip", "netns", "pids", name, check=False).split():
                 if pid.isdigit():
                     _kill(int(pid))
-            subprocess.run(
-                ["ip", "link", "del", f"{BRIDGE}v{host}"], capture_output=True
-            )  # it may outlive its namespace for a while
+            # The cable may outlive its namespace for a while.
+            subprocess.run(["ip", "link", "del", f"{BRIDGE}v{host}"], capture_output=True)
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 

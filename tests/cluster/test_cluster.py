@@ -5,13 +5,18 @@ The first test and the last are its short form. Timeouts allow for a machine who
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import signal
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from docs.pages import DOCS, commands
 
 from raysweep.store.store import Store
 
@@ -89,6 +94,49 @@ def test_the_doctor_accepts_the_cluster_and_names_a_storage_that_is_not_shared(c
     assert checks["token"]["found"] == "on" and "GB/s between 3 nodes, by gloo" in checks["all-reduce"]["found"]
     own = doctor("--storage ~/only-here")  # each host has a home folder of its own
     assert own["storage"]["state"] == "wrong" and own["storage"]["remedy"]
+
+
+@contextlib.contextmanager
+def forwarding(cluster, line: str, port: int) -> Iterator[None]:
+    """A command of the user's that forwards a port of this machine, until Ctrl-C."""
+
+    def answers() -> bool:
+        assert process.poll() is None, f"{line} ended with {process.returncode}"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
+        except urllib.error.HTTPError:
+            return True  # Ray's dashboard asks for the token
+        except OSError:
+            return False
+        return True
+
+    process = cluster.started_on_laptop(*shlex.split(line))
+    try:
+        until(answers, 120, f"an answer on port {port}")
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def test_the_commands_of_the_guide_run(cluster, tmp_path):
+    """Those of docs/how-to/cluster.md that begin with `ray`, as they stand there, but for a sweep that fits."""
+    storage = cluster.store / "guide"
+    small = f"search_spaces/table5.yaml --profile smoke --set search.trials=1 --storage {storage}"
+    lines = [line for line in commands(DOCS / "how-to/cluster.md") if line.startswith(("ray ", "RAY_AUTH_MODE"))]
+    lines = [line.replace("search_spaces/table5.yaml", small) for line in lines]
+    token, up, doctor, sweep, mlflow, dashboard, job = (
+        line.replace("cluster.yaml", str(cluster.file)) for line in lines
+    )
+    assert token == "ray get-auth-token --generate" and up.startswith("ray up -y ")  # as the fixture did
+    assert "all-reduce" in cluster.laptop(*shlex.split(doctor))
+    cluster.laptop(*shlex.split(sweep))
+    until(lambda: bool(list(storage.glob("studies/*/table.md"))), 400, "the sweep in tmux")
+    with forwarding(cluster, mlflow, 5000):
+        pass
+    with forwarding(cluster, dashboard, 8265):
+        output = cluster.laptop("bash", "-c", job)
+    assert "succeeded" in output and "0 steps" in output, output
 
 
 @pytest.mark.parametrize(("ranks", "spread"), [(1, "PACK"), (2, "STRICT_PACK"), (4, "SPREAD")])

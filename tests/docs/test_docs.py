@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from docs.pages import DOCS, PAGES, ROOT, SPACES, blocks, commands, commands_of_spaces, page_name, text_of
 
 import raysweep
 from raysweep.cli import VERBS, command
@@ -19,27 +20,13 @@ from raysweep.space.runs import student
 from raysweep.space.space import load
 from raysweep.store.history import key
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), ROOT / "benchmarks/README.md"]
-SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 GENERATED = {DOCS / "reference/commands.md", DOCS / "reference/keys.md"}  # by docs/hooks.py
 OLD_NAMES = DOCS / "reference/moved.md"  # the one page that shows commands of earlier versions
 DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 COMMAND = re.compile(r"(?:python -m raysweep\.|\braysweep )([a-z][\w-]*)\b([^|`\n]*)")
-COMMAND_ENDS = re.compile(r"\s#|'\s*$|\s{2,}| \[--profile laptop\]")
 STEP = re.compile(r"`((?:raysweep|trainables)/[\w/]+\.py)`,\s+`([\w.]+)`")
-
-
-def text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def page_name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
 
 
 def anchors(page: Path) -> set[str]:
@@ -47,28 +34,13 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def python_blocks(page: Path) -> list[str]:
-    return [code for language, code in BLOCK.findall(text_of(page)) if language == "python"]
-
-
-def command_lines() -> list[tuple[str, str]]:
-    """(page, line) of every line in a code block, continued lines joined, and of the commands in search spaces."""
-    lines = []
-    for page in PAGES:
-        for _, block in BLOCK.findall(text_of(page)):
-            lines += [(page.name, line) for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
-    for path in SPACES:
-        lines += [
-            (path.name, line.partition("Command")[2]) for line in text_of(path).splitlines() if "# Command" in line
-        ]
-    return lines
-
-
-def commands() -> list[tuple[str, str, list[str]]]:
-    """(page, verb, arguments) of every raysweep command in these lines."""
+def raysweep_commands() -> list[tuple[str, str, list[str]]]:
+    """(page, verb, arguments) of every raysweep command in the pages and at the head of search spaces."""
+    lines = [(page.name, line) for page in PAGES for line in commands(page)]
+    lines += [(path.name, line) for path, line in commands_of_spaces()]
     return [
-        (page, verb, shlex.split(COMMAND_ENDS.split(rest)[0].replace("'", "")))
-        for page, line in command_lines()
+        (page, verb, shlex.split(rest.replace("'", "")))
+        for page, line in lines
         for verb, rest in COMMAND.findall(line)
         if verb in VERBS
     ]
@@ -88,11 +60,13 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 
 def test_there_are_commands_to_check():
-    verbs = {verb for _, verb, _ in commands()}
-    assert len(commands()) >= 30 and verbs >= set(VERBS) - {"schema"}
+    verbs = {verb for _, verb, _ in raysweep_commands()}
+    assert len(raysweep_commands()) >= 30 and verbs >= set(VERBS) - {"schema"}
 
 
-@pytest.mark.parametrize("page, verb, arguments", commands(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "page, verb, arguments", raysweep_commands(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_parses_and_its_files_are_there(page, verb, arguments):
     parser = command(verb).parser()
     parser.exit_on_error = False
@@ -159,9 +133,9 @@ def test_the_keys_in_the_glossary_are_those_of_row_7():
         assert name in text_of(DOCS / "reference/glossary.md")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=page_name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=page_name)
 def test_python_in_the_pages_uses_names_that_exist(page):
-    for block in python_blocks(page):
+    for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "raysweep":
                 assert hasattr(raysweep, node.attr), node.attr
@@ -171,7 +145,7 @@ def test_python_in_the_pages_uses_names_that_exist(page):
 @pytest.mark.slow
 def test_the_python_of_the_tutorial_runs(tmp_path):
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
-    script = "\n".join(python_blocks(DOCS / "tutorial.md"))
+    script = "\n".join(blocks(DOCS / "tutorial.md", "python"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     tutorial = subprocess.run(

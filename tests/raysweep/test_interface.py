@@ -49,7 +49,7 @@ def test_a_space_is_loaded_with_values_as_python_has_them():
 def test_a_wrong_override_is_one_line(overrides, message):
     with pytest.raises(raysweep.UserError, match=message) as refused:
         raysweep.load(TABLE5, "smoke", overrides)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and str(refused.value).startswith("overrides['")
 
 
 def test_a_plan_counts_what_sharing_saves():

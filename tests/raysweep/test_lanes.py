@@ -13,9 +13,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raysweep.cluster.connection import PlacementRequest, shortage
+from raysweep.cluster.connection import PlacementRequest, connected, shortage
 from raysweep.cluster.network import NAMED, choose_interface, interface_of
+from raysweep.execution.lanes import Lanes
 from raysweep.space.launch import Launch
+from raysweep.space.space import load
+from raysweep.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 # In a worker that `RAYSWEEP_TEST_BROKEN` allows to, gloo is given an interface that does not exist.
@@ -68,6 +71,23 @@ def test_the_interface_that_the_user_has_set_stays(monkeypatch):
         monkeypatch.setenv(name, "mine")
     choose_interface()
     assert all(os.environ[name] == "mine" for name in NAMED)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lane_is_not_ended_while_its_workers_are_starting(tmp_path, cache):
+    """They say nothing before they have started, which takes longer than twice `timeout_s` here."""
+    (tmp_path / "cache").symlink_to(cache)
+    space = load(ROOT / "search_spaces/table5.yaml", "smoke", {"launch.timeout_s": 1})
+    with connected(space.launch, "local"):
+        reference = (space.trial({})[0].data, space.probe)
+        lanes = Lanes(space.launch, Store(str(tmp_path)), [], reference, alone=True)
+        until = time.monotonic() + 120
+        while not (snapshot := lanes.snapshot())["groups"]:
+            assert time.monotonic() < until
+            assert not any("said nothing" in str(note) for note in snapshot["notes"]), snapshot["notes"]
+            time.sleep(0.5)
+        lanes.close()
 
 
 @pytest.mark.ray

@@ -64,10 +64,10 @@ def test_of_many_who_want_it_at_once_one_gets_it(storage):
     everybody = [leases(storage) for _ in range(6)]
     for round in range(3):
         with ThreadPoolExecutor(6) as pool:
-            got = list(pool.map(lambda each: each.acquire(f"work{round}", LeaseFacts()), everybody))  # noqa: B023
+            got = list(pool.map(lambda mine: mine.acquire(f"work{round}", LeaseFacts()), everybody))  # noqa: B023
         assert sum(got) == 1
-    for each in everybody:
-        each.close()
+    for mine in everybody:
+        mine.close()
 
 
 def test_who_lives_keeps_it(storage, owner):

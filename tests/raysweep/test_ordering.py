@@ -59,18 +59,18 @@ def measured(study: StudyState, rung_task: RungTask) -> dict[str, float]:
 
 
 def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_after: int = 0) -> StudyState:
-    """A sweep in which `pick(n)` says which of n legs under way ends next, and whose driver dies after so many."""
+    """A sweep in which `pick(n)` says which of n rung tasks under way ends next, and whose driver dies after so many."""
     store = MemoryStore()
     while True:
         study = Compared(whole, store)
-        order, away, told = EventOrder(study, Proposals(study).next, places), [], 0
-        while not order.finished and (not dies_after or told < dies_after):
+        order, away, probes = EventOrder(study, Proposals(study).next, places), [], 0
+        while not order.finished and (not dies_after or probes < dies_after):
             while rung_task := order.next():
                 away.append(rung_task)
             if away:
                 rung_task = away.pop(pick(len(away)) % len(away))
                 order.probed(rung_task, measured(study, rung_task))
-                told += 1
+                probes += 1
         if order.finished:
             return study
         dies_after = 0  # the next driver lives

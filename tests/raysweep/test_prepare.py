@@ -163,7 +163,7 @@ def test_a_preparation_that_was_ended_twice_goes_on_and_ends_in_the_same_bits(wh
     assert code == 0 and "continuing after" in err
     resumed, expected = prepared.read(str(place)), prepared.read(str(whole))
     assert resumed.identity == expected.identity and resumed.files == expected.files
-    names = [sorted(path.name for path in each.iterdir()) for each in (place, whole)]
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (place, whole)]
     assert names[0] == names[1]
 
 

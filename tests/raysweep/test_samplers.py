@@ -98,7 +98,7 @@ def chance(trial: TrialState) -> float:
 
 def drive(study: StudyState, events: int | None = None) -> bool:
     """Carry on a study with four trials under way until it has ended, or until so many probes; whether it has."""
-    order, told = EventOrder(study, Proposals(study).next, 4), 0
+    order, probes = EventOrder(study, Proposals(study).next, 4), 0
     while not order.finished:
         away = []
         while rung_task := order.next():
@@ -106,8 +106,8 @@ def drive(study: StudyState, events: int | None = None) -> bool:
         for rung_task in reversed(away):  # who is asked last answers first
             trial = study.trials[rung_task.trial]
             order.probed(rung_task, measure(study, trial, chance(trial) / rung_task.step))
-            told += 1
-            if told == events:
+            probes += 1
+            if probes == events:
                 return order.finished
     return True
 
@@ -118,9 +118,9 @@ def course(study: StudyState) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(
     ("text", "sampler"),
-    [(RANGES, each) for each in SAMPLERS]
-    + [(CHOICES, each) for each in SAMPLERS if each != "gp"],  # seconds a question
-    ids=lambda each: each.split()[1] if " " in each else each,
+    [(RANGES, sampler) for sampler in SAMPLERS]
+    + [(CHOICES, sampler) for sampler in SAMPLERS if sampler != "gp"],  # seconds a question
+    ids=lambda value: value.split()[1] if " " in value else value,
 )
 def test_a_study_whose_driver_dies_again_and_again_proposes_what_an_undisturbed_one_would(study_of, text, sampler):
     text = fits(text, sampler)
@@ -148,15 +148,16 @@ def test_of_many_trials_tpe_sees_those_under_way_the_best_and_some(study_of, mon
     whole, store = study_of(text, "tpe"), MemoryStore()
     drive(whole, events=200)
     (storage,) = made
-    told = optuna.load_study(study_name=whole.space.id, storage=storage)
-    everything = InMemoryStorage.get_all_trials(storage, told._study_id)
-    seen = told.get_trials()
+    dashboard = optuna.load_study(study_name=whole.space.id, storage=storage)
+    everything = InMemoryStorage.get_all_trials(storage, dashboard._study_id)
+    seen = dashboard.get_trials()
     ended = [trial for trial in everything if trial.state in (OptunaState.COMPLETE, OptunaState.PRUNED)]
-    numbers = [each.number for each in seen]
+    numbers = [trial.number for trial in seen]
     assert 65 < len(ended) < len(everything) and len(seen) <= 40 + 25 + 4 and numbers == sorted(set(numbers))
-    assert {each.number for each in everything if each.state == OptunaState.RUNNING} <= set(numbers)
-    best, known = (_split_trials(told, trials, 25)[0] for trials in (ended, [each for each in seen if each in ended]))
-    assert [each.number for each in best] == [each.number for each in known]
+    assert {trial.number for trial in everything if trial.state == OptunaState.RUNNING} <= set(numbers)
+    ended_and_seen = [trial for trial in seen if trial in ended]
+    best, known = (_split_trials(dashboard, trials, 25)[0] for trials in (ended, ended_and_seen))
+    assert [trial.number for trial in best] == [trial.number for trial in known]
 
     drive(whole)
     while not drive(study_of(text, "tpe", store=store), events=60):
@@ -180,11 +181,11 @@ def test_two_objectives_are_weighed_and_their_front_is_optuna_s(study_of, tmp_pa
 
     storage = f"sqlite:///{tmp_path / 'optuna.db'}"
     Dashboard(whole, storage)
-    told = optuna.load_study(study_name=whole.space.id, storage=storage)
+    dashboard = optuna.load_study(study_name=whole.space.id, storage=storage)
     if second == "steps":  # of `is`, Optuna hears from complete trials alone
         front = fronts(whole, [summarize_trial(whole, trial) for trial in whole.trials])["steps"].members
-        assert sorted({each.user_attrs["trial"] for each in told.best_trials}) == front
-    assert {each.state for each in told.trials} == {OptunaState.COMPLETE, OptunaState.FAIL}
+        assert sorted({trial.user_attrs["trial"] for trial in dashboard.best_trials}) == front
+    assert {trial.state for trial in dashboard.trials} == {OptunaState.COMPLETE, OptunaState.FAIL}
 
 
 def test_each_sampler_has_proposals_of_its_own(study_of):
@@ -210,10 +211,10 @@ def test_the_database_holds_what_was_proposed_and_nothing_else(study_of, sampler
     proposals = Proposals(study)
     while (trial := proposals.next()) and trial.number < SIZE - 1:
         study.fail(trial.number, "of no use")
-    told = optuna.load_study(study_name=study.space.id, storage=storage).trials
-    assert [each.state for each in told] == (SIZE - 1) * [OptunaState.FAIL] + [OptunaState.RUNNING]
+    stored = optuna.load_study(study_name=study.space.id, storage=storage).trials
+    assert [trial.state for trial in stored] == (SIZE - 1) * [OptunaState.FAIL] + [OptunaState.RUNNING]
     labels = [{path: domains.label(value) for path, value in trial.point.items()} for trial in study.trials]
-    assert [each.params for each in told] == labels
+    assert [trial.params for trial in stored] == labels
 
 
 def test_a_grid_goes_through_the_file_in_its_order(study_of):

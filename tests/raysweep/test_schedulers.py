@@ -34,11 +34,11 @@ def test_rungs_do_not_see_each_other(arrivals, eta):
 
 @given(values, st.integers(2, 5))
 def test_remembered_values_decide_like_seen_ones(arrivals, eta):
-    seen, told = Rungs(Asha(eta=eta), 3), Rungs(Asha(eta=eta), 3)
+    seen, remembered = Rungs(Asha(eta=eta), 3), Rungs(Asha(eta=eta), 3)
     for trial, value in enumerate(arrivals[:-1]):
         seen.decide(10, trial, value)
-        told.record(10, trial, value)
-    assert seen.decide(10, 99, arrivals[-1]) == told.decide(10, 99, arrivals[-1])
+        remembered.record(10, trial, value)
+    assert seen.decide(10, 99, arrivals[-1]) == remembered.decide(10, 99, arrivals[-1])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -69,10 +69,11 @@ def test_promotion_goes_on_with_the_same_trials_whatever_their_order_once_all_ha
     for trial in order:
         rungs.wait(10, trial, float(trial))
     promoted = []
-    while found := rungs.promising():
-        promoted.append(found[0])
-        assert found[1].go_on and found[1].peers == 24
-        rungs.leave(10, found[0])
+    while promising := rungs.promising():
+        trial, decision = promising
+        promoted.append(trial)
+        assert decision.go_on and decision.peers == 24
+        rungs.leave(10, trial)
     assert promoted == list(range(24 // eta))
 
 
@@ -83,9 +84,9 @@ def test_whoever_leaves_is_not_promoted_and_the_others_are(order, gone):
         rungs.wait(10, trial, float(trial))
     rungs.leave(10, gone)
     promoted = []
-    while found := rungs.promising():
-        promoted.append(found[0])
-        rungs.leave(10, found[0])
+    while promising := rungs.promising():
+        promoted.append(promising[0])
+        rungs.leave(10, promising[0])
     assert promoted == [trial for trial in range(4) if trial != gone]
 
 

@@ -59,18 +59,18 @@ def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
 
 
 @ON_S3_TOO
-def test_two_drivers_at_the_same_moment_compute_each_shared_stretch_once(storage):
+def test_two_drivers_at_the_same_moment_compute_each_shared_segment_once(storage):
     students, milestones = ninety()
     mine, yours = students[:2], students[1:2] + students[5:6]  # one of them is the same
     stores = [Store(storage), Store(storage)]
     if not stores[0].files.local():  # less of it: each request takes longer there
         mine, yours = mine[:1], yours[:1]
     # The second one's studies have fewer rungs; each driver has announced where its own are.
-    publish = [milestones, milestones[-1:]]
+    announced = [milestones, milestones[-1:]]
     leases = [Leases(store.files, 0.2, 5.0) for store in stores]
-    for number, (each, steps) in enumerate(zip(leases, publish, strict=True)):
-        assert each.acquire(f"study-{number}", LeaseFacts("study", milestones=tuple(steps)))
-    both = [lanes.Lane(*each) for each in zip(stores, publish, [None, None], leases, strict=True)]
+    for number, (own, steps) in enumerate(zip(leases, announced, strict=True)):
+        assert own.acquire(f"study-{number}", LeaseFacts("study", milestones=tuple(steps)))
+    both = [lanes.Lane(*parts) for parts in zip(stores, announced, [None, None], leases, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         jobs = [
             pool.submit(lane.run, lane.reach_all([(run, run.steps) for run in wanted]))
@@ -95,7 +95,7 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
 
 
 @ON_S3_TOO
-def test_any_damaged_file_is_repaired_by_recomputing_its_stretch_alone(storage, cache):
+def test_any_damaged_file_is_repaired_by_recomputing_its_segment_alone(storage, cache):
     """A teacher and two students that part at a stop; one file after another is damaged."""
     store = Store(storage)
     students, milestones = ninety()[0][1:4:2], [2, 4, 8]

@@ -127,9 +127,9 @@ def test_probes_that_drew_the_same_noise_differ_by_less_than_their_errors(tmp_pa
     common, own = np.random.default_rng(0).normal(size=(2, 500))
     probed(store, tmp_path, "a", 20.0, common)
     probed(store, tmp_path, "b", 20.5, common + 0.1 * own)
-    found = difference(store, "b", "a", SPEC)
-    assert found.value == 0.5 and found.error == pytest.approx(0.1 * own.std(ddof=1) / 500**0.5, rel=1e-4)
-    assert found.is_worse(0.95)
+    apart = difference(store, "b", "a", SPEC)
+    assert apart.value == 0.5 and apart.error == pytest.approx(0.1 * own.std(ddof=1) / 500**0.5, rel=1e-4)
+    assert apart.is_worse(0.95)
     store.files.delete("records/probes/a.npy")  # and with it the record
     assert not difference(store, "b", "a", SPEC).is_worse(0.95)
 

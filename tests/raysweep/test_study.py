@@ -113,12 +113,12 @@ def test_reproduce_finishes_every_row_and_proposes_nothing_else(sweep):
 def test_optuna_is_told_what_happened_at_the_training_step(sweep):
     run = sweep()
     run.finish()
-    told = {trial.user_attrs["trial"]: trial for trial in run.optuna().trials if "trial" in trial.user_attrs}
+    stored = {trial.user_attrs["trial"]: trial for trial in run.optuna().trials if "trial" in trial.user_attrs}
     names = {"COMPLETE": OptunaState.COMPLETE, "PRUNED": OptunaState.PRUNED}
     for trial in run.study.trials:
         if trial.state == "UNAVAILABLE":
             continue
-        seen = told[trial.number]
+        seen = stored[trial.number]
         assert seen.state == names[trial.state]
         assert seen.intermediate_values == {step: m[run.study.metric] for step, m in trial.probes.items()}
         assert seen.value == trial.last(run.study.metric)

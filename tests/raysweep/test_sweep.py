@@ -99,12 +99,12 @@ def test_every_step_is_accounted_for_and_teachers_are_trained_once(first, root):
     assert steps["without_sharing"] == sum(
         t["steps"] + (t["teacher_steps"] if t["steps"] else 0) for t in first["trials"]
     )
-    published = list(Store(first["storage"]).checkpoints())
-    assert steps["computed"] == sum(found.step - found.manifest.training.from_step for found in published)
+    committed = list(Store(first["storage"]).checkpoints())
+    assert steps["computed"] == sum(stored.step - stored.manifest.training.from_step for stored in committed)
     terms = Counter(
-        (found.step, found.manifest.history["phases"][0]["term"]["kind"])
-        for found in published
-        if found.manifest.history["phases"][0]["term"]["kind"] == "vae_align"
+        (stored.step, stored.manifest.history["phases"][0]["term"]["kind"])
+        for stored in committed
+        if stored.manifest.history["phases"][0]["term"]["kind"] == "vae_align"
     )
     assert set(terms.values()) == {1}
     assert steps["reused"] > 0
@@ -131,8 +131,8 @@ def test_whoever_is_stopped_was_shown_to_be_worse(first, mlflow_runs):
             seen.add((judged, decision["go_on"]))
             assert judged or decision["go_on"]
             assert not judged or decision["go_on"] == (decision["difference"] <= 0.2534 * decision["error"])
-            told = tags[trial["trial"]][f"raysweep.decision.{decision['step']}"]
-            assert told.startswith("goes on" if decision["go_on"] else "stopped") and ("±" in told) == judged
+            tag = tags[trial["trial"]][f"raysweep.decision.{decision['step']}"]
+            assert tag.startswith("goes on" if decision["go_on"] else "stopped") and ("±" in tag) == judged
     assert {(False, True), (True, False)} <= seen
 
 
@@ -183,8 +183,8 @@ def test_optuna_s_study_is_there_for_its_dashboard(first):
     path = Path(first["storage"]) / "studies" / first["study"] / "optuna.db"
     study = optuna.load_study(study_name=first["study"], storage=f"sqlite:///{path}")
     states = Counter(trial.state.name for trial in study.trials)
-    told = Counter(t["state"] for t in first["trials"])
-    assert (states["COMPLETE"], states["PRUNED"], states["RUNNING"]) == (told["COMPLETE"], told["PRUNED"], 0)
+    reported = Counter(t["state"] for t in first["trials"])
+    assert (states["COMPLETE"], states["PRUNED"], states["RUNNING"]) == (reported["COMPLETE"], reported["PRUNED"], 0)
 
 
 def test_the_same_command_again_computes_nothing_and_answers_the_same(first, root, mlflow_runs):
