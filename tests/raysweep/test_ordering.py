@@ -59,7 +59,7 @@ def measured(study: StudyState, rung_task: RungTask) -> dict[str, float]:
 
 
 def sweep(whole: space.Space, pick: Callable[[int], int], places: int = 3, dies_after: int = 0) -> StudyState:
-    """A sweep in which `pick(n)` says which of n rung tasks under way ends next, and whose driver dies after so many."""
+    """A sweep in which `pick(n)` says which of n running rung tasks ends next; the driver dies after so many."""
     store = MemoryStore()
     while True:
         study = Compared(whole, store)
