@@ -250,13 +250,13 @@ class _Sweep:
             proposals = self._proposals(studies)
             self.stopwatch.ended("proposals")
             if lanes:
-                with Progress(studies, self.console).shown(lanes.snapshot):
+                with Progress(studies, self.console).shown(lanes.activity):
                     search(proposals, lanes.actor)
                     self.stopwatch.ended("search")
                     if certificates is not None:
                         certificates = certify(studies, self.options.verify_sharing, lanes.actor)
                         self.stopwatch.ended("verified")
-                computed = lanes.snapshot(timeout_s=600)["computed_steps"]
+                computed = lanes.activity(timeout_s=600).computed_steps
         return mirrors, computed, certificates
 
     @contextlib.contextmanager

@@ -18,9 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.cluster.connection import PlacementRequest, last_line, shortage, worker_resources
 from raysweep.execution.actor import DispatcherActor
+from raysweep.execution.pool import PoolReport
 from raysweep.execution.tasks import LaneConfig
 from raysweep.space.launch import Launch
 from raysweep.store.store import Store
+from raysweep.study.activity import Activity
 from trainables.config import ProbeSpec
 
 ANSWER_S = 30.0  # how long the dispatcher may take to answer the driver
@@ -73,27 +75,27 @@ class Lanes:
         self.actor = remote_class.remote(store.uri, store.files.mark, milestones, launch, self._session)
         self._lanes = {number: _Lane() for number in range(launch.lanes)}
         self._removed: set[str] = set()  # placement groups
-        self._latest: dict[str, Any] = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
+        self._latest = PoolReport()
         self._start_rested()
 
-    def snapshot(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+    def activity(self, timeout_s: float = ANSWER_S) -> Activity:
         """What the lanes are doing, or were doing when the dispatcher last answered. Also restarts lanes that have
         ended and ends lanes that have fallen silent."""
         self._restart_ended()
         # A machine may be busy with other things, and the dispatcher may be restarting.
         with contextlib.suppress(GetTimeoutError, RayActorError):
-            self._latest = ray.get(self.actor.pool.remote("snapshot"), timeout=timeout_s)
-            for number, group in self._latest["groups"].items():
+            self._latest = ray.get(self.actor.pool.remote("report"), timeout=timeout_s)
+            for number, group in self._latest.groups.items():
                 lane = self._lanes.get(number)
                 if lane is None or lane.host is None:
                     self._remove(group)
                 elif group not in self._removed:
                     lane.placement_group = group
-            for number, served in self._latest["served"].items():
+            for number, served in self._latest.served.items():
                 lane = self._lanes.get(number)
                 if lane and lane.served != served:
                     lane.served, lane.starts = served, 1
-        return self._latest
+        return self._latest.activity
 
     def stop(self) -> None:
         """Have the lanes that train save a checkpoint, and wait for that as long as `launch.grace_s`."""
@@ -163,7 +165,7 @@ class Lanes:
             self._notify("lane_lost", number, message)
 
     def _end_if_silent(self, number: int, lane: _Lane) -> None:
-        last_message_s = self._latest.get("silent_s", {}).get(number, math.inf)
+        last_message_s = self._latest.silent_s.get(number, math.inf)
         silent_s = min(last_message_s, time.monotonic() - lane.started)
         limit_s = 2 * self._launch.timeout_s
         if lane.placement_group is None:  # its workers are still starting, and say nothing before they have started

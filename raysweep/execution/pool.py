@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from raysweep import retry
 from raysweep.execution.memory import Memory
@@ -27,6 +27,7 @@ from raysweep.execution.tasks import (
     TaskFailed,
     describe,
 )
+from raysweep.study.activity import Activity, LaneActivity
 
 GATHER_S = 0.3  # how long a lane waits for other tasks that could join its cohort
 ATTEMPTS = 5  # at one task, when its workers die or what it builds on turns out damaged
@@ -58,6 +59,22 @@ class LaneState:
     def assign(self, tasks: list[Task]) -> None:
         """Give the lane these tasks, or none, in place of what it had."""
         self.tasks, self.step, self.steps_per_s, self.out_of_memory = tasks, None, 0.0, False
+
+
+@dataclass(frozen=True)
+class PoolReport:
+    """What a pool tells its driver.
+
+    Attributes:
+        groups: lane -> Ray's id of the placement group where its workers live; not before they have come up.
+        served: lane -> how often it has finished what it was given.
+        silent_s: lane -> seconds since it last said something.
+    """
+
+    activity: Activity = Activity()
+    groups: dict[int, str] = field(default_factory=dict)
+    served: dict[int, int] = field(default_factory=dict)
+    silent_s: dict[int, float] = field(default_factory=dict)
 
 
 class Pool:
@@ -265,18 +282,20 @@ class Pool:
         if self.leases:
             await asyncio.to_thread(self.leases.close)
 
-    async def snapshot(self) -> dict[str, Any]:
-        """What the driver shows and watches: each lane's tasks, the steps computed, all notes."""
+    async def report(self) -> PoolReport:
+        """What the driver shows and watches."""
         now, lanes = time.monotonic(), self.lanes.items()
-        return {
-            "lanes": [_shown(lane, state) for lane, state in lanes if state.tasks],
-            "computed_steps": self.computed_steps,
-            "groups": {lane: state.placement_group for lane, state in lanes if state.placement_group},
-            "served": {lane: state.served for lane, state in lanes if state.served},
-            "silent_s": {lane: now - state.last_message for lane, state in lanes if state.last_message is not None},
-            "elsewhere": sorted(self.leases.elsewhere.values()) if self.leases else [],
-            "notes": list(self.notes),
-        }
+        return PoolReport(
+            Activity(
+                [_activity(state) for _, state in lanes if state.tasks],
+                self.computed_steps,
+                sorted(self.leases.elsewhere.values()) if self.leases else [],
+                list(self.notes),
+            ),
+            {lane: state.placement_group for lane, state in lanes if state.placement_group},
+            {lane: state.served for lane, state in lanes if state.served},
+            {lane: now - state.last_message for lane, state in lanes if state.last_message is not None},
+        )
 
     # --- inside
 
@@ -370,16 +389,13 @@ class Pool:
             answer.set_result(result)
 
 
-def _shown(lane: int, state: LaneState) -> dict[str, Any]:
-    """What people are shown of a lane that works."""
+def _activity(state: LaneState) -> LaneActivity:
     task = state.tasks[0]
-    return {
-        "lane": lane,
-        "kind": task.kind,
-        "trials": [member.owner for member in state.tasks],
-        "teacher": task.is_teacher,
-        "method": task.run.phase_after(task.begin - (task.kind == "probe")).term.kind,
-        "end": task.end,
-        "step": task.begin if state.step is None else state.step,
-        "steps_per_s": state.steps_per_s,
-    }
+    return LaneActivity(
+        task.kind,
+        trials=[member.owner for member in state.tasks if member.owner],
+        teacher=task.is_teacher,
+        method=task.run.phase_after(task.begin - (task.kind == "probe")).term.kind,
+        step=task.begin if state.step is None else state.step,
+        steps_per_s=state.steps_per_s,
+    )

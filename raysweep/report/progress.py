@@ -7,18 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.study.activity import Activity, LaneActivity
 from raysweep.study.state import StudyState
 from raysweep.study.summary import STATE_WORDS
 from raysweep.study.trial import TrialState
 
-Snapshot = dict[str, Any]
 REFRESH_S = 1.0
 ROWS = 14  # of the live table
 MANY = 1000  # trials at a rung, of which the share that continues is estimated
@@ -28,31 +27,31 @@ class Progress:
     """Shows how far studies are.
 
     Attributes:
-        latest: the snapshot that is shown.
+        latest: what the lanes were doing when they were last asked.
     """
 
     def __init__(self, studies: Sequence[StudyState], console: Console):
         self.studies, self.console = studies, console
-        self.latest: Snapshot = {"lanes": [], "computed_steps": 0, "elsewhere": [], "notes": []}
+        self.latest = Activity()
         self._began = time.monotonic()
         self._noted = 0
 
     @contextlib.contextmanager
-    def shown(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
+    def shown(self, activity: Callable[[], Activity]) -> Iterator[None]:
         """Keep the display up to date inside a `with` block, in a thread of its own.
 
         Args:
-            snapshot: returns the state of the lanes; it is called every `REFRESH_S` seconds.
+            activity: returns what the lanes are doing; it is called every `REFRESH_S` seconds.
         """
         stop = threading.Event()
         live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
 
         def refresh() -> None:
             while not stop.wait(REFRESH_S):
-                self.latest = snapshot()
-                for note in self.latest["notes"][self._noted :]:
+                self.latest = activity()
+                for note in self.latest.notes[self._noted :]:
                     self.console.print(Text(note, style="yellow"))
-                self._noted = len(self.latest["notes"])
+                self._noted = len(self.latest.notes)
                 if live:
                     live.update(Group(*map(self._table, self.studies), *self._other_drivers()), refresh=True)
 
@@ -74,14 +73,14 @@ class Progress:
 
     def _other_drivers(self) -> list[Text]:
         """The work of other drivers that this one waits for."""
-        return [Text(f"under way elsewhere: {work}", style="dim") for work in self.latest["elsewhere"]]
+        return [Text(f"under way elsewhere: {work}", style="dim") for work in self.latest.elsewhere]
 
     def _table(self, study: StudyState) -> Group:
         metric = study.metric
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "step", "rung", metric, "state", "steps/s"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        lanes = {trial: lane for lane in self.latest["lanes"] for trial in lane["trials"]}
+        lanes = {trial: lane for lane in self.latest.lanes for trial in lane.trials}
         shown = [t for t in study.trials if not t.ended]
         most = ROWS // len(self.studies)
         shown += [t for t in reversed(study.trials) if t.ended and t.repeats is None][: max(0, most - len(shown))]
@@ -91,21 +90,21 @@ class Progress:
             rungs = [] if trial.state == "UNAVAILABLE" else study.rungs(trial)
             passed = f"{sum(step in trial.probes for step in rungs)}/{len(rungs)}" if rungs else ""
             step, rate = trial.step, ""
-            if lane and lane["kind"] == "train":
-                step, rate = lane["step"], f"{lane['steps_per_s']:.1f}"
+            if lane and lane.kind == "train":
+                step, rate = lane.step, f"{lane.steps_per_s:.1f}"
             state = _activity(lane) if lane else STATE_WORDS[trial.state] if trial.ended else "waiting"
             table.add_row(str(trial.number), str(step), passed, "" if value is None else f"{value:.4g}", state, rate)
         ended = sum(trial.ended for trial in study.trials)
         total = max(len(study.trials), study.space.search.trials)
         best = min(((t.last(metric), t.number) for t in study.trials if t.state == "COMPLETE"), default=(None, None))
-        head = f"{study.space.id}   {ended} of {total} trials ended   {self.latest['computed_steps']} steps computed"
+        head = f"{study.space.id}   {ended} of {total} trials ended   {self.latest.computed_steps} steps computed"
         if best[1] is not None:
             head += f"   best {best[0]:.4g} (trial {best[1]})"
         return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
     def _time_left(self, study: StudyState) -> str:
         """An estimate: the steps that are still expected, if each rung stops its usual share, at the pace so far."""
-        done = self.latest["computed_steps"]
+        done = self.latest.computed_steps
         if not done:
             return "starting workers"
         space = study.space
@@ -127,7 +126,7 @@ class Progress:
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else "about a minute left"
 
 
-def _activity(lane: dict[str, Any]) -> str:
-    if lane["kind"] == "probe":
+def _activity(lane: LaneActivity) -> str:
+    if lane.kind == "probe":
         return "probing"
-    return f"teacher ({lane['method']})" if lane["teacher"] else "training"
+    return f"teacher ({lane.method})" if lane.teacher else "training"

@@ -153,9 +153,9 @@ class Lab:
         return _run(*command, env=self._user(), cwd=self.source, timeout=timeout, check=check)
 
     def started_on_laptop(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a command as the user would, without waiting for it."""
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen(command, env=self._user(), cwd=self.source, stdin=quiet, stdout=quiet, stderr=quiet)
+        """Start a command as the user would, in a process group of its own, without waiting for it."""
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env=self._user(), cwd=self.source, start_new_session=True, **quiet)
 
     def processes(self, host: int) -> list[str]:
         """`pid command` of the processes on a host, without sshd and this call's own."""

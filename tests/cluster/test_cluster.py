@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import time
@@ -98,7 +99,7 @@ def test_the_doctor_accepts_the_cluster_and_names_a_storage_that_is_not_shared(c
 
 @contextlib.contextmanager
 def forwarding(cluster, line: str, port: int) -> Iterator[None]:
-    """A command of the user's that forwards a port of this machine, until Ctrl-C."""
+    """A command of the user's that forwards a port of this machine until it is ended."""
 
     def answers() -> bool:
         assert process.poll() is None, f"{line} ended with {process.returncode}"
@@ -115,8 +116,8 @@ def forwarding(cluster, line: str, port: int) -> Iterator[None]:
         until(answers, 120, f"an answer on port {port}")
         yield
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        os.killpg(process.pid, signal.SIGKILL)  # and its ssh
+        process.wait()
 
 
 def test_the_commands_of_the_guide_run(cluster, tmp_path):

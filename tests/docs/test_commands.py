@@ -39,6 +39,8 @@ SERVERS = {r"mlflow ui": 5000, r"optuna-dashboard ": 8080}  # they run until the
 EXIT_CODES = {"raysweep doctor --cluster cluster.yaml": 2}  # nobody has filled in that file
 MORE = {  # how a command begins -> what is added to it
   r"python -m raysweep\.run (?!.*--profile)": "--plan",  # a sweep at the size of the paper
+  r"python -m raysweep\.run search_spaces/(?!table5).* --profile laptop": "--profile smoke",  # one space is enough
+  r"python benchmarks/simulate": "--seeds 3 --noise 0.1",  # a hundred seeds take ten minutes
   r"aws ec2 create-placement-group": "--generate-cli-skeleton output",  # checks the words; moto has no such groups
 }  # fmt: skip
 READ_FIRST = [ROOT / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
@@ -112,6 +114,10 @@ class Shell:
             assert server.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
             time.sleep(0.2)
 
+    def study(self, pattern: str) -> str:
+        """The full name of a study that was run."""
+        return next(self._folder.glob(f"runs/studies/{pattern}")).name
+
     def close(self) -> None:
         for server in self._servers:
             os.killpg(server.pid, signal.SIGKILL)
@@ -152,7 +158,7 @@ def test_the_command_runs(page: str, line: str, shell: Shell, request: pytest.Fi
         pytest.skip(reason)
     if line.startswith("apt-get") and os.geteuid():
         pytest.skip("takes root")
-    values = {"KEY": lambda: "adcc8358", "STUDY": lambda: "table5", "FOLDER": lambda: "encoder"}
+    values = {"KEY": lambda: "adcc8358", "STUDY": lambda: shell.study("table5-laptop-*"), "FOLDER": lambda: "encoder"}
     if line.startswith("aws "):
         values = request.getfixturevalue("aws")
     line = fill_in(line, values)
