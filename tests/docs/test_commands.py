@@ -2,8 +2,8 @@
 
 They run one after the other in one folder, in the order in which a new user reads the pages. What the pages leave to
 the reader (KEY, STUDY, BUCKET, …) is filled in. Sweeps of the README and the tutorial run as written. In other pages a
-laptop's sweep runs at the smoke profile's size, and one at the paper's size is planned. ELSEWHERE lists the commands that
-other suites run, and those that need what this machine has not.
+laptop's sweep runs at the smoke profile's size, and one at the paper's size is planned. ELSEWHERE lists the commands
+that other suites run, and those that need what this machine has not.
 """
 
 from __future__ import annotations
