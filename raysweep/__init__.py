@@ -42,7 +42,7 @@ def load(path: str | PathLike[str], profile: str = "cluster", overrides: Mapping
 
 
 def plan(*spaces: Space) -> Plan:
-    """What a sweep of these search spaces would train, and what that costs. It needs no GPU, no Ray and no data.
+    """Compute what a sweep of these search spaces would train and cost. This needs no GPU, no Ray and no data.
 
     Several spaces share their work, as in `raysweep run A.yaml B.yaml --plan`.
     """
@@ -59,7 +59,8 @@ def sweep(
     verify_sharing: float = 0.0,
     extend: bool = False,
 ) -> Study:
-    """Run a sweep to its tables. The same call again carries on, and computes nothing that the storage has.
+    """Run a sweep until its tables are written. The same call continues a stopped sweep; nothing that the storage has
+    is computed again.
 
     Progress goes to stderr. Ctrl-C commits what is being trained, then raises KeyboardInterrupt.
 
@@ -67,9 +68,9 @@ def sweep(
         space: from `load`.
         storage: a folder or URI for checkpoints, journals and reports.
         address: a Ray cluster, `auto` for this machine's, `local` to start Ray on this machine and end it afterwards.
-        tracking_uri: MLflow's; None: a SQLite file in the storage.
+        tracking_uri: MLflow's address; None: a SQLite file in the storage.
         verify_sharing: the share of segments, 0 to 1, that are trained a second time and compared bit by bit.
-        extend: whether the study goes on although its search space has changed.
+        extend: whether to continue the study although its search space has changed.
 
     Raises:
         UserError: the space cannot be run here; nothing has been written.
@@ -86,11 +87,11 @@ def sweep(
 
 
 def open_study(storage: str | PathLike[str], name: str) -> Study:
-    """A study as its journal has it, under way or long over. Nothing is started or written.
+    """Read a study, running or ended, from its journal. Nothing is started or written.
 
     Args:
         storage: where the sweep keeps its checkpoints and journals.
-        name: the study's name, or how it begins: `table5` or `table5-laptop-1b2c3d4e`.
+        name: the study's name, or the beginning of it: `table5` or `table5-laptop-1b2c3d4e`.
 
     Raises:
         UserError: there is no such study, or there are several.

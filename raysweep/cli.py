@@ -9,9 +9,9 @@ from types import ModuleType
 VERBS = {
     "run": "train a search space to its tables",
     "plan": "show what a search space would train and cost",
-    "report": "write a study's tables, pictures and page again",
+    "report": "write a study's tables, pictures and page again, from its journal",
     "probe": "measure one checkpoint",
-    "features": "show what a checkpoint's blocks hold",
+    "features": "draw the features of a checkpoint's blocks",
     "prepare": "turn images into latents to train on",
     "store": "list, verify, trace and garbage-collect checkpoints",
     "doctor": "check a cluster, or the file that brings one up",
@@ -28,7 +28,7 @@ def main() -> int:
         print("usage: raysweep VERB …\n")
         for name, meaning in VERBS.items():
             print(f"  {name:<12} {meaning}")
-        print("\nraysweep VERB --help says more.")
+        print("\nraysweep VERB --help describes the options of a verb.")
         return 0
     if verb not in VERBS:
         print(f"raysweep {verb}: no such verb; known: {', '.join(VERBS)}", file=sys.stderr)

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Where a sweep runs and what it writes.
+    """Where a sweep runs, and how.
 
     Attributes:
         storage: a folder or URI for checkpoints, journals and reports.
         address: a Ray cluster, `auto` for this machine's, `local` to start Ray on this machine.
-        tracking_uri: MLflow's; None: a SQLite file in the storage.
+        tracking_uri: MLflow's address; None: a SQLite file in the storage.
         verify_sharing: the share of segments, 0 to 1, that are trained a second time and compared bit by bit.
-        extend: whether a study goes on whose search space has changed.
+        extend: whether to continue a study although its search space has changed.
     """
 
     storage: str = "runs"
@@ -64,7 +64,7 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What became of one of a sweep's studies. `files` are its report's, `report.html` first."""
+    """The result of one study of a sweep. `files` are the files of its report, `report.html` first."""
 
     study: StudyState
     summary: StudySummary
@@ -73,15 +73,15 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What became of a sweep.
+    """The result of a sweep.
 
     Attributes:
         studies: one for each search space, in their order.
-        computed: optimizer steps that this sweep trained, those of all studies together.
-        storage, tracking_uri: without their secrets.
+        computed: optimizer steps that this sweep trained, over all studies.
+        storage, tracking_uri: their URIs, with secrets replaced by ***.
         began: when the sweep began, in seconds since the epoch.
         seconds: wall time by part of the driver's work, in order.
-        certificates: what `verify_sharing` showed; None where it was not asked for.
+        certificates: the results of `verify_sharing`; None where it was 0.
     """
 
     studies: list[StudyResult]
@@ -99,7 +99,7 @@ class SweepResult:
 
     @property
     def succeeded(self) -> bool:
-        """Whether each study has a complete trial and no replayed segment came out otherwise."""
+        """Whether each study has a complete trial, and no replayed segment gave other bits."""
         exact = self.certificates is None or not self.certificates.differ
         return exact and all(result.study.best for result in self.studies)
 
@@ -114,7 +114,7 @@ class SweepResult:
 
 
 def run_sweep(spaces: Sequence[Space], options: SweepOptions, console: Console) -> SweepResult:
-    """Check everything, then run, then write what people read.
+    """Check everything, run the sweep, then write its tables, pictures and pages.
 
     Args:
         spaces: one or several that share their workers.
@@ -131,7 +131,7 @@ def run_sweep(spaces: Sequence[Space], options: SweepOptions, console: Console) 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """A SIGTERM, as a preemption sends it, acts like Ctrl-C. Only the main thread may say so."""
+    """Handle a SIGTERM, which a preemption sends, like Ctrl-C. Python lets only the main thread set a handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -156,7 +156,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def ended(self, part: str) -> None:
-        """`part` has just ended: it took the time since the part before it ended."""
+        """Record that `part` has just ended. It is charged the time since the part before it ended."""
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
@@ -182,7 +182,7 @@ class _Sweep:
             self.stopwatch.ended("studies")
             mirrors, computed, certificates = self._train(studies, tracking_uri)
         finally:
-            with contextlib.suppress(OSError):  # a storage that is away now keeps them until the next driver
+            with contextlib.suppress(OSError):  # if the storage is away, the next driver clears the leases
                 leases.clear()
                 leases.close()
         self.stopwatch.ended("leases")
@@ -197,12 +197,12 @@ class _Sweep:
         )
 
     def notify(self, message: str) -> None:
-        """Tell people of something that they may have to act on."""
+        """Print a message that the user may have to act on."""
         self.console.print(message, style="yellow", highlight=False, markup=False)
 
     def _check(self, store: Store) -> None:
         """Refuse what cannot be run here, before anything is written."""
-        with self.console.status("looking at the data"):  # reading a large set for the first time takes a while
+        with self.console.status("checking the data"):  # reading a large set for the first time takes a while
             for space in self.spaces:
                 check_here(space, store.cache)
         if self.options.tracking_uri:
@@ -215,9 +215,9 @@ class _Sweep:
             self.console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
     def _open(self, space: Space, store: Store, leases: Leases) -> StudyState:
-        """The study of a space, with the right to write its journal.
+        """Open the study of a space, with the right to write its journal.
 
-        Waits while another driver has that right: only one may write.
+        Waits while another driver has that right: only one driver may write.
         """
         name, waiting = f"study-{space.id}", False
         # The milestones are in the lease so that other drivers end their segments there too.
@@ -231,13 +231,15 @@ class _Sweep:
         study = StudyState(space, store, writer, changed_from(space, store))
         study.record_driver(environment())
         for trial in study.retry():
-            self.console.print(f"trial {trial.number} failed through no known fault of its own and is tried again")
+            self.console.print(
+                f"trial {trial.number} failed, perhaps for a reason outside the trial, and is tried again"
+            )
         return study
 
     def _train(
         self, studies: list[StudyState], tracking_uri: str
     ) -> tuple[list[BackgroundMirror], int, Certificates | None]:
-        """Train what is left to train; the mirrors in MLflow go on after it."""
+        """Train what is left to train. The MLflow mirrors that are returned still have to be finished."""
         computed, certificates = 0, Certificates() if self.options.verify_sharing else None
         with self._lanes(studies) as lanes:
             # These modules take seconds to import, which pass while the worker groups come up.
@@ -261,7 +263,7 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _lanes(self, studies: list[StudyState]) -> Iterator[Lanes | None]:
-        """The part that needs Ray: worker groups for the studies; None where nothing is left to do."""
+        """Connect to Ray and start the lanes of the studies; None where nothing is left to do."""
         if all(study.finished for study in studies) and not self.options.verify_sharing:
             yield None
             return
@@ -282,7 +284,7 @@ class _Sweep:
         self.stopwatch.ended("ray's end")
 
     def _proposals(self, studies: list[StudyState]) -> list[Proposals]:
-        """What to try next in each study, with the database that optuna-dashboard reads."""
+        """The proposals of each study. Also opens the database that optuna-dashboard reads."""
         from raysweep.study.proposals import Proposals  # Optuna, imported while the worker groups come up
         from raysweep.tracking.optuna_dashboard import Dashboard
 
@@ -303,7 +305,7 @@ class _Sweep:
             self.stopwatch.ended("report")
             mirror.finish(files, study.best)
             self.stopwatch.ended("mlflow's end")
-            if len(studies) == 1:  # of several studies, nobody can say whose steps they were
+            if len(studies) == 1:  # with several studies, the steps cannot be divided among them
                 summary = replace(summary, steps=replace(summary.steps, computed=computed))
             results.append(StudyResult(study, summary, files))
         return results
@@ -345,9 +347,9 @@ def check_here(space: Space, cache: Path) -> None:
 
 
 def _exposures(tracking_uri: str) -> Iterator[str]:
-    """What others could reach: secrets that travel in the open, ports that run anybody's code."""
+    """Warnings about security: unencrypted secrets, and ports at which anyone can run code."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        yield "RAY_AUTH_MODE turns Ray's token authentication off: whoever reaches its ports can run code here"
+        yield "RAY_AUTH_MODE turns Ray's token authentication off: anyone who reaches its ports can run code here"
     if tracking_uri.startswith("http://") and not is_loopback(tracking_uri):
         server = public(tracking_uri)
         yield f"{server} is not on this machine and not encrypted: use https, or a tunnel to its loopback"

@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (SOURCE / ".git").exists():  # an installed package; a checkout above it would be of another project
+    if not (SOURCE / ".git").exists():  # an installed package; a git checkout above it would belong to another project
         return None
     try:
         git = subprocess.run(["git", "-C", SOURCE, *arguments], capture_output=True, text=True, timeout=10)

@@ -1,4 +1,4 @@
-"""Step counts as people write them, and nested data as dotted keys."""
+"""Step counts in short form, and nested data as dotted keys."""
 
 from __future__ import annotations
 

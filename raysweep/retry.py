@@ -1,4 +1,4 @@
-"""Trying again: a storage that is full, read-only or away, and calls to a process that is being restarted."""
+"""Retries: of actions on a storage that is full, read-only or away, and of calls to a process that is restarting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Notify = Callable[[str], None]
 
 
 class StorageOutage:
-    """The time for which a storage has been unusable: who is notified of it, and when to give up.
+    """The time for which a storage has been unusable: notifies the user, and says when to give up.
 
     A caller reports each attempt, and sleeps `POLL_S` between two of them in its own way: a thread, a coroutine, or
     several ranks together.
@@ -52,7 +52,7 @@ class StorageOutage:
 
 
 def gave_up(error: BaseException) -> str:
-    """The message for people after `StorageOutage.failed` returned False."""
+    """The message for the user after `StorageOutage.failed` has returned False."""
     return f"the storage could not be used for {RETRY_LIMIT_S / 60:.0f} minutes: {error}"
 
 

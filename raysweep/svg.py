@@ -1,4 +1,4 @@
-"""What all drawings share: a white sheet, text, lines, paths, rectangles, tooltips, and the finished SVG."""
+"""The elements of SVG drawings: a white sheet, text, lines, paths, rectangles, tooltips."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def group(picture: ET.Element, tooltip: str) -> ET.Element:
 
 
 def fitting(text: str, width: float, size: int = 12) -> str:
-    """The text, shortened with an ellipsis where it is wider than `width` pixels."""
+    """The text, shortened with an ellipsis if it is probably wider than `width` pixels."""
     most = int(width / (_WIDE * size))
     return text if len(text) <= most else text[: max(0, most - 1)].rstrip(" ,") + "…"
 

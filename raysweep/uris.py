@@ -1,4 +1,4 @@
-"""URIs: hiding their secrets before they are shown or stored, and checking whom they reach."""
+"""URIs: hides their secrets before they are shown or stored, and checks whether they are local or supported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARAMETER = re.compile(r"(?i)\b((?:secret|token|password|access|session)[a-z_-]
 
 
 def public(text: str) -> str:
-    """A text in which passwords, keys and tokens of URIs are replaced by ***."""
+    """A text in which the passwords, keys and tokens of URIs are replaced by ***."""
     return _PARAMETER.sub(r"\1=***", _PASSWORD.sub(r"\1:***", text))
 
 

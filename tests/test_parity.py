@@ -60,7 +60,7 @@ def test_a_file_that_says_nothing_of_itself_is_skipped(tmp_path: Path, capsys: p
     assert lines == [{"file": str(path), "skipped": "no check yet for a file without a source"}] * 2
 
 
-def test_what_has_no_check_is_said_beside_what_has(tmp_path: Path) -> None:
+def test_outputs_without_a_check_are_listed(tmp_path: Path) -> None:
     case = parity.Case.load(OURS / "sit_repa.safetensors")
     path = tmp_path / "more.safetensors"
     save_file(case.tensors | {"out.novelty": torch.zeros(2)}, path, {"case": json.dumps(case.about)})

@@ -1,4 +1,4 @@
-"""Everything random about a training step, from (seed, step) alone.
+"""All random numbers of a training step, from (seed, step) only.
 
 Draws are made on the CPU for the global batch, and each rank takes its slice. The same seed gives every trial the same
 images, times and noise, on any number of ranks and wherever training resumed. Each purpose has its own generator, so
@@ -28,7 +28,7 @@ CHUNK = 16  # images whose noise comes from one generator; changing it changes t
 class Draws(NamedTuple):
     """The randomness of one step, B = this rank's share of the batch."""
 
-    indices: Tensor  # (B,) int64, which images
+    indices: Tensor  # (B,) int64, the images of the batch
     time: Tensor  # (B,) uniform in [0, 1), or standard normal for log-normal times
     noise: Tensor  # (B, C, H, W) standard normal, the diffusion noise
     posterior: Tensor  # (B, C, H, W) standard normal, the autoencoder's own noise
@@ -69,7 +69,7 @@ def share_of(batch_size: int, rank: int, world_size: int) -> slice:
 def draw_images(
     seed: int, step: int, *, batch_size: int, num_images: int, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """`indices` and `flipped` of `draw`, without the noise: which images a step will read."""
+    """`indices` and `flipped` of `draw`, without the noise: the images that a step will read."""
     mine = share_of(batch_size, rank, world_size)
     flipped = torch.rand(batch_size, generator=generator(seed, "flip", step))
     return batch_indices(seed, step, batch_size, num_images)[mine], flipped[mine]

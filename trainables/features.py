@@ -30,11 +30,11 @@ class Separability(NamedTuple):
     """How well features separate classes, by cosine distance."""
 
     neighbour_accuracy: float  # share of points whose class wins the vote of their 5 nearest neighbours; 0 to 1
-    silhouette: float  # how much nearer a point's class is than the next one; -1 to 1
+    silhouette: float  # mean silhouette coefficient: how much nearer the own class is than the next one; -1 to 1
 
 
 class Scene(NamedTuple):
-    """Images drawn evenly from their classes, and the noise that is added for every checkpoint."""
+    """Images drawn evenly from their classes, with the noise that is added to them, the same for every checkpoint."""
 
     images: Tensor  # (N, 3, h, w) uint8
     latents: Tensor  # (N, C, H, W) float32, normalised

@@ -1,4 +1,4 @@
-"""Ranks that divide work: each computes a share of what all of them need."""
+"""Ranks that divide work: each rank computes a share, and all ranks get all results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ProcessGroup(NamedTuple):
         """The values of all ranks, in the order of ranks."""
         if self.world_size == 1:
             return [mine]
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, mine)
-        return everyone
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
     def share(self, pieces: Sequence[Piece], make: Callable[[Piece], Made]) -> list[Made]:
         """`make(piece)` for every piece, in order; each rank computes a share. The bits are those of a single rank."""

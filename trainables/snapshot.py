@@ -104,8 +104,8 @@ def load_folder(
     state = _load_ours(folder, weights)
     history = manifest.get("history", {})
     # Without a history the name only selects the family: the shape is read from the tensors.
-    alike = "LightningDiT-B/1" if backbones.guess_source(state) == "lightningdit" else "SiT-B/2"
-    name = history.get("backbone", alike)
+    stand_in = "LightningDiT-B/1" if backbones.guess_source(state) == "lightningdit" else "SiT-B/2"
+    name = history.get("backbone", stand_in)
     try:
         heads = backbones.BACKBONES[name].heads if history else num_heads
         backbone = backbones.blueprint(name, **backbones.reference_config(state, heads)).to_empty(device="cpu")
@@ -125,7 +125,8 @@ def best_device() -> torch.device:
 
 
 def _our_folder(folder: Path, weights: Weights) -> tuple[Path, dict[str, Any]]:
-    """The folder with the tensors and its manifest ({} if there is none), for either folder of a checkpoint.
+    """The folder with the tensors, and the manifest ({} if there is none). `folder` is the folder of the manifest or
+    the folder of the tensors.
 
     Raises:
         ValueError: there is no snapshot, or it differs from the manifest.
@@ -176,7 +177,7 @@ def _data_of(identity: str | None) -> str | None:
 def _read(path: Path) -> Any:
     """The content of a file, on the CPU. No code in it runs."""
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path}: no checkpoint file by its ending; known: {', '.join(ENDINGS)}")
+        raise ValueError(f"{path}: not a checkpoint file, by its ending; known endings: {', '.join(ENDINGS)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -188,7 +189,7 @@ def _read(path: Path) -> Any:
         if not asked:
             raise ValueError(f"{path}: not a checkpoint of torch, or a truncated one") from None
         raise ValueError(
-            f"{path}: refused, as it imports {asked[1]}, and unpickling that could run any code; "
+            f"{path}: refused, because it imports {asked[1]}, and unpickling that could run any code; "
             "save its tensors again as a plain state dict or as .safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -202,21 +203,24 @@ def _weights_in(content: Any, weights: Weights, path: Path) -> tuple[Tensors, st
         ValueError: there is none, or none of that kind.
     """
     kinds = {"ema": "ema", "raw": "model"}
-    held = [kind for kind, key in kinds.items() if isinstance(content, Mapping) and isinstance(content.get(key), dict)]
+    present = [
+        kind for kind, key in kinds.items() if isinstance(content, Mapping) and isinstance(content.get(key), dict)
+    ]
     taken: str
-    if weights in held:
+    if weights in present:
         taken, state = weights, content[kinds[weights]]
-    elif weights == "raw" and held:
+    elif weights == "raw" and present:
         raise ValueError(f"{path}: holds no raw weights ('model'), only its EMA; use --weights ema")
     else:
-        taken, state = ("raw", content["model"]) if held else ("only", content)
+        taken, state = ("raw", content["model"]) if present else ("only", content)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: no state dict in it, neither under 'ema' or 'model' nor as the whole file")
     return dict(state), taken
 
 
 def _step(content: Any, path: Path) -> int | None:
-    """The step that the file gives, or else its name: 0400000.pt."""
+    """The step that the file states, or else the number that is its name, as in 0400000.pt; None if there is
+    neither."""
     step = content.get("steps") if isinstance(content, Mapping) else None
     if isinstance(step, int):
         return step
@@ -255,4 +259,4 @@ def _one_line(error: BaseException) -> str:
     """The last line of an error, shortened, with the option that helps. torch names wrong tensors in the last line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     message = textwrap.shorten(lines[-1], 200, placeholder=" …")
-    return f"{message}; give it by --heads" if "num_heads" in message else message
+    return f"{message}; give it with --heads" if "num_heads" in message else message

@@ -1,8 +1,8 @@
 """Import this module before anything that imports torchvision (diffusers' models, clean-fid, timm).
 
-PyPI's torchvision is linked with CUDA. Beside a CPU torch its operators do not load, and `import torchvision` fails
-where it registers them by `torch.library.register_fake`. This module imports torchvision and skips the registration of
-operators that did not load. A complete torchvision is unaffected; a missing one is not required.
+PyPI's torchvision is linked with CUDA. With a CPU build of torch its operators do not load, and `import torchvision`
+fails where it registers them by `torch.library.register_fake`. This module imports torchvision and skips the
+registration of operators that did not load. A complete torchvision is unaffected; a missing one is not required.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,8 @@ from raysweep.store.files import Files
 from raysweep.uris import public
 
 ANSWER_S = 90.0  # how long a node may take to answer
-CLOCKS_S = 1.0  # by which clocks may differ: file times are compared
-SLOW = {"GPU": 5e9, "CPU": 5e7}  # bytes/s of an all-reduce, below which the network is too slow for the nodes
+CLOCKS_S = 1.0  # most by which the nodes' clocks may differ, because file times are compared
+SLOW = {"GPU": 5e9, "CPU": 5e7}  # bytes/s of an all-reduce; below this, the network is too slow for the nodes
 SIGNS = {"fine": "[green]fine[/]", "wrong": "[red]wrong[/]", "note": "[yellow]note[/]"}
 CODE = "ray up again: it copies the code and runs setup_commands on every node"
 OPEN_AUTH = "RAY_AUTH_MODE=token in every `ray start` line, ~/.ray/auth_token on every node: docs/how-to/cluster.md"
@@ -40,7 +40,7 @@ class Check(NamedTuple):
 
 
 def examine(address: str, storage: str) -> list[Check]:
-    """Check all nodes of the cluster at `address`, which are to share `storage`.
+    """Check all nodes of the cluster at `address`, and whether all of them see `storage`.
 
     Raises:
         SweepError: there is no cluster at that address.
@@ -107,15 +107,15 @@ def _of_nodes(facts: Mapping[str, Any], silent: Mapping[str, str]) -> Iterator[C
     gpus = {address: node for address, node in facts.items() if node["versions"]["driver"] != "none"}
     if gpus:
         kinds = {address: ", ".join(node["gpus"]) or "none that torch can use" for address, node in gpus.items()}
-        yield _same("GPU", kinds, "nodes of one kind: the slowest of a lane sets its pace")
+        yield _same("GPU", kinds, "use nodes of one kind: the slowest worker of a lane sets the lane's speed")
         drivers = {address: node["versions"]["driver"] for address, node in gpus.items()}
-        yield _same("driver", drivers, "one image for all nodes")
+        yield _same("driver", drivers, "use one machine image for all nodes")
     else:
         yield Check("GPU", "note", "none", "sweeps run on CPUs: --profile laptop")
     lacking = [address for address, node in facts.items() if not node["weights"]]
     if lacking:
         state: Literal["note", "wrong"] = "note" if len(lacking) == len(facts) else "wrong"
-        remedy = "how to get them: docs/reference/search_spaces.md#probe; without them probe.detector: effnet_lite0"
+        remedy = "get them as docs/reference/search_spaces.md#probe says, or use probe.detector: effnet_lite0"
         yield Check("detector weights", state, f"missing on {_places(lacking, facts)}", remedy)
     else:
         yield Check("detector weights", "fine", "there")
@@ -136,8 +136,8 @@ def _clocks(nodes: Nodes) -> Check:
 
 
 def _storage(nodes: Nodes, files: Files) -> Iterator[Check]:
-    """One node writes a file and all read it; the node replaces it and all read the new one; all create one file and
-    exactly one succeeds."""
+    """Check that all nodes read a file that one node writes, and then its replacement; and that of all nodes that
+    create the same file, exactly one succeeds."""
     folder = f"checkups/{uuid.uuid4().hex[:12]}"
     store = files.uri, files.mark
     writer = next(iter(nodes.values()))
@@ -168,11 +168,11 @@ def _storage(nodes: Nodes, files: Files) -> Iterator[Check]:
 
 
 def _network(nodes: Nodes, facts: Mapping[str, Any]) -> Check:
-    """The rate of an all-reduce between the nodes with GPUs, or else between all."""
+    """The rate of an all-reduce between the nodes with GPUs, or between all nodes if none has GPUs."""
     chosen = {address: actor for address, actor in nodes.items() if facts[address]["gpus"]} or dict(nodes)
     kind = "GPU" if any(facts[address]["gpus"] for address in chosen) else "CPU"
     if len(chosen) < 2:
-        return Check("all-reduce", "note", "one node alone")
+        return Check("all-reduce", "note", "only one node")
     rendezvous = ray.get(next(iter(chosen.values())).rendezvous.remote(), timeout=ANSWER_S)
     asked = {
         address: actor.all_reduce.remote(rendezvous, rank, len(chosen), ANSWER_S / 3)

@@ -37,12 +37,12 @@ def faults(file: Path) -> list[str]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{where}: no YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
+        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if isinstance(tree, dict) and tree.get("kind") in KUBERAY:
         return messages + [f"{file}: {message}" for message in _kuberay(tree)]
     if not isinstance(tree, dict) or "provider" not in tree:
         raise UserError(
-            f"{file}: neither for Ray (provider: …) nor for KubeRay (kind: RayCluster or RayJob), no script"
+            f"{file}: neither a file for Ray (provider: …) or KubeRay (kind: RayCluster or RayJob), nor a script"
         )
     return messages + [f"{file}: {message}" for message in _ray(tree)]
 
@@ -75,14 +75,14 @@ def _ray(tree: dict[str, Any]) -> Iterator[str]:
     for part in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [line for line in tree.get(part, []) if "ray start" in line]
         if not starts or any("RAY_AUTH_MODE=token" not in line for line in starts):
-            yield f"{part}: `ray start` without RAY_AUTH_MODE=token, so that whoever reaches its ports can run code"
+            yield f"{part}: `ray start` without RAY_AUTH_MODE=token, so that anyone who reaches its ports can run code"
     yield from _local_files(tree)
 
 
 def _local_files(tree: Mapping[str, Any]) -> Iterator[str]:
     mounts = tree.get("file_mounts") or {}
     if not any(str(place).endswith(".ray/auth_token") for place in mounts):
-        yield "file_mounts: lacks ~/.ray/auth_token: ~/.ray/auth_token, without which no worker may join"
+        yield "file_mounts: lacks ~/.ray/auth_token: ~/.ray/auth_token; without it no worker can join"
     for place, source in mounts.items():
         if not Path(str(source)).expanduser().exists():
             token = str(place).endswith(".ray/auth_token")
@@ -96,6 +96,6 @@ def _kuberay(tree: Mapping[str, Any]) -> Iterator[str]:
     spec = tree.get("spec")
     cluster = spec.get("rayClusterSpec") if tree["kind"] == "RayJob" and isinstance(spec, Mapping) else spec
     if not isinstance(cluster, Mapping):
-        yield "spec: says no cluster; docs/how-to/cluster.md has one that works"
+        yield "spec: describes no cluster; docs/how-to/cluster.md has one that works"
     elif (cluster.get("authOptions") or {}).get("mode") != "token":
-        yield "authOptions: {mode: token} is absent, so that whoever reaches the head can run code"
+        yield "authOptions: {mode: token} is absent, so that anyone who reaches the head can run code"

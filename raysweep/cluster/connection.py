@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: connecting or starting it, its resources, and waiting for those that a lane needs."""
+"""The Ray cluster of a sweep: connect to it or start it, and wait for the resources that a lane needs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from trainables.datasets import prepared
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; unset, it warns
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; where it is unset, Ray warns
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output obeys verbose=0
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver handles Ctrl-C
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that sends workers a message that ours do not use
-    "RAY_worker_maximum_startup_concurrency": "16",  # many trial processes that only wait are no reason to warn
+    "RAY_worker_maximum_startup_concurrency": "16",  # otherwise Ray warns of many trial processes, which only wait
 }
 INTERFACE = "raysweep.cluster.network.choose_interface"
 
 
 @contextlib.contextmanager
 def connected(launch: Launch, address: str) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start one on this machine for `local`; shut down in the end.
+    """Connect to the Ray cluster at `address`, or start one on this machine for `local`; disconnect or shut down at the
+    end.
 
     Raises:
         SweepError: there is no cluster at that address, or this machine is too small for one lane.
@@ -51,7 +52,7 @@ def connected(launch: Launch, address: str) -> Iterator[None]:
         options["runtime_env"] = {"env_vars": quiet | own, "worker_process_setup_hook": INTERFACE}
     try:
         ray.init(address=address, **options)
-    except Exception as error:  # Ray raises bare ones, e.g. where its own processes did not start within 30 s
+    except Exception as error:  # Ray raises a plain Exception, e.g. if its processes did not start within 30 s
         hint = "" if address == "local" else "; if one runs there, ~/.ray/auth_token here must be the one of its nodes"
         raise SweepError(f"no Ray cluster at '{address}': {last_line(error)}{hint}") from None
     if threading.current_thread() is threading.main_thread():  # Ray has set its own handler, which prints a stack
@@ -73,9 +74,9 @@ def worker_resources(launch: Launch) -> dict[str, float]:
 class PlacementRequest:
     """A request for the resources that a lane needs to start. An autoscaler starts nodes for it.
 
-    It is a placement group that is removed as soon as it is created. It ends with this driver, so that no node is kept
-    for a sweep that has ended. Ray Train's own attempts to start cannot wait like that: they have to be short, because
-    Train needs as long to notice that a node is gone.
+    The request is a placement group, which is removed as soon as Ray has created it. It ends with this driver, so that
+    no node is kept for a sweep that has ended. Ray Train's own attempts to start cannot wait for nodes: their time
+    limit has to be short, because Train takes as long to notice that a node is gone.
     """
 
     def __init__(self, launch: Launch):
@@ -84,7 +85,7 @@ class PlacementRequest:
         )
 
     def granted(self) -> bool:
-        """Whether the cluster has the resources now. The request is closed then."""
+        """Whether the cluster has the resources now. If it has, the request is closed."""
         if placement_group_table(self._group)["state"] != "CREATED":
             return False
         self.close()
@@ -97,13 +98,14 @@ class PlacementRequest:
 
 
 def shortage(launch: Launch) -> str:
-    """What a lane needs and what the cluster has: the end of a sentence for people that begins with `it`."""
+    """What a lane needs and what the cluster has, to complete a sentence that begins with `it`. Resources that other
+    jobs use count as well."""
     have, nodes = ray.cluster_resources(), sum(1 for node in ray.nodes() if node["Alive"])
     needs = " and ".join(f"{amount:g} {name}" for name, amount in worker_resources(launch).items())
     has = " and ".join(f"{have.get(name, 0):g} {name}" for name in worker_resources(launch))
     several = f"{launch.fewest} workers with {needs} each" if launch.fewest > 1 else f"a worker with {needs}"
     placed = f", placed {launch.placement_strategy}" if launch.placement_strategy.startswith("STRICT") else ""
-    return f"needs {several}{placed}; the cluster has {has} on {nodes} node{'s' * (nodes != 1)}, others' included"
+    return f"needs {several}{placed}; the cluster has {has}, used or free, on {nodes} node{'s' * (nodes != 1)}"
 
 
 def last_line(error: BaseException) -> str:

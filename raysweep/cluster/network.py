@@ -1,7 +1,8 @@
 """Chooses the network interface over which workers talk to each other.
 
-By default, gloo takes the interface that the host's own name resolves to, which on many hosts is loopback, and NCCL the
-first one that it finds. Ray knows the address at which other nodes reach this one.
+By default, gloo takes the interface that the host's own name resolves to, which on many hosts is loopback. NCCL takes
+the first interface that it finds. Ray knows the address at which other nodes reach this one, so its interface is
+chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 from ray.util import get_node_ip_address
 
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
-NAMED = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}  # NCCL takes a prefix unless told otherwise
+NAMED = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}  # without =, NCCL takes the value as a prefix
 
 
 def choose_interface() -> None:

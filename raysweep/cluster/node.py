@@ -1,4 +1,4 @@
-"""What a check-up asks of one node: an actor that runs there."""
+"""The actor that a check-up runs on each node."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from raysweep.environment import sources_digest
 from raysweep.store.files import Files
 from trainables.datasets import catalog
 
-MEBIBYTES = 64  # of an all-reduce
+MEBIBYTES = 64  # size of an all-reduce
 REPEATS = 5
 
 
 class Node:
-    """An actor on the node that is checked."""
+    """Answers questions about the node on which it runs."""
 
     def look(self) -> dict[str, Any]:
         """Facts about the node: host name, versions, GPUs, authentication mode, and the file of the detector's
@@ -55,7 +55,7 @@ class Node:
         return Files(storage, mark).create(place, content)
 
     def write(self, storage: str, mark: str | None, place: str, content: bytes) -> None:
-        """Write a file, in place of what there is."""
+        """Write a file, or replace it."""
         Files(storage, mark).write(place, content)
 
     def read(self, storage: str, mark: str | None, place: str) -> bytes | None:

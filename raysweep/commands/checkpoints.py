@@ -13,15 +13,26 @@ from trainables.snapshot import Snapshot
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say where a checkpoint is, and what its file does not say."""
-    add_storage(parser, "where keys are looked up")
-    parser.add_argument("--source", choices=list(backbones.REFERENCES), help="the repository that wrote a file")
+    """Add the options that say where a checkpoint is, and those for facts that its file may lack."""
+    add_storage(parser, "the store in which keys are looked up")
+    parser.add_argument(
+        "--source", choices=list(backbones.REFERENCES), help="the repository that wrote a file (default: detected)"
+    )
     parser.add_argument(
         "--weights", choices=get_args(snapshot.Weights), default="ema", help="which weights (default: ema)"
     )
     heads = number_type(1, kind=int)
-    parser.add_argument("--heads", type=heads, metavar="N", help="attention heads, for a shape that has no name")
-    parser.add_argument("--data", metavar="NAME", help="the data set to compare with, where it is not known")
+    parser.add_argument(
+        "--heads",
+        type=heads,
+        metavar="N",
+        help="attention heads, needed if no named backbone has the checkpoint's shape",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="the data set to compare with (default: the one that the checkpoint names or fits)",
+    )
 
 
 def open_checkpoint(name: str, store: Store, options: argparse.Namespace) -> Snapshot:

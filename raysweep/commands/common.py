@@ -16,7 +16,7 @@ from raysweep.uris import public
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are one line, without the usage that argparse puts before it."""
+    """An argument parser that reports a mistake in one line, without argparse's usage text before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -60,7 +60,7 @@ def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
 def number_type(
     low: float = -math.inf, high: float = math.inf, kind: type[int] | type[float] = float
 ) -> Callable[[str], float]:
-    """A type for argparse: a finite number from `low` to `high`. Otherwise argparse says what is right."""
+    """A type for argparse: a finite number from `low` to `high`. For other values argparse says what is allowed."""
     expected = "a whole number" if kind is int else "a number"
     if not math.isinf(low):
         expected += f" of {low:g} or more" if math.isinf(high) else f" from {low:g} to {high:g}"
@@ -81,8 +81,8 @@ def guarded(command: Callable[[argparse.Namespace, Console], int | None], option
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
     An expected failure is printed as one line, without a traceback. The command gets a console on stderr. With `--json`
-    that console is treated as no terminal: `ray exec` merges stderr into stdout, and a live table would mix with the
-    JSON.
+    that console does not count as a terminal: `ray exec` merges stderr into stdout, where a live table would mix with
+    the JSON.
     """
     console = Console(stderr=True, force_terminal=False if getattr(options, "json", False) else None)
     try:

@@ -19,7 +19,7 @@ from raysweep.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a cluster or a file; returns the exit code: 0 all is well, 1 something is wrong, 2 the user's mistake."""
+    """Check a cluster or a file; returns the exit code: 0 no fault, 1 a fault, 2 the user's mistake."""
     return guarded(_examine, parser().parse_args(arguments))
 
 
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="raysweep doctor", description=__doc__)
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="check this file, which brings up a cluster")
     address = os.environ.get("RAY_ADDRESS") or "auto"
-    parser.add_argument("--address", default=address, help="of the cluster (default: $RAY_ADDRESS, or else auto)")
+    parser.add_argument(
+        "--address", default=address, help="address of the cluster (default: $RAY_ADDRESS, or else auto)"
+    )
     add_storage(parser, "storage that all nodes must reach")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser

@@ -1,4 +1,4 @@
-"""`raysweep features CHECKPOINT…`: show what a backbone's blocks see, and what it would show a student as a teacher.
+"""`raysweep features CHECKPOINT…`: draw the features of a backbone's blocks, and those that it would give a student.
 
 blocks.png     each block's tokens as colours (their first three principal components), by time and checkpoint
 guidance.png   t-SNE of the guiding features at each guidance scale, coloured by class
@@ -59,19 +59,45 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="keys, folders or files; shown by step")
     add_checkpoint_options(parser)
     block, time, count = number_type(kind=int), number_type(0, 1), number_type(1, kind=int)
-    parser.add_argument("--blocks", type=block, nargs="+", metavar="K", help="counted from 1 (default: six of them)")
+    parser.add_argument(
+        "--blocks",
+        type=block,
+        nargs="+",
+        metavar="K",
+        help="blocks in blocks.png, counted from 1 (default: six, evenly spaced)",
+    )
     times = [0.1, 0.3, 0.5, 0.7]
-    parser.add_argument("--times", type=time, nargs="+", default=times, metavar="T", help="default: 0.1 0.3 0.5 0.7")
+    parser.add_argument(
+        "--times",
+        type=time,
+        nargs="+",
+        default=times,
+        metavar="T",
+        help="times in blocks.png; 0 is data (default: 0.1 0.3 0.5 0.7)",
+    )
     parser.add_argument("--images", type=count, default=8, metavar="N", help="images in blocks.png (default: 8)")
     parser.add_argument("--block", type=block, metavar="K", help="the teacher's guiding block (default: 2/3 of depth)")
     scales = [0.0, 1.0, 10.0, 30.0]
     parser.add_argument(
-        "--scales", type=number_type(), nargs="+", default=scales, metavar="W", help="ω (default: 0 1 10 30)"
+        "--scales",
+        type=number_type(),
+        nargs="+",
+        default=scales,
+        metavar="W",
+        help="guidance scales ω in guidance.png (default: 0 1 10 30)",
     )
     parser.add_argument("--at", type=time, default=0.5, metavar="T", help="time of guidance.png (default: 0.5)")
     points = number_type(2 * len(features.COLOURS), kind=int)  # two of each class, or nothing can be separated
     parser.add_argument("--points", type=points, default=450, metavar="N", help="images in guidance.png (default: 450)")
-    parser.add_argument("--out", type=Path, default=Path("features"), metavar="FOLDER", help="default: features")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("features"),
+        metavar="FOLDER",
+        help="where to write the files (default: features)",
+    )
     seed = number_type(0, kind=int)
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of images, noise and t-SNE (default: 0)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of images, noise and t-SNE (default: 0)"
+    )
     return parser

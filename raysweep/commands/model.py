@@ -55,7 +55,7 @@ def parse_latent(text: str) -> Latent:
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
     if not match:
-        raise UserError(f"--latent: '{text}' is no shape; write CHANNELSxHEIGHTxWIDTH, e.g. 4x32x32")
+        raise UserError(f"--latent: '{text}' is not a shape; write CHANNELSxHEIGHTxWIDTH, e.g. 4x32x32")
     channels, height, width = map(int, match.groups())
     return channels, height, width
 
@@ -73,7 +73,7 @@ def table(model: str, latent: Latent, classes: int, counted: Cost) -> Table:
         counts.add_row(
             label, f"{parameters:,}", f"{counted.fixed:,}", f"{multiply_adds / 1e9:.2f}", f"{counted.tokens}"
         )
-    counts.caption = "* 10⁹ multiply-adds of one image's forward pass, as published"
+    counts.caption = "* 10⁹ multiply-adds of one image's forward pass, which papers call GFLOPs"
     return counts
 
 

@@ -25,13 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_plan(options: argparse.Namespace, console: Console) -> None:
-    """Print the tree and its cost, or all of it as JSON, and write the SVG.
+    """Print the tree of segments and its cost, or the plan as JSON; write the SVG if it is asked for.
 
     Raises:
         UserError: a space is wrong, or the SVG cannot be written.
     """
     spaces = load_all(options.space, options.profile, options.set)
-    gc.disable()  # a plan keeps all of its many small objects: collecting takes a third of the time for nothing
+    gc.disable()  # a plan keeps all of its many small objects, so collecting would waste a third of the time
     try:
         plan, price = Plan(spaces), options.price_per_gpu_hour
         if options.svg:
@@ -50,7 +50,7 @@ def show_plan(options: argparse.Namespace, console: Console) -> None:
 
 
 def add_plan_options(parser: argparse.ArgumentParser, condition: str = "") -> None:
-    """The options of a plan, which `raysweep run --plan` takes too; `condition` begins the help of each."""
+    """Add the options of a plan, which `raysweep run --plan` takes too. The help of each begins with `condition`."""
     parser.add_argument("--svg", type=Path, metavar="FILE", help=f"{condition}also write the plan as an SVG picture")
     parser.add_argument(
         "--price-per-gpu-hour",

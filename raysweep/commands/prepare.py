@@ -1,7 +1,7 @@
 """`raysweep prepare SOURCE --out PLACE`: encode images to latents once, for all runs that train on them.
 
 SOURCE is a folder of classes, ImageNet's tar or a folder of its classes' tars, Parquet files as on the Hugging Face
-hub, WebDataset's tars, IDX files, `emoji9`, `fashion-mnist`; or latents that REPA, EDM2, LightningDiT or DiT have made.
+hub, WebDataset's tars, IDX files, `emoji9`, `fashion-mnist`; or latents that REPA, EDM2, LightningDiT or DiT made.
 The same command continues an interrupted preparation.
 """
 
@@ -101,31 +101,41 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autoencoder",
         metavar="WHICH",
-        help="a folder of diffusers, a name on the Hugging Face hub such as stabilityai/sd-vae-ft-mse, or VA-VAE's .pt "
-        "(default: emoji9's)",
+        help="a folder in diffusers' format, a name on the Hugging Face hub such as stabilityai/sd-vae-ft-mse, or "
+        "VA-VAE's .pt (default: that of emoji9)",
     )
     count = number_type(1, kind=int)
-    parser.add_argument("--size", type=count, default=256, metavar="PIXELS", help="default: 256")
+    parser.add_argument(
+        "--size", type=count, default=256, metavar="PIXELS", help="side of the encoded square (default: 256)"
+    )
     parser.add_argument("--mirrored", action="store_true", help="also encode mirror images, for horizontal_flip")
     parser.add_argument("--keep-images", action="store_true", help="also keep the pixels, for repa")
     parser.add_argument(
         "--normalise",
         choices=("autoencoder", "channels"),
         default="autoencoder",
-        help="by the autoencoder's own factor, or by mean and standard deviation of each channel of the set, as VA-VAE "
+        help="by the autoencoder's own factor, or by the mean and standard deviation of each channel, as VA-VAE does "
         "(default: autoencoder)",
     )
     parser.add_argument(
         "--detectors",
         nargs="+",
         choices=(*DETECTORS, "none"),
-        help="compute the statistics that probes with these need (default: those that this machine has)",
+        help="compute the statistics that probes with these detectors need (default: the detectors on this machine)",
     )
     parser.add_argument(
-        "--images-per-shard", type=count, metavar="N", help="default: as many as make 64 MiB, at most 4096"
+        "--images-per-shard",
+        type=count,
+        metavar="N",
+        help="images in a shard (default: about 64 MiB, at most 4096 images)",
     )
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument("--split", default="train", help="of a set that has several (default: train)")
-    parser.add_argument("--address", default="local", metavar="ADDRESS", help="of a Ray cluster (default: local)")
+    parser.add_argument("--split", default="train", help="split to prepare, of a set that has several (default: train)")
+    parser.add_argument(
+        "--address",
+        default="local",
+        metavar="ADDRESS",
+        help="address of a Ray cluster; local starts one (default: local)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON last on stdout")
     return parser

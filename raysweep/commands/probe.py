@@ -37,7 +37,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     """Check everything, draw and evaluate samples, and show the metrics."""
     if options.picture and not options.picture.absolute().parent.is_dir():
         raise UserError(f"--picture {options.picture}: there is no folder {options.picture.absolute().parent}")
-    probe_spec(options, DEFAULTS.detector)  # refuses wrong options before anything is loaded
+    probe_spec(options, DEFAULTS.detector)  # raises if an option is wrong, before anything is loaded
     store = Store(options.storage)
     snapshot = open_checkpoint(options.checkpoint, store, options)
     data = choose_data([snapshot], options.data)
@@ -131,14 +131,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="a history key or its beginning, a checkpoint's folder, or a file")
     add_checkpoint_options(parser)
     parser.add_argument(
-        "--autoencoder", type=Path, metavar="PATH", help="a folder of diffusers (default: the data set's)"
+        "--autoencoder", type=Path, metavar="PATH", help="a folder in diffusers' format (default: the data set's)"
     )
     parser.add_argument("--detector", help="inception, or effnet_lite0 (default with embedded data)")
     parser.add_argument(
-        "--detector-weights", metavar="FILE", help="of the Inception (default: where pytorch-fid keeps them)"
+        "--detector-weights", metavar="FILE", help="the Inception's weights (default: where pytorch-fid keeps them)"
     )
     parser.add_argument(
-        "--detector-sha256", metavar="HEX", help="beginning of their SHA-256, if they are other weights"
+        "--detector-sha256",
+        metavar="HEX",
+        help="beginning of the SHA-256 of --detector-weights, if they are other weights",
     )
     parser.add_argument(
         "--resize",
@@ -150,7 +152,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE.npz",
         help="reference statistics: ADM's, or a file with mu and sigma (default: the data set)",
     )
-    parser.add_argument("--reference-sha256", metavar="HEX", help="beginning of its SHA-256, to verify the file")
+    parser.add_argument(
+        "--reference-sha256", metavar="HEX", help="beginning of the SHA-256 of --reference, to verify it"
+    )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="fid, sfid, is, kid, precision, recall")
     samplers = ("euler", "heun", "euler_maruyama")
     parser.add_argument("--sampler", choices=samplers, help=f"default: {DEFAULTS.sampler}")
@@ -158,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
         default = getattr(DEFAULTS, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=number_type(kind=kind), metavar="N", help=f"default: {default}")
     parser.add_argument(
-        "--guidance-scale", type=number_type(), metavar="S", help="classifier-free; 1 is none (default: 1)"
+        "--guidance-scale", type=number_type(), metavar="S", help="classifier-free guidance; 1 is none (default: 1)"
     )
     parser.add_argument(
         "--guidance-interval",

@@ -22,12 +22,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="raysweep report", description=__doc__)
     parser.add_argument("study", help="its name, or the beginning of it")
-    add_storage(parser, "where the study is stored")
+    add_storage(parser, "the storage of the study")
     return parser
 
 
 def report(options: argparse.Namespace, console: Console) -> None:
-    """Write the report of a study, which may have ended long ago, and show it."""
+    """Write the report of a study, running or ended, and show it."""
     study = StudyState.reopen(Store(options.storage), options.study)
     summary = summarize(study)
     show(study, summary, write(study, summary), Console())

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     spaces = load_all(options.space, options.profile, options.set)
-    from raysweep.driver import SweepOptions, run_sweep  # bring in Ray, which neither a plan nor a wrong space needs
+    from raysweep.driver import SweepOptions, run_sweep  # imports Ray, which neither a plan nor a wrong space needs
 
     where = SweepOptions(options.storage, options.address, options.tracking_uri, options.verify_sharing, options.extend)
     result = run_sweep(spaces, where, console)
@@ -44,8 +44,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show(result: SweepResult, out: Console) -> None:
-    """Print each study's table, best trial and files, then what they have in common."""
-    from raysweep.report import report  # brings in matplotlib and plotly, which a plan does not need
+    """Print each study's table, best trial and files, then what concerns all studies."""
+    from raysweep.report import report  # imports matplotlib and plotly, which a plan does not need
 
     for study in result.studies:
         report.show(study.study, study.summary, study.files, out)
@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address",
         default=os.environ.get("RAY_ADDRESS") or "local",
-        help="of a Ray cluster; `auto`: on this machine; `local`: start one (default: $RAY_ADDRESS, or else local)",
+        help="address of a Ray cluster; `auto`: the one on this machine; `local`: start one (default: $RAY_ADDRESS, "
+        "or else local)",
     )
     parser.add_argument(
         "--verify-sharing",

@@ -103,7 +103,7 @@ def gc(options: argparse.Namespace, console: Console) -> int:
         _show(survey.as_dict(), options.delete)
     if survey.kept_gib > options.budget:
         console.print(
-            f"What must be kept is {survey.kept_gib:.3g} GiB, which is more than the budget",
+            f"Checkpoints that must be kept take {survey.kept_gib:.3g} GiB, more than the budget",
             style="red",
             highlight=False,
         )
@@ -171,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
                 "--budget",
                 type=number_type(0),
                 metavar="GIB",
-                help="free more, until at most this much is left",
+                help="also free optional checkpoints until at most this much is left",
             )
             subparser.add_argument(
                 "--keep-best",
@@ -180,7 +180,10 @@ def parser() -> argparse.ArgumentParser:
                 help="keep the best K trials of each study (default: 3)",
             )
             subparser.add_argument(
-                "--young-hours", type=number_type(0), metavar="H", help="keep what is younger (default: 1)"
+                "--young-hours",
+                type=number_type(0),
+                metavar="H",
+                help="keep checkpoints younger than this (default: 1)",
             )
             subparser.add_argument(
                 "--delete", action="store_true", help="delete; otherwise only show what would be deleted"

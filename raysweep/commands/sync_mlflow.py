@@ -1,5 +1,5 @@
-"""`raysweep sync-mlflow [STUDY…]`: log stored studies to MLflow, to one that was lost or to another one. What MLflow
-already has stays, what is missing is added."""
+"""`raysweep sync-mlflow [STUDY…]`: log stored studies to an MLflow server that lost them or never had them. What MLflow
+already has stays; what is missing is added."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="raysweep sync-mlflow", description=__doc__)
     parser.add_argument("study", nargs="*", help="its name, or the beginning of it (default: all that are stored)")
-    add_storage(parser, "where they are")
+    add_storage(parser, "the storage of the studies")
     add_tracking_uri(parser)
     return parser
 
 
 def sync(options: argparse.Namespace, console: Console) -> None:
-    """Log all that the journals and the store say about these studies.
+    """Log these studies to MLflow, from their journals and the store.
 
     Raises:
         UserError: there is no such study, or no MLflow.

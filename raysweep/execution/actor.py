@@ -16,14 +16,14 @@ from raysweep.space.launch import Launch
 from raysweep.store.leases import Leases
 from raysweep.store.store import Store
 
-ATTEMPTS = 60  # at calling an actor that died and is being restarted, a second apart
+ATTEMPTS = 60  # calls, one second apart, to an actor that died and is being restarted
 
 
 class DispatcherActor:
-    """Makes a dispatcher and its pool, and passes calls on to them.
+    """Holds a dispatcher and its pool, and passes calls on to them.
 
-    Ray restarts the actor when its process dies. It begins with nothing then: trials and lanes ask again, and the store
-    answers.
+    Ray restarts the actor when its process dies. A restarted actor has an empty state: trials and lanes repeat their
+    calls, and what is in the store is not computed again.
 
     Args:
         storage, mark: the store's URI, and the mark by which it is recognised.
@@ -37,7 +37,7 @@ class DispatcherActor:
         self._pool = Pool(launch.lanes, leases, launch.fewest, launch.micro_batch, launch.cohort)
         self._dispatcher = Dispatcher(store, milestones, self._pool)
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            self._pool.add_note("the dispatcher died and has started anew")
+            self._pool.add_note("the dispatcher died and was restarted")
             own = (c for c in store.checkpoints() if c.manifest.training.session == session)
             self._pool.computed_steps = sum(c.step - c.manifest.training.from_step for c in own)
 
@@ -57,7 +57,7 @@ def call(
     once Ray has restarted it.
 
     Args:
-        timeout_s: of each attempt. None: a task takes as long as it takes, and the pool bounds each of its own waits.
+        timeout_s: of each attempt. None: no limit, because a task may take any time.
 
     Raises:
         TaskFailed: as the method says.

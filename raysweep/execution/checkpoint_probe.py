@@ -24,8 +24,8 @@ class CheckpointProbe:
     """Everything that a probe of `snapshot` needs, loaded and checked.
 
     Args:
-        autoencoder: the folder of one that decodes instead of the data set's own.
-        store: keeps the statistics of the real images in its cache.
+        autoencoder: the folder of an autoencoder to decode with; None: the data set's own.
+        store: its cache keeps the statistics of the real images.
 
     Raises:
         UserError: the autoencoder does not fit, or the cache cannot be written.

@@ -1,6 +1,6 @@
-"""Commits the checkpoints of a training to the store: in a thread while training goes on, and at its end.
+"""Commits the checkpoints of a segment to the store: in a thread while training continues, and at the segment's end.
 
-A checkpoint between the ends of a training is only of use after a crash: the next one takes its place.
+A checkpoint inside a segment is needed only after a crash. It is deleted once the next checkpoint is committed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Facts = Callable[[Run, int], TrainingFacts]
 
 @dataclass
 class _Pending:
-    """What is not committed yet of a run.
+    """What has been measured of a run but not been committed yet.
 
     Attributes:
-        step: of the last committed checkpoint, or where the training began.
-        curve: the points measured since then.
-        seconds: of training since then.
+        step: the step of the last committed checkpoint, or the step at which the segment began.
+        curve: the points measured since that step.
+        seconds: of training since that step.
     """
 
     run: Run
@@ -41,7 +41,8 @@ class Checkpointer:
 
     Args:
         begin: the step at which the runs start.
-        facts: returns what a manifest says of a run at a step; origin, curve and seconds are filled in here.
+        facts: returns the facts for the manifest of a run at a step; this class sets `from_step`, `curve` and
+            `seconds`.
     """
 
     def __init__(self, store: Store, runs: Sequence[Run], begin: int, facts: Facts):
@@ -62,7 +63,7 @@ class Checkpointer:
         self._under_way = self._thread.submit(self._commit, copies)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Commit what the training has ended with. May be repeated.
+        """Commit the state at which training has ended. May be repeated after an error.
 
         Raises:
             OSError: the storage cannot be used.
@@ -75,24 +76,24 @@ class Checkpointer:
         self._thread.shutdown(wait=True)
 
     def _wait(self) -> None:
-        """Wait for the commit under way. What the storage did not take is part of the next one."""
+        """Wait for the commit under way. If it failed, the next commit includes what it measured."""
         under_way, self._under_way = self._under_way, None
         if under_way:
             with contextlib.suppress(OSError):
                 under_way.result()
 
     def _commit(self, outcomes: Sequence[Outcome]) -> None:
-        pending = [next(one for one in self._pending if one.run is outcome.run) for outcome in outcomes]
-        for one, outcome in zip(pending, outcomes, strict=True):
-            one.curve, outcome.curve = one.curve + outcome.curve, []
-            one.seconds, outcome.seconds = one.seconds + outcome.seconds, 0.0
-            self._put(one, outcome)
-        # All are there before any earlier one is deleted: a cohort can then go on from one step together.
-        for one, outcome in zip(pending, outcomes, strict=True):
-            before = self._store.find(one.run, one.step) if one.step else None
+        matching = [next(pending for pending in self._pending if pending.run is outcome.run) for outcome in outcomes]
+        for pending, outcome in zip(matching, outcomes, strict=True):
+            pending.curve, outcome.curve = pending.curve + outcome.curve, []
+            pending.seconds, outcome.seconds = pending.seconds + outcome.seconds, 0.0
+            self._put(pending, outcome)
+        # All are committed before any earlier one is deleted, so that a cohort can always continue from one step.
+        for pending, outcome in zip(matching, outcomes, strict=True):
+            before = self._store.find(pending.run, pending.step) if pending.step else None
             if before and before.manifest.training.between:
                 self._store.free(before)
-            one.step, one.curve, one.seconds = outcome.checkpoint.step, [], 0.0
+            pending.step, pending.curve, pending.seconds = outcome.checkpoint.step, [], 0.0
 
     def _put(self, pending: _Pending, outcome: Outcome) -> None:
         step = outcome.checkpoint.step

@@ -1,7 +1,8 @@
 """The dispatcher: trials ask it for a run at a step, for a probe or for a replay, and nothing is computed twice.
 
-What is in the store is there at once. What is under way, here or under another driver's lease, is waited for. The rest
-is cut into tasks at the milestones and submitted to the pool. Plain asyncio, no Ray: `actor.py` puts it into an actor.
+If the result is in the store, the dispatcher returns at once. If it is being computed, by this driver or under another
+driver's lease, the dispatcher waits for it. Otherwise the work is cut into tasks at the milestones and submitted to the
+pool. The module uses plain asyncio and no Ray: `actor.py` puts the dispatcher into an actor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Dispatcher:
     Args:
         store: where checkpoints and records are found.
         milestones: steps at which every run has a checkpoint.
-        pool: has the tasks done.
+        pool: gives the tasks to lanes.
     """
 
     def __init__(self, store: CheckpointIndex, milestones: Sequence[int], pool: Pool):
@@ -39,16 +40,16 @@ class Dispatcher:
     async def reach(
         self, run: Run, step: int, trial: str | None, teaches: bool = False, ahead: int | None = None
     ) -> None:
-        """Return when `run`'s checkpoint at `step` is in the store.
+        """Return once `run`'s checkpoint at `step` is in the store.
 
         Args:
-            trial: who asks.
-            teaches: whether it is wanted as a teacher.
-            ahead: how many steps the caller has before it after this one; by default those to the run's end.
+            trial: the name of the trial that asks.
+            teaches: whether the checkpoint is needed as a teacher.
+            ahead: how many steps the caller still has to train after `step`. Default: those to the run's end.
 
         Raises:
-            TaskFailed: it cannot be reached: its loss is not finite; or, a `RetriesExhausted`, its workers died or its
-                inputs were damaged too often.
+            TaskFailed: it cannot be reached, because its loss is not finite or there is too little memory.
+            RetriesExhausted: a TaskFailed; the workers died, or the inputs were damaged, too often.
             ExecutionStopped: nothing can be trained any more.
         """
         key = history.key(run, step)
@@ -67,7 +68,7 @@ class Dispatcher:
                 self._demands.pop(key, None)
 
     async def probe(self, run: Run, step: int, spec: ProbeSpec, trial: str | None) -> ProbeRecord:
-        """The record of that probe of `run`'s checkpoint at `step`, which has been reached before.
+        """The record of a probe of `run`'s checkpoint at `step`, for which `reach` has returned.
 
         Raises:
             TaskFailed: the probe's workers died too often, or the checkpoint was damaged each time.
@@ -76,7 +77,7 @@ class Dispatcher:
         key = probe_key(run, step, spec)
         damaged = 0
         while damaged <= ATTEMPTS:
-            if record := await self._look(partial(self.store.record, ProbeRecord, key)):
+            if record := await self._query_store(partial(self.store.record, ProbeRecord, key)):
                 return record
             if key not in self._under_way:
                 demand = Demand(waiters=1, ahead=run.steps - step)
@@ -88,11 +89,13 @@ class Dispatcher:
             except InputDamaged:
                 damaged += 1
                 await self.reach(run, step, trial)
-        raise RetriesExhausted(f"the checkpoint at step {step} was found damaged {ATTEMPTS} times: check the storage")
+        raise RetriesExhausted(
+            f"the checkpoint at step {step} was damaged more than {ATTEMPTS} times: check the storage"
+        )
 
     async def replay(self, run: Run, step: int) -> Certificate | None:
-        """The certificate of `run`'s checkpoint at `step`: whether a training that goes through the checkpoint before
-        it without a stop yields the same bits. None where that cannot be tried: a checkpoint before it is gone.
+        """The certificate of `run`'s checkpoint at `step`: whether training without a stop at the previous checkpoint
+        yields the same bits. None where an earlier checkpoint that the replay needs is missing.
 
         Raises:
             TaskFailed: the training failed.
@@ -100,7 +103,7 @@ class Dispatcher:
         """
         key = history.key(run, step)
         while True:
-            if certificate := await self._look(partial(self.store.record, Certificate, key)):
+            if certificate := await self._query_store(partial(self.store.record, Certificate, key)):
                 return certificate
             begin = await self._replay_begin(run, step)
             if begin is None:
@@ -116,31 +119,31 @@ class Dispatcher:
 
     # --- inside
 
-    async def _look(self, look: Callable[[], Answer]) -> Answer:
-        """The store's answer, as soon as the storage can be used."""
+    async def _query_store(self, query: Callable[[], Answer]) -> Answer:
+        """The result of a query to the store, repeated while the storage cannot be used."""
 
-        async def ask() -> Answer:
-            return look()
+        async def attempt() -> Answer:
+            return query()
 
-        return await self.pool.retry_storage(ask)
+        return await self.pool.retry_storage(attempt)
 
     def _start(self, key: str, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way[key] = task
 
-        def over(ended: asyncio.Task[Any]) -> None:
+        def forget(ended: asyncio.Task[Any]) -> None:
             self._under_way.pop(key, None)
             if not ended.cancelled():
-                ended.exception()  # marks it as retrieved; whoever waited for the task gets it too
+                ended.exception()  # marks it as retrieved; callers that wait for the task get it too
 
-        task.add_done_callback(over)
+        task.add_done_callback(forget)
 
     async def _make(self, run: Run, step: int, trial: str | None, demand: Demand) -> None:
-        """Have `run` trained to `step`, from the latest checkpoint or milestone before it."""
+        """Have `run` trained to `step`, from the latest checkpoint or milestone before `step`."""
         damaged = 0
         while damaged <= ATTEMPTS:
             # Another study may have a checkpoint where this one has no milestone.
-            latest = await self._look(partial(self.store.deepest, run, step))
+            latest = await self._query_store(partial(self.store.deepest, run, step))
             deepest = latest.step if latest else 0
             if deepest == step:
                 return
@@ -161,30 +164,30 @@ class Dispatcher:
                 continue
             if reached is not None and reached < step:
                 continue  # the rest is submitted from there
-            if await self._look(partial(self.store.find, run, step)) is None:
+            if await self._query_store(partial(self.store.find, run, step)) is None:
                 raise RetriesExhausted(
                     f"step {step} was committed but is not in {self.store.uri}: do all nodes see that storage?"
                 )
-        raise RetriesExhausted(f"what leads to step {step} was found damaged {ATTEMPTS} times: check the storage")
+        raise RetriesExhausted(f"the inputs of step {step} were damaged more than {ATTEMPTS} times: check the storage")
 
     async def _milestones(self) -> set[int]:
-        """The steps at which runs are cut: where a study of this driver, or of another one on this store, needs a
-        checkpoint."""
+        """The steps at which runs are cut, because a study needs a checkpoint there: a study of this driver, or of
+        another driver on this store."""
         leases = self.pool.leases
         return {*self.milestones, *(await self.pool.retry_storage(leases.milestones) if leases else ())}
 
     async def _replay_begin(self, run: Run, step: int) -> int | None:
-        """The step from which a replay trains to `step`: where the segment before the last one began. None where one of
-        the checkpoints is gone."""
-        last = await self._look(partial(self.store.find, run, step))
+        """The step from which a replay trains to `step`: the step at which the segment before the last one began. None
+        where a checkpoint that the replay needs is missing."""
+        last = await self._query_store(partial(self.store.find, run, step))
         if last is None:
             return None
         begin = last.manifest.training.from_step
         if begin:
-            before = await self._look(partial(self.store.find, run, begin))
+            before = await self._query_store(partial(self.store.find, run, begin))
             if before is None:
                 return None
             begin = before.manifest.training.from_step
-        if begin and await self._look(partial(self.store.find, run, begin)) is None:
+        if begin and await self._query_store(partial(self.store.find, run, begin)) is None:
             return None
         return begin

@@ -1,7 +1,8 @@
 """A lane: a group of workers that Ray Train keeps together and that trains one task after another by DDP.
 
-Starting processes and forming a process group takes far longer than a short task, so it is paid once per lane and not
-once per trial. The only module that knows Ray Train; it imports torch, so the driver never imports it.
+Starting processes and forming a process group takes far longer than a short task. Lanes stay up, so this happens once
+per lane and not once per trial. This is the only module that uses Ray Train. It imports torch, so the driver never
+imports it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ray.train.v2.api.config import FailureConfig
 from raysweep.cluster.connection import worker_resources
 from raysweep.execution.tasks import LaneConfig
 
-RESTARTS = 50  # of a worker group; each task has its own, smaller limit
+RESTARTS = 50  # of a worker group; the attempts at one task have a smaller limit
 
 
 def fit(config: LaneConfig) -> None:
@@ -26,7 +27,7 @@ def fit(config: LaneConfig) -> None:
         ray.train.TrainingFailedError: the group could not be started, or died too often.
     """
     launch = config.launch
-    with tempfile.TemporaryDirectory() as scratch:  # Train keeps nothing of ours: checkpoints live in the store
+    with tempfile.TemporaryDirectory() as scratch:  # Train stores nothing for us: checkpoints are in the store
         ray.train.torch.TorchTrainer(
             work,
             train_loop_config={"config": config},
@@ -46,8 +47,8 @@ def fit(config: LaneConfig) -> None:
 
 
 def work(train_loop_config: dict[str, Any]) -> None:
-    """What a worker's process does from its start to its end."""
-    from raysweep.execution.worker import run_worker  # brings in training code, which Train's controller does without
+    """The main function of a worker's process."""
+    from raysweep.execution.worker import run_worker  # imports training code, which Train's controller does not need
 
     context = ray.train.get_context()
     run_worker(

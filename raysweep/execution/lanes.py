@@ -1,4 +1,4 @@
-"""The lanes of a driver: started, watched, and started again when they end before their time."""
+"""Starts and watches the lanes of a driver, and restarts those that end too early."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from raysweep.study.activity import Activity
 from trainables.config import ProbeSpec
 
 ANSWER_S = 30.0  # how long the dispatcher may take to answer the driver
-REST_S = 3.0  # before a lane starts again: until then, what is left of it may still ask for a placement group
-STARTS = 5  # of each lane that finishes nothing in between; more while another lane works
-SHORTAGE_S = 5.0  # how long a lane waits for resources before people are told; most often that suffices
+RESTART_DELAY_S = 3.0  # before a lane restarts: its old controller may ask for a placement group until then
+STARTS = 5  # of a lane without a finished task in between; more while another lane works
+SHORTAGE_S = 5.0  # how long a lane waits for resources before the user is told; usually it gets them sooner
 Reference = tuple[str, ProbeSpec]  # a data set, and a probe of it
 
 
@@ -37,13 +37,14 @@ class _Lane:
     """What the driver knows of one lane.
 
     Attributes:
-        host: the Ray task that runs it; None while it rests.
-        started: when, in seconds of `time.monotonic`.
-        starts: how often, since it last finished a task.
+        host: the Ray task that runs it; None while it waits to be restarted.
+        started: when it was started, in seconds of `time.monotonic`.
+        starts: how often it was started since it last finished a task.
         served: how many tasks it had finished when the pool was last asked.
         placement_group: where its workers live, by Ray's id; None until they have come up.
-        resting_since: when it ended.
-        request: for the resources that it needs to start; made at `requested`.
+        ended: when it last ended, in seconds of `time.monotonic`.
+        request: the request for the resources that it needs to start.
+        requested: when the request was made, in seconds of `time.monotonic`.
     """
 
     host: Any = None
@@ -51,7 +52,7 @@ class _Lane:
     starts: int = 0
     served: int = 0
     placement_group: str | None = None
-    resting_since: float = -math.inf
+    ended: float = -math.inf
     request: PlacementRequest | None = None
     requested: float = -math.inf
 
@@ -60,14 +61,14 @@ class Lanes:
     """A dispatcher and the lanes that work for it.
 
     Args:
-        reference: the data set, and the probe that will compare with it.
-        alone: whether the cluster is this driver's own.
+        reference: the data set, and the probe that compares samples with it; idle lanes compute its statistics.
+        alone: whether no other driver uses the cluster.
     """
 
     def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: Reference, alone: bool):
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
-        # What controls the lanes stays on the driver's node: it is of no use without the driver.
+        # The processes that control the lanes run on the driver's node, because they are useless without the driver.
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote_class = ray.remote(DispatcherActor).options(
             num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
@@ -76,13 +77,13 @@ class Lanes:
         self._lanes = {number: _Lane() for number in range(launch.lanes)}
         self._removed: set[str] = set()  # placement groups
         self._latest = PoolReport()
-        self._start_rested()
+        self._start_due_lanes()
 
     def activity(self, timeout_s: float = ANSWER_S) -> Activity:
         """What the lanes are doing, or were doing when the dispatcher last answered. Also restarts lanes that have
-        ended and ends lanes that have fallen silent."""
+        ended, and ends lanes that have sent no message for too long."""
         self._restart_ended()
-        # A machine may be busy with other things, and the dispatcher may be restarting.
+        # The machine may be too busy to answer in time, or the dispatcher may be restarting.
         with contextlib.suppress(GetTimeoutError, RayActorError):
             self._latest = ray.get(self.actor.pool.remote("report"), timeout=timeout_s)
             for number, group in self._latest.groups.items():
@@ -98,7 +99,7 @@ class Lanes:
         return self._latest.activity
 
     def stop(self) -> None:
-        """Have the lanes that train save a checkpoint, and wait for that as long as `launch.grace_s`."""
+        """Have the lanes that train save a checkpoint, and wait for them, at most `launch.grace_s` seconds."""
         hosts = self._hosts()
         if hosts and self._launch.grace_s:
             with contextlib.suppress(GetTimeoutError, RayActorError):
@@ -106,7 +107,7 @@ class Lanes:
                 ray.wait(hosts, num_returns=len(hosts), timeout=self._launch.grace_s)
 
     def close(self, timeout_s: float = 20.0) -> None:
-        """Have the lanes stop when they ask for the next task, and wait for that."""
+        """Have the lanes stop when they ask for the next task, and wait for them."""
         for lane in self._lanes.values():
             if lane.request:
                 lane.request.close()
@@ -134,7 +135,7 @@ class Lanes:
         lane.started = time.monotonic()
 
     def _restart_ended(self) -> None:
-        """Have lanes start again that have ended, and end those that have said nothing for long."""
+        """Restart lanes that have ended, and end those that have sent no message for too long."""
         hosts = self._hosts()
         ended, _ = ray.wait(hosts, num_returns=len(hosts), timeout=0) if hosts else ([], [])
         for number, lane in list(self._lanes.items()):
@@ -144,22 +145,22 @@ class Lanes:
                 self._after_end(number, lane)
             else:
                 self._end_if_silent(number, lane)
-        self._start_rested()
+        self._start_due_lanes()
 
     def _after_end(self, number: int, lane: _Lane) -> None:
-        """A lane has ended: have it rest before it starts again, or give it up."""
+        """Handle the end of a lane: have it restarted after a delay, or give it up."""
         try:
             ray.get(lane.host)
             message = "its workers stopped"
-        except Exception as error:  # whatever ended it, the trials that wait must learn of it
+        except Exception as error:  # whatever the cause, the trials that wait must be told
             message = last_line(error)
         lane.host = None
         if lane.placement_group:
             self._remove(lane.placement_group)
             lane.placement_group = None
-        if min(lane.starts for lane in self._lanes.values()) < STARTS:  # some lane works, or may yet
+        if min(lane.starts for lane in self._lanes.values()) < STARTS:  # some lane works, or may still start
             self._notify("note", number, f"ended and starts again: {message}")
-            lane.resting_since = time.monotonic()
+            lane.ended = time.monotonic()
         else:
             del self._lanes[number]
             self._notify("lane_lost", number, message)
@@ -168,36 +169,37 @@ class Lanes:
         last_message_s = self._latest.silent_s.get(number, math.inf)
         silent_s = min(last_message_s, time.monotonic() - lane.started)
         limit_s = 2 * self._launch.timeout_s
-        if lane.placement_group is None:  # its workers are still starting, and say nothing before they have started
+        if lane.placement_group is None:  # its workers are still starting and send no messages yet
             limit_s = max(limit_s, self._launch.start_timeout_s)
         if silent_s > limit_s:  # its workers hang, which Ray Train does not notice
-            self._notify("note", number, f"said nothing for {silent_s:.0f} s and is ended")
+            self._notify("note", number, f"sent no message for {silent_s:.0f} s and is ended")
             ray.cancel(lane.host, force=True)
 
     def _notify(self, method: str, *arguments: Any) -> None:
         with contextlib.suppress(GetTimeoutError, RayActorError):
             ray.get(self.actor.pool.remote(method, *arguments), timeout=ANSWER_S)
 
-    def _start_rested(self) -> None:
-        """Start the lanes that have rested for long enough, once what was left of them is removed."""
+    def _start_due_lanes(self) -> None:
+        """Start the lanes whose restart is due, once their leftover placement groups are removed."""
         now = time.monotonic()
         running = [lane for lane in self._lanes.values() if lane.host]
         all_up = all(lane.placement_group for lane in running)  # otherwise a group may belong to a lane that starts
-        rest_s = REST_S * (1 if all_up else 10)
-        rested = [
+        delay_s = RESTART_DELAY_S * (1 if all_up else 10)
+        due = [
             number
             for number, lane in self._lanes.items()
-            if lane.host is None and now - lane.resting_since > rest_s * min(lane.starts, 20)
+            if lane.host is None and now - lane.ended > delay_s * min(lane.starts, 20)
         ]
-        if rested and self._alone and all_up:
+        if due and self._alone and all_up:
             self._remove_leftovers({lane.placement_group for lane in running})
-        for number in rested:
-            if self._alone or self._has_room(number, now):
+        for number in due:
+            if self._alone or self._has_resources(number, now):
                 self._start(number)
 
     def _remove_leftovers(self, used: set[str | None]) -> None:
-        """Remove the placement groups that killed controllers have left behind: the next one would wait for their
-        resources for ever. (Ray Train's own cleaner asks the dashboard, which does not run on one machine.)"""
+        """Remove the placement groups that killed controllers have left behind. Otherwise the next controller would
+        wait for their resources for ever: Ray Train's own cleaner needs the dashboard, which is off on a single
+        machine."""
         shape = worker_resources(self._launch)
         possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
         for key, group in placement_group_table().items():
@@ -205,9 +207,9 @@ class Lanes:
             if own and group["state"] != "REMOVED" and key not in used:
                 self._remove(key)
 
-    def _has_room(self, number: int, now: float) -> bool:
-        """Whether the cluster has what the lane needs to start, which it may get later when nodes start. Where no other
-        lane works, the lane is given up after `launch.start_timeout_s`."""
+    def _has_resources(self, number: int, now: float) -> bool:
+        """Whether the cluster has the resources that the lane needs to start. They may come later, when nodes start.
+        Where no other lane works, the lane is given up after `launch.start_timeout_s`."""
         lane = self._lanes[number]
         if lane.request is None:
             lane.request, lane.requested = PlacementRequest(self._launch), now
@@ -232,6 +234,6 @@ class Lanes:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _host(config: LaneConfig) -> None:
-    from raysweep.execution.lane import fit  # brings in torch, which the driver does without
+    from raysweep.execution.lane import fit  # imports torch, which the driver does not need
 
     fit(config)

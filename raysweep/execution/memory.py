@@ -1,4 +1,4 @@
-"""How many images workers put through the network at once."""
+"""The micro-batch: how many images a worker puts through the network at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from raysweep.execution.tasks import Task
 
 
 class Memory:
-    """How many images a worker may put through the network at once: half as many after it has run out of memory.
+    """How many images a worker may put through the network at once. The limit is halved when a worker runs out of
+    memory.
 
-    The number is kept for all that decides the need (network, data, batch, precision, method), so that all trainings of
-    one kind are treated alike.
+    A reduced limit holds for all tasks that need as much memory: those with the same network, data, batch size,
+    precision and method.
 
     Args:
-        workers: the fewest among whom a batch is divided.
+        workers: the fewest workers that share a batch.
         micro_batch: the user's limit; None: a worker's whole share.
     """
 
@@ -27,10 +28,10 @@ class Memory:
         """The limit for that task."""
         if task.kind == "probe":
             return self._limit
-        return self._reduced.get(_need(task), self._limit)
+        return self._reduced.get(_memory_key(task), self._limit)
 
     def halve(self, task: Task) -> str | None:
-        """The task has run out of memory. Returns None, or why nothing can be done about it."""
+        """Halve the limit of a task that ran out of memory. Returns None, or the reason why it cannot be halved."""
         if task.kind == "probe":
             return f"out of memory in {task}: make probe.batch_size smaller"
         run, share = task.run, math.ceil(task.run.batch_size / self._workers)
@@ -42,10 +43,10 @@ class Memory:
             )
         if current == 1:
             return "out of memory with a single image on each worker: use launch.checkpoint_blocks"
-        self._reduced[_need(task)] = current // 2
+        self._reduced[_memory_key(task)] = current // 2
         return None
 
 
-def _need(task: Task) -> tuple[Any, ...]:
+def _memory_key(task: Task) -> tuple[Any, ...]:
     run = task.run
     return run.backbone, run.data, run.batch_size, run.precision, run.phase_after(task.begin).term.kind

@@ -1,7 +1,7 @@
 """The pool: the lanes of one driver, the tasks that are ready, and which lane works on which task.
 
-A lane is a group of workers that trains together (Ray Train's worker group). Plain asyncio, no Ray: `actor.py` puts the
-pool into an actor.
+A lane is a group of workers that train together (Ray Train's worker group). The module uses plain asyncio and no Ray:
+`actor.py` puts the pool into an actor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raysweep.execution.tasks import (
 from raysweep.study.activity import Activity, LaneActivity
 
 GATHER_S = 0.3  # how long a lane waits for other tasks that could join its cohort
-ATTEMPTS = 5  # at one task, when its workers die or what it builds on turns out damaged
+ATTEMPTS = 5  # at one task, if its workers die or its inputs are damaged
 
 Result = TypeVar("Result")
 
@@ -40,12 +40,14 @@ class LaneState:
     """What the pool knows of one lane.
 
     Attributes:
-        tasks: what it works on: one task, or a cohort that it trains in lockstep. Empty: nothing.
-        step, steps_per_s: how far it is with that; None: it has not said yet.
+        tasks: the task that it works on, or the cohort that it trains in lockstep. Empty while it is idle.
+        step: the step that it last reported; None before its first report.
+        steps_per_s: the speed that it last reported.
         served: how often it has finished what it was given.
-        placement_group: where its workers live, by Ray's id.
-        last_message: when it last said something, in seconds of `time.monotonic`.
-        out_of_memory: whether a worker ran out of memory since the group started. The others then say the same.
+        placement_group: Ray's id of the placement group of its workers.
+        last_message: when it last sent a message, in seconds of `time.monotonic`.
+        out_of_memory: whether a worker has reported that it ran out of memory during these tasks. Reports of other
+            workers are then ignored.
     """
 
     tasks: list[Task] = field(default_factory=list)
@@ -63,12 +65,12 @@ class LaneState:
 
 @dataclass(frozen=True)
 class PoolReport:
-    """What a pool tells its driver.
+    """What a pool reports to its driver.
 
     Attributes:
-        groups: lane -> Ray's id of the placement group where its workers live; not before they have come up.
+        groups: lane -> Ray's id of the placement group of its workers; absent until they have started.
         served: lane -> how often it has finished what it was given.
-        silent_s: lane -> seconds since it last said something.
+        silent_s: lane -> seconds since its last message.
     """
 
     activity: Activity = Activity()
@@ -78,12 +80,12 @@ class PoolReport:
 
 
 class Pool:
-    """The lanes of one driver, what each is doing, and what is ready. All methods run on one event loop.
+    """The lanes of one driver, their tasks, and the tasks that are ready. All methods run on one event loop.
 
     Args:
         lanes: how many there are.
         leases: divides tasks among the drivers that share a store; None where there is only this driver.
-        workers: of each lane.
+        workers: the fewest workers of a lane.
         micro_batch: images that a worker puts through the network at once; None: its whole share of the batch.
         cohort: the most students of one teacher that a lane trains in lockstep.
     """
@@ -96,7 +98,7 @@ class Pool:
         self.computed_steps = 0
         self.notes: list[str] = []
         self._ready = Queue()
-        self._arrived = asyncio.Event()  # set when a task has become ready, or nothing will any more
+        self._arrived = asyncio.Event()  # set when a task has become ready, or when no more tasks are given out
         self._answers: dict[int, asyncio.Future[int | None]] = {}  # by ticket
         self._tickets = itertools.count()
         self._watching: set[asyncio.Task[None]] = set()
@@ -113,10 +115,11 @@ class Pool:
         when the lane was asked to stop.
 
         Raises:
-            TaskFailed: nobody can do the task; or, a `RetriesExhausted`, its workers died too often.
+            TaskFailed: the task cannot be done, and repeating it would not help.
+            RetriesExhausted: a TaskFailed; the workers died too often.
             ExecutionStopped: no lane is left, or the storage is unusable.
-            InputDamaged: what the task builds on is damaged: ask for that, then submit again.
-            ClaimedElsewhere: another driver worked on it, and no longer does.
+            InputDamaged: an input of the task is damaged: have it computed again, then submit the task again.
+            ClaimedElsewhere: another driver worked on the task and no longer does.
         """
         task.ticket = next(self._tickets)
         answer = self._answers[task.ticket] = asyncio.get_running_loop().create_future()
@@ -129,7 +132,7 @@ class Pool:
             del self._answers[task.ticket]
 
     def renew(self, demand: Demand) -> None:
-        """A demand has grown: what is ready for it may be given out earlier."""
+        """Rank the ready tasks of a demand anew, after the demand has grown."""
         self._ready.renew(demand)
 
     async def retry_storage(self, action: Callable[[], Awaitable[Result]]) -> Result:
@@ -148,41 +151,42 @@ class Pool:
                 return result
 
     def add_note(self, message: str) -> None:
-        """Add a message for people, once."""
+        """Add a message for the user, unless it is already there."""
         if message not in self.notes:
             self.notes.append(message)
 
     # --- for the lanes
 
     async def join(self, lane: int, placement_group: str | None = None) -> None:
-        """The lane's workers have started. The tasks that its earlier workers left unfinished are queued again."""
+        """Register a lane whose workers have started. Tasks that its earlier workers left unfinished are queued
+        again."""
         state = self._lane(lane)
-        self._heard_from(lane)
+        self._record_message(lane)
         if placement_group:
             state.placement_group = placement_group
-        left, out_of_memory = state.tasks, state.out_of_memory
+        unfinished, out_of_memory = state.tasks, state.out_of_memory
         state.assign([])
-        if left and left[0].attempts < ATTEMPTS and not out_of_memory:
-            self.notes.append(f"workers of lane {lane} died; {describe(left)} starts again")
-        for task in left:
+        if unfinished and unfinished[0].attempts < ATTEMPTS and not out_of_memory:
+            self.notes.append(f"workers of lane {lane} died; {describe(unfinished)} starts again")
+        for task in unfinished:
             if task.attempts < ATTEMPTS:
-                task.solo |= task.attempts > 1  # a cohort may be too much for the machine
+                task.solo |= task.attempts > 1  # the cohort may need too much memory
                 self._queue(task)
             else:
                 self._release_lease(task)
                 self._answer(task, RetriesExhausted(f"workers died {task.attempts} times during {task}"))
 
     async def note(self, lane: int, message: str) -> None:
-        """The lane has a message for people."""
-        self._heard_from(lane)
+        """Add a lane's message for the user."""
+        self._record_message(lane)
         self.add_note(f"lane {lane}: {message}")
 
     async def next(self, lane: int, timeout_s: float) -> list[Task] | Literal["wait", "stop"]:
-        """The lane's next task, or a cohort to be trained in lockstep; `wait` when nothing was ready for `timeout_s`
-        seconds; `stop` when there will be nothing more."""
+        """The lane's next task, or a cohort to be trained in lockstep; `wait` if nothing became ready within
+        `timeout_s` seconds; `stop` if no more tasks will be given out."""
         clock = asyncio.get_running_loop().time
         until = clock() + timeout_s
-        self._heard_from(lane)
+        self._record_message(lane)
         while not self._ended:
             task = self._ready.pop(len(self.lanes))
             if task is None:
@@ -201,20 +205,21 @@ class Pool:
         return "stop" if self._ended else "wait"
 
     async def progress(self, lane: int, step: int, steps_per_s: float) -> bool:
-        """How far the lane has come. Returns whether it should save a checkpoint and stop."""
-        self._heard_from(lane)
+        """Record how far the lane has come. Returns whether it should save a checkpoint and stop."""
+        self._record_message(lane)
         if state := self.lanes.get(lane):
             state.step, state.steps_per_s = step, steps_per_s
         return self._stopping
 
     async def done(self, lane: int, reached: Sequence[int | None] | None) -> None:
-        """The lane has finished its tasks and committed the results.
+        """Record that the lane has finished its tasks and committed the results.
 
         Args:
-            reached: of a training, the last step of each task; None in place of a step: that task failed in its cohort
-                and is queued again, to be tried by itself. None for the whole: each task has come to its end.
+            reached: `reached[i]` is the last step that task i was trained to. None in place of a step means that the
+                task failed in its cohort; it is queued again, to be trained by itself. If `reached` itself is None,
+                each task has reached its end.
         """
-        self._heard_from(lane)
+        self._record_message(lane)
         tasks = self._finish(lane)
         ends = [task.end for task in tasks]
         for task, step in zip(tasks, reached if reached and tasks else ends, strict=True):
@@ -227,21 +232,21 @@ class Pool:
             self._answer(task, step)
 
     async def failed(self, lane: int, message: str) -> None:
-        """Nobody can do the lane's task."""
+        """Record that the lane's tasks cannot be done, and that repeating them would not help."""
         for task in self._finish(lane):
             self._answer(task, TaskFailed(message))
 
     async def damaged(self, lane: int, message: str) -> None:
-        """What the lane's tasks build on turned out damaged. Whoever asked for them asks again."""
+        """Record that an input of the lane's tasks is damaged. The callers that wait for them ask again."""
         self.add_note(message)
         for task in self._release(lane):
             self._answer(task, InputDamaged(message))
 
     async def out_of_memory(self, lane: int) -> None:
-        """A worker of the lane had too little memory, and its group restarts. This counts as no attempt. The next one
-        trains a cohort's tasks one by one, or puts half as many images through the network at once, if it can."""
+        """Record that a worker of the lane ran out of memory. Its group restarts, and this attempt does not count. The
+        next attempt trains a cohort's tasks one by one, or puts half as many images through the network at once."""
         state = self.lanes.get(lane)
-        if state is None or not state.tasks or state.out_of_memory:  # the second: another worker has said so
+        if state is None or not state.tasks or state.out_of_memory:  # the last: another worker has reported it
             return
         task, text = state.tasks[0], describe(state.tasks)
         if len(state.tasks) > 1:
@@ -262,7 +267,8 @@ class Pool:
     # --- for the driver
 
     async def lane_lost(self, lane: int, message: str) -> None:
-        """A lane has ended for good. When it was the last one, all who wait get an `ExecutionStopped`."""
+        """Remove a lane that has ended for good. If it was the last one, all callers that wait get an
+        `ExecutionStopped`."""
         if state := self.lanes.pop(lane, None):
             for task in state.tasks:
                 self._queue(task)
@@ -271,7 +277,7 @@ class Pool:
             self._halt(f"no lane is left: {message}")
 
     async def stop(self) -> None:
-        """Give out no more tasks, and have the lanes that train save a checkpoint and stop."""
+        """Give out no more tasks. The lanes that train save a checkpoint and stop."""
         self._stopping = True
         self._arrived.set()
 
@@ -283,7 +289,7 @@ class Pool:
             await asyncio.to_thread(self.leases.close)
 
     async def report(self) -> PoolReport:
-        """What the driver shows and watches."""
+        """The report for the driver, which shows it and restarts lanes by it."""
         now, lanes = time.monotonic(), self.lanes.items()
         return PoolReport(
             Activity(
@@ -304,10 +310,10 @@ class Pool:
         return self._closed or self._stopping
 
     def _lane(self, lane: int) -> LaneState:
-        """The state of a lane that may be one that was lost and works after all."""
+        """The state of a lane. A lane that was given up but calls again gets a new state."""
         return self.lanes.setdefault(lane, LaneState())
 
-    def _heard_from(self, lane: int) -> None:
+    def _record_message(self, lane: int) -> None:
         if state := self.lanes.get(lane):
             state.last_message = time.monotonic()
 
@@ -316,8 +322,8 @@ class Pool:
         self._arrived.set()
 
     async def _members(self, lane: int, task: Task) -> list[Task]:
-        """The other members of a cohort with `task`. Those who waited for the same teacher come one after another, so
-        this waits a moment for them."""
+        """The other members of a cohort with `task`. Students of one teacher become ready one after another, so this
+        waits a moment for them."""
         if self._cohort == 1 or not task.cohort_key:
             return []
         await asyncio.sleep(GATHER_S)
@@ -326,8 +332,8 @@ class Pool:
         return [member for member in matching if await self._take_lease(member)]
 
     async def _take_lease(self, task: Task) -> bool:
-        """Take the lease on a task. Where another driver has it, or has done the task, whoever waits for the task will
-        ask again in time."""
+        """Take the lease on a task. False if another driver holds the lease or has done the task: once the lease is
+        free, the callers that wait for the task get a `ClaimedElsewhere` and ask again."""
         if self.leases is None:
             return True
         try:
@@ -366,8 +372,8 @@ class Pool:
         return self._release(lane)
 
     def _release(self, lane: int) -> list[Task]:
-        """Take from the lane its tasks, which are over, and give back the leases on them. There are none where an
-        earlier dispatcher had given them out."""
+        """Take the lane's ended tasks from it, give back their leases, and return them. There are none if the lane got
+        its tasks from a dispatcher that has died since."""
         state = self._lane(lane)
         tasks = state.tasks
         state.assign([])

@@ -14,7 +14,7 @@ class Queue:
     """The tasks that are ready, in the order of their ranks."""
 
     def __init__(self) -> None:
-        self._ready: dict[int, tuple[Task, int]] = {}  # ticket -> the task, and how many had been given out before
+        self._ready: dict[int, tuple[Task, int]] = {}  # ticket -> the task, and how many were given out before it came
         self._heap: list[tuple[tuple[int, int], int]] = []  # (rank, ticket); entries may be out of date
         self._given = 0
 
@@ -25,7 +25,7 @@ class Queue:
         self.renew(task.demand)
 
     def renew(self, demand: Demand) -> None:
-        """A demand has grown: rank its tasks anew."""
+        """Rank the ready tasks of a demand anew, after the demand has grown."""
         for ticket in demand.queued:
             heapq.heappush(self._heap, (_rank(self._ready[ticket][0]), ticket))
 
@@ -40,8 +40,8 @@ class Queue:
         return self._take(self._first())
 
     def pop_members(self, task: Task, most: int, idle: int) -> list[Task]:
-        """Take other tasks that form a cohort with `task`: at most `most`, and no more than one lane's share where
-        `idle` lanes could take some."""
+        """Take other tasks that form a cohort with `task`: at most `most`, and no more than one lane's share if the
+        tasks are spread over the `idle` lanes."""
         key = task.cohort_key
         matching = [other for other, _ in self._ready.values() if key and other.cohort_key == key]
         share = math.ceil((len(matching) + 1) / idle) - 1
@@ -66,9 +66,9 @@ class Queue:
 
 
 def _rank(task: Task) -> tuple[int, int]:
-    """The order of tasks, lowest first. What several callers wait for comes first, because it lets several trials go
-    on; then probes, because they let a trial decide; then the run with the most steps before it, because the last run
-    ends the sweep."""
+    """The rank of a task; the lowest is given out first. Tasks that several callers wait for come first, because they
+    let several trials continue. Probes come next, because the scheduler decides by them. Among the rest, the task whose
+    run has the most steps left comes first, because the longest run determines when the sweep ends."""
     demand = task.demand
     shared = demand.teaches or demand.waiters > 1
     kind = 0 if shared else {"probe": 1, "train": 2, "replay": 3}[task.kind]

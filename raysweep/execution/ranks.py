@@ -1,4 +1,4 @@
-"""What the workers of a lane exchange beside gradients: objects, failures, and when to stop."""
+"""What the workers of a lane exchange besides gradients: objects, errors, and when to stop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Ranks:
     """The workers of one lane. Every method is called by all of them.
 
     Args:
-        timeout_s: how long a rank waits for the others before it takes them for dead.
+        timeout_s: how long a rank waits for the others before they count as dead.
     """
 
     def __init__(self, rank: int, world_size: int, timeout_s: float):
         self.rank, self.world_size = rank, world_size
-        # Over gloo, whatever the gradients use: NCCL moves tensors of its own device only.
+        # Always gloo, whatever backend the gradients use: NCCL only moves tensors on GPUs.
         several = world_size > 1
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if several else None
         self._pending: tuple[torch.Tensor, Any] | None = None  # an all-reduce under way: its tensor and handle
@@ -53,7 +53,7 @@ class Ranks:
             result, own = None, None
             try:
                 result = action()
-            except Exception as caught:  # whatever it is, the others must learn of it
+            except Exception as caught:  # whatever the error, the other ranks must be told
                 own = caught
             error = next((error for error in self._gather(own) if error is not None), None)
             if error is None:
@@ -63,8 +63,8 @@ class Ranks:
             time.sleep(retry.POLL_S)
 
     def agree(self, own: int) -> int:
-        """The largest number that any rank gave in the call before this one. Nobody waits for the numbers of this call:
-        they are on their way while training goes on."""
+        """The largest number that any rank gave in the previous call. The numbers of this call are exchanged in the
+        background while training continues."""
         if self._group is None:
             return own
         before = self.last_agreed()
@@ -73,7 +73,7 @@ class Ranks:
         return before
 
     def last_agreed(self) -> int:
-        """Wait for the numbers that are on their way and return the largest; 0 if none are."""
+        """Wait for the numbers of the previous `agree` and return the largest; 0 if none are pending."""
         pending, self._pending = self._pending, None
         if pending is None:
             return 0
@@ -84,6 +84,6 @@ class Ranks:
     def _gather(self, own: Any) -> list[Any]:
         if self._group is None:
             return [own]
-        everyone: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyone, own, group=self._group)
-        return everyone
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, own, group=self._group)
+        return gathered

@@ -1,4 +1,4 @@
-"""One driver's leases on tasks, by which drivers that share a store divide the tasks among them."""
+"""One driver's leases on tasks. With them, drivers that share a store divide the tasks among themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TaskLeases:
     """Leases on tasks.
 
     Attributes:
-        elsewhere: the tasks that other drivers work on, as text for people, by ticket.
+        elsewhere: ticket -> a description of a task that another driver works on, for the user.
 
     Raises:
         OSError: from each method, when the storage does not answer.
@@ -25,26 +25,26 @@ class TaskLeases:
 
     def __init__(self, leases: Leases, store: CheckpointIndex):
         self._leases, self._store = leases, store
-        self._milestones: frozenset[int] = frozenset()  # of other drivers
-        self._looked = -math.inf  # when
+        self._milestones: frozenset[int] = frozenset()  # of other drivers' studies
+        self._read_at = -math.inf  # when other drivers' leases were last read, in seconds of `time.monotonic`
         self.elsewhere: dict[int, str] = {}
 
     async def milestones(self) -> frozenset[int]:
         """The steps at which the studies of other drivers on this store need checkpoints. At most `POLL_S` old."""
-        if time.monotonic() - self._looked > POLL_S:
-            await asyncio.to_thread(self._others)
+        if time.monotonic() - self._read_at > POLL_S:
+            await asyncio.to_thread(self._other_leases)
         return self._milestones
 
     async def take(self, task: Task) -> bool:
         """Take the lease on a task. False where another driver has it or has just done the task, or where the task has
         to be cut at another driver's milestone first."""
-        taken, holder = await asyncio.to_thread(self._try, task)
+        taken, holder = await asyncio.to_thread(self._try_acquire, task)
         if holder:
             self.elsewhere[task.ticket] = f"{task}: by {holder.holder}"
         return taken
 
     async def free(self, task: Task) -> None:
-        """Return when no other driver holds a lease on it."""
+        """Return once no other driver holds a lease on the task."""
         while await asyncio.to_thread(self._holder, task):
             await asyncio.sleep(POLL_S)
         self.elsewhere.pop(task.ticket, None)
@@ -57,15 +57,15 @@ class TaskLeases:
         """Give back all leases."""
         self._leases.close()
 
-    def _try(self, task: Task) -> tuple[bool, Lease | None]:
+    def _try_acquire(self, task: Task) -> tuple[bool, Lease | None]:
         if holder := self._holder(task):
             return False, holder
         if task.kind == "train" and any(task.begin < step < task.end for step in self._milestones):
-            return False, None  # another study has come that needs a checkpoint in between
+            return False, None  # another study needs a checkpoint in between
         facts = LeaseFacts(task.kind, task.begin, task.end, task.run.model_dump_json())
         if not self._leases.acquire(task.lease, facts):
             return False, self._leases.holder(task.lease)
-        if task.kind == "train":  # its last holder may have finished it a moment ago
+        if task.kind == "train":  # the last holder may have finished the task a moment ago
             checkpoint = self._store.deepest(task.run, task.end)
             if checkpoint and checkpoint.step > task.begin:
                 self.release(task)
@@ -74,14 +74,14 @@ class TaskLeases:
 
     def _holder(self, task: Task) -> Lease | None:
         name = task.lease
-        for lease in self._others():
+        for lease in self._other_leases():
             if lease.name == name or task.overlaps(lease):
                 return lease
         return None
 
-    def _others(self) -> list[Lease]:
-        """All leases that other drivers hold."""
+    def _other_leases(self) -> list[Lease]:
+        """Read all leases that other drivers hold, and note their milestones."""
         leases = list(self._leases.others())
         self._milestones = frozenset(step for lease in leases for step in lease.facts.milestones or ())
-        self._looked = time.monotonic()
+        self._read_at = time.monotonic()
         return leases

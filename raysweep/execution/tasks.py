@@ -1,4 +1,4 @@
-"""Tasks: what the worker groups are given to do. And how a task can end other than well."""
+"""Tasks: the work that the dispatcher gives to lanes. Also the errors with which a task can end."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Kind = Literal["train", "probe", "replay"]
 
 
 class TaskFailed(Exception):
-    """The task cannot be done, and repeating it would not help. The message is for people."""
+    """The task cannot be done, and repeating it would not help. The message is for the user."""
 
 
 class RetriesExhausted(TaskFailed):
-    """The task was tried often enough here; another driver may try it once more."""
+    """This driver has tried the task too often. The next driver may try it again."""
 
 
 class ExecutionStopped(TaskFailed):
@@ -28,7 +28,8 @@ class ExecutionStopped(TaskFailed):
 
 
 class InputDamaged(Exception):
-    """A checkpoint that the task builds on is damaged or gone. The caller asks again, and it is trained again."""
+    """A checkpoint that the task starts from or learns from is damaged or missing. The caller asks for the checkpoint
+    again, so that it is trained again."""
 
 
 class ClaimedElsewhere(Exception):
@@ -37,13 +38,13 @@ class ClaimedElsewhere(Exception):
 
 @dataclass
 class Demand:
-    """How much a checkpoint or probe matters, which decides when the tasks for it are given out.
+    """The need for a checkpoint or probe, which decides when the tasks for it are given out.
 
     Attributes:
         waiters: how many callers wait for it.
-        ahead: the most steps that a caller's run still has before it after this one.
-        teaches: whether it is wanted as a teacher.
-        queued: the tickets of the tasks for it that are ready.
+        ahead: how many steps a caller's run still has to train afterwards; the most of all callers.
+        teaches: whether it is needed as a teacher.
+        queued: the tickets of the ready tasks for it.
     """
 
     waiters: int = 0
@@ -54,14 +55,14 @@ class Demand:
 
 @dataclass
 class Task:
-    """What one worker group does at a time: train `run` from step `begin` to step `end`, probe the checkpoint at `end`,
+    """What a lane does at a time: train `run` from step `begin` to step `end`, probe the checkpoint at `end`,
     or replay the training from `begin` to `end` to compare the bits.
 
     Attributes:
-        owner: the trial that asked first.
-        is_teacher: whether it was asked for as a teacher rather than as a trial's own run.
-        ticket: its number, in the order of submission; set by `Pool.submit`.
-        attempts: how often it has been given out.
+        owner: the name of the trial that asked for it first.
+        is_teacher: whether it trains a teacher rather than a trial's own run.
+        ticket: its number in the order of submission, set by `Pool.submit`.
+        attempts: how often it was given to a lane.
         micro_batch: images that a worker puts through the network at once; None: the worker's whole share.
         solo: never trained in a cohort again, because an attempt in one went wrong.
     """
@@ -88,21 +89,21 @@ class Task:
         run, teacher = self.run, self.run.phase_after(self.begin).teacher
         if teacher is None:
             return None
-        taught = history.key(teacher.run, teacher.step), teacher.weights, teacher.precision
+        identity = history.key(teacher.run, teacher.step), teacher.weights, teacher.precision
         batch = tuple(getattr(run, name) for name in sorted(BATCH_FIELDS))
-        return self.begin, self.end, run.backbone, run.precision, batch, taught
+        return self.begin, self.end, run.backbone, run.precision, batch, identity
 
     @property
     def lease(self) -> str:
-        """The name of the lease on it. A training's lease is named after the next step, so that two drivers that would
-        train the same step meet in the same name, wherever each of them stops."""
+        """The name of the lease on the task. The lease on a segment is named after its first step: two drivers that
+        would train the same step then compete for the same lease, even if their segments end at different steps."""
         if self.kind == "train":
             return history.key(self.run, self.begin + 1)
         name = history.key(self.run, self.end) if self.probe is None else probe_key(self.run, self.end, self.probe)
         return f"{self.kind}-{name}"
 
     def overlaps(self, lease: Lease) -> bool:
-        """Whether another driver's lease is on a training that has steps in common with this one."""
+        """Whether another driver's lease is on a segment that has steps in common with this task's."""
         facts = lease.facts
         if self.kind != "train" or facts.kind != "train" or facts.begin is None or facts.end is None or not facts.run:
             return False
@@ -110,17 +111,17 @@ class Task:
         if begin >= min(self.end, facts.end):
             return False
         try:
-            theirs = history.key(Run.model_validate_json(facts.run), begin + 1)
-        except (LookupError, ValueError):  # of a data set or an encoder that this machine lacks, or another version's
+            other_key = history.key(Run.model_validate_json(facts.run), begin + 1)
+        except (LookupError, ValueError):  # data or an encoder that this machine lacks, or another version's run
             return False
-        return theirs == history.key(self.run, begin + 1)
+        return other_key == history.key(self.run, begin + 1)
 
     def __str__(self) -> str:
         return describe([self])
 
 
 def describe(tasks: Sequence[Task]) -> str:
-    """One task, or a cohort, for people: `trials 0, 3 from step 0 to 10`."""
+    """A task or a cohort in words, such as `trials 0, 3 from step 0 to 10`."""
     task, owners = tasks[0], ", ".join(str(task.owner) for task in tasks)
     subject = f"trials {owners}" if len(tasks) > 1 else "a teacher" if task.is_teacher else f"trial {owners}"
     if task.kind == "probe":
@@ -132,13 +133,13 @@ def describe(tasks: Sequence[Task]) -> str:
 
 @dataclass(frozen=True)
 class LaneConfig:
-    """What the processes of a worker group need to know.
+    """What the processes of a lane need to know.
 
     Attributes:
         storage, mark: the store's URI, and the mark by which it is recognised.
         session: identifies the driver.
         actor: the handle of its `DispatcherActor`.
-        reference: a data set, and a probe that compares with its statistics; they are computed while the group is idle.
+        reference: a data set, and a probe that compares samples with its statistics, which an idle lane computes.
     """
 
     lane: int

@@ -1,7 +1,7 @@
 """The trials of one or several studies as Ray Tune runs them: one Tune trial per rung task.
 
 A rung task is a trial's training from one rung to the next, and the probe there. Its process asks the dispatcher for
-both, waits, and reports the metrics; it holds no GPU. The only module that knows Ray Tune.
+both, waits, and reports the metrics; it holds no GPU. This is the only module that uses Ray Tune.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from raysweep.study.proposals import Proposals
 from trainables.config import ProbeSpec, Run
 
 RESTARTS = 30  # of a rung task's own small process
-# A rung task's process only waits, but Tune wants to reserve something. The head outlives the nodes that come and go.
-# No CPU is taken from workers: a lane could wait for the last one for ever.
+# A rung task's process only waits, but Tune must reserve some resource. The head node stays while others come and go.
+# No CPU is reserved: a lane might need the last one and would wait for ever.
 RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
 
 
@@ -39,7 +39,7 @@ def search(proposals: Sequence[Proposals], actor: Any) -> None:
         SweepError: nothing can be trained any more, for a reason that lies outside the trials.
     """
     searcher = _Searcher(proposals, actor)
-    # A rung task whose process dies is started again, which is no reason for a page of Tune's own calls.
+    # If the process of a rung task dies, Tune restarts it and logs a long traceback, which would not help the user.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is never read: the journal has it all
         tune.Tuner(
@@ -62,8 +62,8 @@ def search(proposals: Sequence[Proposals], actor: Any) -> None:
 
 
 def _run_rung_task(config: dict[str, Any]) -> None:
-    """Reach the rung, probe, and report: for one trial, or for two that are compared once more. Reports the metrics of
-    the last probe, or why there are none, under `stopped`, `lost` or `failed`."""
+    """Reach the rung and probe: for one trial, or for both trials of a recheck. Reports the metrics of the last probe,
+    or the reason why there are none, under `stopped`, `lost` or `failed`."""
     step, name = config["step"], config["name"]
     ask = partial(call, config["actor"], "dispatcher")
     try:
@@ -80,7 +80,7 @@ def _run_rung_task(config: dict[str, Any]) -> None:
 
 
 class _Searcher(Searcher):
-    """Gives Tune the rung tasks of the studies, one study after another in turn."""
+    """Gives Tune the rung tasks of the studies, taking turns between the studies."""
 
     def __init__(self, proposals: Sequence[Proposals], actor: Any):
         super().__init__()
@@ -130,7 +130,7 @@ class _Searcher(Searcher):
             order.probed(rung_task, {name: result[name] for name in order.study.space.probe.reported if name in result})
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: see `__getstate__`."""
+        """Do nothing: see `__getstate__`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `__getstate__`."""
+        """Do nothing: see `__getstate__`."""

@@ -1,9 +1,9 @@
 """`--verify-sharing`: shows whether reuse was exact, by training a sample of the segments again without a stop.
 
-A checkpoint is where one segment ends and others begin, and whoever builds on it relies on that a stop changes nothing.
-The replay of a segment starts where the segment before it started, goes through the checkpoint between them without a
-stop, and must arrive at the same bits. Where all segments of a run and of its teachers are certified, the run's weights
-are those that a training without any sharing would have had.
+At a checkpoint one segment ends and others begin. Sharing is exact only if stopping there changes no bits. The replay
+of a segment starts where the previous segment started, trains past the checkpoint between them without a stop, and must
+arrive at the same bits. If all segments of a run and of its teachers are certified, the run has the weights that a
+training without any sharing would have had.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Certificates:
         return vars(self)
 
     def __str__(self) -> str:
-        text = f"Replayed without sharing: {len(self.exact)} segments, the same bits"
+        text = f"Replayed without sharing: {len(self.exact)} segments had the same bits"
         if self.differ:
-            text += f"; {len(self.differ)} OTHER BITS: {', '.join(key[:12] for key in self.differ)}"
+            text += f"; {len(self.differ)} HAD OTHER BITS: {', '.join(key[:12] for key in self.differ)}"
         if self.not_compared:
             text += f"; {len(self.not_compared)} not compared: {', '.join(sorted(set(self.not_compared.values())))}"
         return text
@@ -54,7 +54,7 @@ def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certific
     """Replay a sample of the segments behind the trials of `studies`, and wait for the results.
 
     Args:
-        share: of the segments, from 0 to 1.
+        share: the share of the segments to replay, from 0 to 1.
         actor: the handle of the `DispatcherActor`.
     """
     certificates, asked = Certificates(), {}
@@ -66,13 +66,13 @@ def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certific
         try:
             try:
                 certificate = ray.get(answer)
-            except RayActorError:  # the restarted actor knows nothing of the question
+            except RayActorError:  # the restarted actor does not know of the request
                 certificate = call(actor, "dispatcher", "replay", run, step)
         except TaskFailed as error:
             certificates.not_compared[key] = str(error.args[0] if error.args else error)
             continue
         if certificate is None:
-            certificates.not_compared[key] = "what it came from is gone"
+            certificates.not_compared[key] = "an earlier checkpoint is missing"
         elif certificate.exact is None:
             certificates.not_compared[key] = certificate.reason
         else:
@@ -81,7 +81,7 @@ def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certific
 
 
 def _sample(studies: Sequence[StudyState], share: float) -> Iterator[tuple[Run, int]]:
-    """A share of all segments, by their runs and ends. The key decides, so that a repeated command takes the same."""
+    """A share of all segments, as (run, end). The key decides which ones, so that a repeated command takes the same."""
     for study in studies:
         for trial in study.distinct:
             if trial.state != "UNAVAILABLE" and trial.step:

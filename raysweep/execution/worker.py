@@ -1,6 +1,6 @@
-"""What each worker of a lane does: take a task, do it together with the other ranks, ask for the next.
+"""The work of a lane's workers: take a task, do it together with the other ranks, ask for the next one.
 
-Loaded by the workers alone: it brings in torch and the training code.
+Only workers import this module, because it imports torch and the training code.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from trainables.datasets import catalog
 from trainables.training.loop import Context, NonFiniteLoss, Outcome
 from trainables.training.worker_cache import WorkerCache
 
-IDLE_S = 5.0  # how long rank 0 waits for a task before it shows the other ranks that it is alive
+IDLE_S = 5.0  # how long rank 0 waits for a task before it sends the other ranks a sign of life
 ANSWER_S = 120.0  # how long the dispatcher's actor may take to answer
 REPORT_EVERY_S = 0.5
-NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it on a GPU, and on the CPU
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages on a GPU, and on the CPU
 
-GO_ON, SAVE, STOP = range(3)  # what ranks tell each other while they train: the largest that one says counts
+GO_ON, SAVE, STOP = range(3)  # what ranks exchange while they train; the largest value of any rank counts
 
 Result = TypeVar("Result")
 
@@ -63,7 +63,7 @@ def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: 
 
 
 class _Progress:
-    """Tells the pool now and then how far a task is, and learns from its answers whether to stop. Waits for no answer.
+    """Reports to the pool from time to time how far a task is. The answers say whether to stop; no call waits for one.
 
     Args:
         begin: the step, or the number of samples, at which the task begins.
@@ -114,12 +114,12 @@ class _Worker:
         return call(self.config.actor, "pool", method, self.config.lane, *arguments, timeout_s=ANSWER_S)
 
     def _report(self, method: str, argument: Any) -> None:
-        """What all ranks know alike is reported by rank 0."""
+        """Report to the pool, from rank 0, what all ranks know."""
         if self.leads:
             self._call(method, argument)
 
     def _carry_out(self, tasks: list[Task]) -> None:
-        """Do the tasks and report the result. A failure that all ranks meet alike is reported as one; any other ends
+        """Do the tasks and report the result. A failure that all ranks have is reported once. Any other failure ends
         this process, so that Ray Train restarts the group."""
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -130,9 +130,9 @@ class _Worker:
         except (CheckpointDamaged, CheckpointMissing) as error:
             self._report("damaged", str(error))
         except Exception as error:
-            if out_of_memory(error):  # perhaps on this rank alone: the others wait for it until their group ends
+            if out_of_memory(error):  # perhaps only on this rank; the others wait until the group ends
                 self._call("out_of_memory")
-            elif not isinstance(error, RuntimeError | RayActorError):  # which also another worker's death raises
+            elif not isinstance(error, RuntimeError | RayActorError):  # another worker's death raises these too
                 self._call("note", f"{describe(tasks)}: {type(error).__name__}: {error}")
             raise
         else:
@@ -151,11 +151,11 @@ class _Worker:
     # --- with the store
 
     def _together(self, action: Callable[[], Result]) -> Result:
-        """Use the storage on every rank, as soon as it can be used."""
+        """Use the storage on every rank. While it is unusable, all ranks wait and repeat the action."""
         return self.ranks.together(action, partial(self._report, "note"))
 
     def _on_lead(self, action: Callable[[], object]) -> None:
-        """Use the storage on rank 0. The other ranks wait, and share its errors."""
+        """Use the storage on rank 0. The other ranks wait, and raise the same errors."""
         self._together(lambda: action() if self.leads else None)
 
     def _stored(self, run: Run, step: int) -> StoredCheckpoint:
@@ -171,8 +171,8 @@ class _Worker:
     # --- training
 
     def _train(self, tasks: list[Task]) -> list[int | None]:
-        """Train and commit. Returns the step that each task has reached: less than its end where the pool has asked to
-        stop; None where the loss is not finite and the task was trained in a cohort."""
+        """Train and commit. Returns the step that each task has reached: less than its end if the pool has asked to
+        stop; None if the loss is not finite and the task was trained in a cohort."""
         taken, device = time.time(), self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -191,7 +191,7 @@ class _Worker:
             )
 
         results = self._train_once(tasks, facts)
-        if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware does not come back
+        if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware would not recur
             self._report("note", f"{results[0]}; tried once more from step {task.begin}")
             results = self._train_once(tasks, facts)
             if isinstance(results[0], NonFiniteLoss):
@@ -209,7 +209,7 @@ class _Worker:
             checkpointer.close()
 
     def _advance(self, tasks: list[Task], checkpointer: Checkpointer | None = None) -> list[Outcome | NonFiniteLoss]:
-        """Train from the tasks' begin to their end. With a checkpointer, save checkpoints on the way, and stop when the
+        """Train from the tasks' begin to their end. With a checkpointer, save checkpoints in between, and stop if the
         pool asks for it."""
         begin, end = tasks[0].begin, tasks[0].end
         runs = [task.run for task in tasks]
@@ -251,7 +251,7 @@ class _Worker:
         )
 
     def _show_progress(self, begin: int) -> _Progress:
-        """Have rank 0 tell the pool from now on how far the task is."""
+        """Have rank 0 report to the pool, from now on, how far the task is."""
         progress = _Progress(self.config, begin)
         self.context = replace(self.context, progress=progress if self.leads else lambda done: None)
         self.worker_cache.context = self.context
@@ -275,8 +275,8 @@ class _Worker:
     # --- replays and probes
 
     def _replay(self, task: Task, folder: Path) -> None:
-        """Train again what led to a checkpoint, without the stop before it, and record whether the bits are the same.
-        What was made by other hardware or versions is not compared: nobody promises its last bit."""
+        """Train again to a checkpoint, without the stop at the previous one, and record whether the bits are the same.
+        A checkpoint from other hardware or versions is not compared, because its last bits may differ."""
         original = self._together(lambda: self._stored(task.run, task.end))
         platform = self._platform(task)
         certificate = Certificate(original.key, task.end, task.begin, platform, exact=None)

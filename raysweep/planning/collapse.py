@@ -18,7 +18,7 @@ class SegmentGroup:
     begin: int
     ends: list[int]  # steps at which a checkpoint is committed; the last one ends the group
     count: int
-    users: int  # trials whose own runs pass through these segments, summed over the group
+    users: int  # trials whose own runs contain these segments, summed over the group
     teaches: list[int] = field(default_factory=list)  # those of `ends` whose checkpoint is a teacher
     taught_by: tuple[str, int] | None = None  # kind and step of its teacher
     teachers: list[SegmentGroup] = field(default_factory=list)
@@ -69,7 +69,8 @@ def _merge(
         group.taught_by = _teacher(first, segments)
         children = [child for segment in members for child in below[segment.number]]
         group.children = _merge(children, segments, below, subtrees, groups)
-        group.children.sort(key=lambda child: child.kind != group.kind)  # what continues in the same way comes first
+        # Groups that continue with the same method come first.
+        group.children.sort(key=lambda child: child.kind != group.kind)
         group.numbers = [segment.number for segment in members]
         if len(group.children) == 1 and _continues(group, group.children[0]):
             (last,) = group.children
@@ -83,7 +84,7 @@ def _merge(
 
 
 def _continues(earlier: SegmentGroup, later: SegmentGroup) -> bool:
-    """Whether the second group is nothing but the rest of the first."""
+    """Whether the second group only continues the first, so that both can be drawn as one."""
     return (later.kind, later.count, later.taught_by) == (earlier.kind, earlier.count, earlier.taught_by)
 
 

@@ -1,4 +1,4 @@
-"""A plan for people: the collapsed tree and a table of costs in the terminal, and the same as one SVG."""
+"""Draws a plan: the collapsed tree and a table of costs in the terminal, or both as one SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raysweep.planning.collapse import SegmentGroup, collapse
 from raysweep.planning.plan import Cost, Plan
 from raysweep.svg import QUIET, add_tooltip, finish, line, path, rectangle, sheet, write
 
-MOST = 40  # root groups that are drawn
+MOST = 40  # the most root groups that are drawn
 COLOURS = {
     "none": "#8d99a6",
     "self_guided": "#2f6fde",
@@ -27,11 +27,11 @@ COLOURS = {
     "layersync": "#c2417c",
     "dispersive": "#0aa3a3",
 }
-OTHER = "#444444"  # the colour of a method without one
+OTHER = "#444444"  # the colour of a method that is not in COLOURS
 WAYS = {
     "together": "shared",
-    "teachers_by_hand": "alone, teachers once by hand",
-    "apart": "alone, each its own teacher",
+    "teachers_by_hand": "separate, teachers only once",
+    "apart": "separate, with own teachers",
 }
 WIDTH, LEFT, ROW, MARGIN = 1080, 330, 24, 20  # pixels
 
@@ -50,7 +50,7 @@ def terminal(plan: Plan, price_per_gpu_hour: float | None) -> Iterator[Renderabl
 
 
 def svg(plan: Plan, price_per_gpu_hour: float | None) -> str:
-    """The plan as an SVG: a row for each group of equal runs (thicker for more runs), then a bar for each cost."""
+    """The plan as an SVG: a row for each group of equal chains (thicker for more of them), then a bar for each cost."""
     roots = collapse(plan.segments)
     rows: list[tuple[SegmentGroup, int]] = []
     count = 0
@@ -92,7 +92,7 @@ def _title(plan: Plan) -> str:
 
 
 def _costs(plan: Plan) -> Iterator[tuple[str, str, Cost]]:
-    """(what is trained, in which way, at what cost)."""
+    """(what is trained, how it is shared, its cost)."""
     for name, costs in (("all to their ends", plan.grid), (f"{plan.schedulers}, expected", plan.expected)):
         if costs:
             yield from ((name, way, getattr(costs, attribute)) for attribute, way in WAYS.items())

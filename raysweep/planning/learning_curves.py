@@ -1,4 +1,4 @@
-"""Learning curves for simulated sweeps: what probes would measure, drawn at random or taken from an earlier study."""
+"""Learning curves for simulated sweeps: the metrics that probes would measure, random or from an earlier study."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainables.config import error_name
 
 
 class Curve(Protocol):
-    """What probes measure of configurations."""
+    """The metric that probes measure, by configuration and step."""
 
-    noise: float  # standard deviation of one probe with `probe.samples` samples, without what all trials have in common
+    noise: float  # standard deviation of a probe with `probe.samples` samples, without the noise that all trials share
 
     def final(self, chosen: Configuration) -> float:
         """The noise-free metric of a configuration at its end."""
@@ -80,10 +80,10 @@ class Recorded:
         return self(chosen, chosen.run.steps)
 
     def __call__(self, chosen: Configuration, step: int, larger: int = 1) -> float:
-        """What was measured at that step, whatever the size of the probe.
+        """The metric that was measured at a step. `larger` is ignored.
 
-        A trial that was pruned before that step continues from its last value by the mean relative change (geometric)
-        of the trials that were measured at both steps.
+        The curve of a trial that was pruned before that step is extended from its last value by the geometric mean of
+        the relative changes of the trials that were measured at both steps.
         """
         curve = self.curves[point_key(chosen.point)]
         if step in curve:

@@ -1,4 +1,4 @@
-"""What search spaces will cost, before anything is trained. Needs the spaces alone: no data, no Ray, no torch."""
+"""What search spaces will cost, before anything is trained. Needs only the spaces: no data, no Ray, no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ LastSteps = list[tuple[Configuration, int]]  # each configuration with the step 
 
 @dataclass
 class Cost:
-    """What one way of training takes. Counts are floats, because they may be means over several outcomes."""
+    """The cost of some trials, trained in one way. Counts are floats, because they may be means over several
+    outcomes."""
 
     steps: float = 0
     """Optimizer steps."""
@@ -59,9 +60,9 @@ class Costs:
     together: Cost
     """Each segment is trained once and shared, as raysweep does."""
     teachers_by_hand: Cost
-    """Each trial is trained alone; each distinct teacher is trained once by hand beforehand."""
+    """Each trial is trained separately; each distinct teacher is trained once, by hand, beforehand."""
     apart: Cost
-    """Each trial is trained alone, with a teacher of its own."""
+    """Each trial is trained separately, with a teacher of its own."""
     assumed: str
     """The assumption about the results that decide which trials are pruned; empty where none is pruned."""
 
@@ -80,9 +81,9 @@ class Plan:
 
     Attributes:
         spaces: the search spaces.
-        configurations: every configuration that would be proposed. Where a sampler would choose, random configurations
-            stand for its choice.
-        notes: sentences about what the plan leaves out or assumes of these spaces.
+        configurations: every configuration that would be proposed. Random configurations stand for those that a sampler
+            would propose.
+        notes: sentences about what the plan leaves out of these spaces or assumes about them.
     """
 
     def __init__(self, spaces: Sequence[Space]):
@@ -106,7 +107,8 @@ class Plan:
 
     @property
     def critical_path(self) -> int:
-        """Optimizer steps that must follow one another on any number of machines: a teacher's, then its student's."""
+        """The longest chain of optimizer steps that no number of machines can shorten: a teacher's, then its
+        student's."""
         done: dict[int, int] = {}
         for segment in self.segments:
             before = [done[other] for other in (segment.parent, segment.teacher) if other is not None]
@@ -153,7 +155,7 @@ class Plan:
             taught_by = [tuple(self._tree.chain(teacher.run, teacher.step)) for teacher in teachers]
             apart = own + Counter(number for chain in taught_by for number in chain)
             by_hand = own + Counter(number for chain in set(taught_by) for number in chain)
-            # Trials that have not parted yet at a rung share its probe.
+            # Trials whose histories are still equal at a rung share its probe.
             probed = Counter((n, c.probe) for c, chain in chains for n in chain if self.segments[n].end in c.rungs)
             self._add(costs.together, Counter(set(apart)), Counter(set(probed)), share)
             self._add(costs.teachers_by_hand, by_hand, probed, share)
@@ -176,8 +178,8 @@ class Plan:
             cost.probes_gpu_s += price.probe_gpu_s(self.segments[number].run, spec) * times * share
 
     def _prune(self, chance: random.Random, known: Sequence[float]) -> LastSteps:
-        """The step at which each trial stops: all trials reach a rung in the order of proposal, then the survivors go
-        on to the next rung."""
+        """The step at which each trial stops: all trials reach a rung in the order of proposal, then the survivors
+        continue to the next rung."""
         stopped: LastSteps = []
         for space in self.spaces:
             own = [chosen for chosen in self.configurations if chosen.space is space]

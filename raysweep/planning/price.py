@@ -46,8 +46,8 @@ def parameters(backbone: str, data: str) -> float:
     """Trained parameters; within 1% of `trainables.backbones.costs`."""
     size, known = BACKBONES[backbone], catalog.find(data)
     channels, _, _ = known.latent_shape
-    around = known.num_classes + 2 * channels * size.patch**2 + 262  # labels, patch embedding and output, time
-    return (18 * size.depth + 3) * size.width**2 + size.width * (15 * size.depth + around)
+    outside_blocks = known.num_classes + 2 * channels * size.patch**2 + 262  # labels, patch embedding and output, time
+    return (18 * size.depth + 3) * size.width**2 + size.width * (15 * size.depth + outside_blocks)
 
 
 def checkpoint_gib(recipe: Recipe) -> float:

@@ -18,7 +18,7 @@ _RECIPE = tuple(Recipe.model_fields)
 
 @dataclass
 class Segment:
-    """Steps `begin` to `end` of a history."""
+    """Steps `begin` to `end` of a run, in all runs that share this part of their history."""
 
     number: int
     begin: int
@@ -27,7 +27,7 @@ class Segment:
     kind: str  # of the method's term that acts in it
     parent: int | None  # the number of the segment that it continues; smaller than its own
     teacher: int | None  # the number of the segment that ends in its teacher; smaller than its own
-    users: int = 0  # trials whose own run passes through it
+    users: int = 0  # trials whose own run contains it
     pupils: int = 0  # trials whose teacher is the checkpoint at its end
 
     @property

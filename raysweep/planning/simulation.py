@@ -35,7 +35,7 @@ from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
 
-TRIALS_PER_LANE = 4  # that may be under way
+TRIALS_PER_LANE = 4  # trials that may be under way, per lane
 IDLE_S = 1e9  # how long an idle lane waits for a task: for ever, on a virtual clock
 
 
@@ -93,7 +93,7 @@ class MemoryStore(Store):
         self._records: dict[str, Record] = {}
 
     def add_checkpoint(self, run: Run, begin: int, end: int) -> None:
-        """`run` was trained from step `begin` to step `end`."""
+        """Add `run`'s checkpoint at step `end`, trained from step `begin`."""
         key = history.key(run, end)
         manifest = Manifest(key, end, {}, {}, TrainingFacts(from_step=begin))
         self._checkpoints[key] = StoredCheckpoint(key, end, manifest)
@@ -153,7 +153,7 @@ def simulate(
     """Simulate a sweep of `space` on `lanes` lanes that proposes `configurations` in their order.
 
     Args:
-        curve: what probes measure.
+        curve: the metrics that probes measure.
         gpus_per_lane: GPUs of one lane; training is assumed to speed up linearly with them.
         sharing: whether trials share segments. If not, each trial trains everything itself, its teacher included, as
             trial-based tuners do.
@@ -163,7 +163,7 @@ def simulate(
 
 
 class _Study(StudyState):
-    """A study that compares trials by `compare`, because a simulation has no samples to compare."""
+    """A study that compares trials by the function `compare`, because a simulation has no samples to compare."""
 
     compare: Callable[[TrialState, TrialState, int, Recheck | None], Difference]
 
@@ -220,7 +220,7 @@ class _Sweep:
 
     async def _run_rung_task(self, rung_task: RungTask) -> None:
         for number in rung_task.trials:
-            run = self.chosen[number].run if self.sharing else _alone(self.chosen[number].run, number)
+            run = self.chosen[number].run if self.sharing else _unshared(self.chosen[number].run, number)
             await self.dispatcher.reach(run, rung_task.step, str(number))
             await self.dispatcher.probe(run, rung_task.step, self._probe(number, rung_task.recheck), str(number))
         value = self.curve(self.chosen[rung_task.trial], rung_task.step)
@@ -262,18 +262,18 @@ class _Sweep:
         return (task.end - task.begin) * price.step_gpu_s(run, kind) / self.gpus
 
 
-def _alone(run: Run, number: int) -> Run:
-    """The same run with a history that no other trial shares: all its seeds are the trial's number."""
+def _unshared(run: Run, number: int) -> Run:
+    """The same run with a history that no other trial shares: its seed and its teachers' are the trial's number."""
     phases = []
     for phase in run.phases:
         teacher = phase.teacher
         if teacher:
-            teacher = teacher.model_copy(update={"run": _alone(teacher.run, number)})
+            teacher = teacher.model_copy(update={"run": _unshared(teacher.run, number)})
         phases.append(phase.model_copy(update={"teacher": teacher}))
     return run.model_copy(update={"seed": number, "phases": tuple(phases)})
 
 
 def trust_names() -> None:
-    """From here on this process identifies data and encoders by their names, whether or not their files are here."""
+    """Make this process identify data and encoders by their names, so that their files need not be on this machine."""
     for name in (*catalog.DATASETS, "dinov2", "effnet_lite0"):
         catalog.TRUSTED[name] = f"simulated {name}"

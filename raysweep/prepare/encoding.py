@@ -28,7 +28,7 @@ from trainables.evaluation import detectors
 from trainables.preparing import CroppedChunk, RowEncoder, ShardRows, as_float16, crop
 from trainables.snapshot import best_device
 
-CHUNK = 64  # images that are read, encoded and sent together
+CHUNK = 64  # images that one task reads, encodes and sends
 LOCAL_BUDGET = 1 << 30  # bytes in the object store on a small machine, which its owner also uses for other things
 
 
@@ -48,7 +48,7 @@ def encode_chunks(
     """Encode chunks of a source, in their order.
 
     Args:
-        place: where the set is being made; the autoencoder is read from there.
+        place: the folder or URI in which the set is written; it holds the autoencoder.
         normalise: the autoencoder's normalisation.
 
     Raises:
@@ -56,8 +56,8 @@ def encode_chunks(
     """
     rows = [{"items": pickle.dumps(list(chunk))} for chunk in chunks]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    without = dataclasses.replace(source, items=())
-    streamed = _stream.options(scheduling_strategy=here).remote(ray.put(rows), without, options, place, normalise)
+    without_items = dataclasses.replace(source, items=())
+    streamed = _stream.options(scheduling_strategy=here).remote(ray.put(rows), without_items, options, place, normalise)
     for reference in streamed:
         result = pickle.loads(ray.get(reference))
         if isinstance(result, UserError):
@@ -69,8 +69,8 @@ def encode_chunks(
 def _stream(
     rows: list[dict[str, Any]], source: Source, options: EncodingOptions, place: str, normalise: Normalisation
 ) -> Iterator[bytes]:
-    """The rows of all chunks, pickled. This is a process of its own, because Ray Data lets its driver print harmless
-    warnings."""
+    """The rows of all chunks, pickled. This runs in a process of its own, because Ray Data prints harmless warnings in
+    the process that drives it."""
     _configure()
     data, reader = ray.data.from_items(rows, override_num_blocks=len(rows)), source.reader
     if source.latents:

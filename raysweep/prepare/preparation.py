@@ -37,7 +37,7 @@ Notify = Callable[[int, int], None]  # (images that are done, how many of them a
 
 
 class PreparationConfig(BaseModel):
-    """What decides the content of a prepared set. A preparation may continue another only where these are equal."""
+    """What decides the content of a prepared set. A preparation may continue another only if all fields are equal."""
 
     source: str  # fingerprint of the list of images
     autoencoder: str
@@ -179,7 +179,7 @@ class Preparation:
         progress.squares = (squares + progress.squares).tolist()
 
     def save(self) -> None:
-        """Write down the progress."""
+        """Save the progress, with the detectors' statistics."""
         before = self.place.read_sealed(PROGRESS)
         self.place.write(self._statistics(), self.features.save())
         self.place.write_sealed(PROGRESS, self.progress.model_dump(mode="json"))
@@ -254,7 +254,7 @@ class Preparation:
         prepared = Prepared(self.place.uri, content, digest, files, about)
         self.place.write(MANIFEST, prepared.spell())
         for name in self.place.names(""):
-            if name.startswith("progress"):  # including what a process left that was killed while writing
+            if name.startswith("progress"):  # including the files of a process that was killed while writing
                 self.place.delete(name)
         return prepared
 

@@ -1,4 +1,4 @@
-"""What `raysweep prepare` was asked for, checked: a preparation that can run, or the finished set where it exists."""
+"""Checks a request of `raysweep prepare` and opens a preparation, or the finished set if it exists."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def open_request(request: Request) -> Prepared | Preparation:
 
 def _autoencoder(request: Request, source: Source) -> Autoencoder:
     if not request.autoencoder and source.latents:
-        raise UserError("--autoencoder: name the one that made these latents; probes decode with it")
+        raise UserError("--autoencoder: name the autoencoder that made these latents; probes decode with it")
     try:
         return open_autoencoder(request.autoencoder or str(catalog.files("emoji9")[1]))
     except ValueError as error:
@@ -76,7 +76,7 @@ def _latent_shape(request: Request, source: Source, autoencoder: Autoencoder) ->
         if channels != config.latent_channels:
             has = f"{channels} channels, but the autoencoder's latents have {config.latent_channels}"
             raise UserError(
-                f"--autoencoder {request.autoencoder}: {first.source} has {has}: made by another autoencoder?"
+                f"--autoencoder {request.autoencoder}: {first.source} has {has}: was it made by another autoencoder?"
             )
         if request.keep_images:
             raise UserError("--keep-images: the source has latents and no images; leave this out")
@@ -113,7 +113,7 @@ def _finished(place: Files, config: PreparationConfig) -> Prepared | None:
     except prepared.Absent:
         others = [] if Preparation.in_progress(place) else place.names("")
         if others:
-            raise UserError(f"--out {place.uri}: not empty, {others[0]} lies there; give another place") from None
+            raise UserError(f"--out {place.uri}: not empty, it contains {others[0]}; give another place") from None
         return None
     except LookupError as error:
         raise UserError(f"--out {error.args[0]}") from None

@@ -1,4 +1,4 @@
-"""Whether our trials rank as the paper's rows do."""
+"""Whether our trials have the same order as the paper's rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 from raysweep.study.state import StudyState
 from raysweep.study.summary import TrialSummary, comparable_probes, reference_metrics
 
-FEWEST = 3  # pairs: two values always have an order
+FEWEST = 3  # pairs: with two, the correlation is always 1 or -1
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Agreement:
 
     Attributes:
         reference: the name of the paper's metric.
-        step: the step at which ours were measured; None if each was measured at its end.
+        step: the step at which our trials were measured; None if each was measured at its end.
         pairs: (trial, the paper's value, ours).
         rho: Spearman's, 1 if both have the same order; NaN with fewer than three pairs, or if one side is constant.
         rho_p: the probability that chance alone gives a `rho` this far from 0.
@@ -44,8 +44,9 @@ class Agreement:
 
 
 def rank_agreement(study: StudyState, trials: Sequence[TrialSummary]) -> Agreement | None:
-    """The agreement with the first metric that the paper reports (FID if it does), over the trials at their ends, or at
-    the last step that all of them have reached. None if the paper reports none, or nothing is measured."""
+    """The agreement with the first metric that the paper reports, which is FID if it reports FID. Trials are compared
+    at their ends, or at the last step at which all of them were probed. None if the paper reports no metric, or no
+    trial was probed."""
     reference = next(iter(reference_metrics(study)), None)
     known = [trial for trial in trials if trial.repeats is None and reference in trial.reference]
     step, measured = comparable_probes(known)

@@ -1,4 +1,4 @@
-"""Pictures of what a backbone's blocks see and of what a teacher would show its student, as in the paper's figures.
+"""Pictures of the features of a backbone's blocks, and of a teacher's guiding features, as in the paper's figures.
 
 blocks.png     each block's tokens as colours (their first three principal components), by time and checkpoint
 guidance.png   t-SNE of the guiding features at each guidance scale, coloured by class
@@ -38,7 +38,7 @@ class View:
     """What the pictures show."""
 
     times: Sequence[float]
-    """Times in [0, 1] at which blocks.png looks at the blocks; 0 is data."""
+    """Times in [0, 1] whose features blocks.png shows; 0 is data."""
     blocks: Sequence[int] | None
     """Blocks of blocks.png, counted from 1; None: six of them, evenly spaced."""
     images: int
@@ -173,7 +173,7 @@ def _save_blocks(maps: dict[str, dict[int, NDArray[np.float32]]], scene: Scene, 
             if number == 0:
                 axes.set_title(heading, fontsize=10)
         row[0].text(-0.06, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(f"What the blocks see: {title}", fontsize=12)
+    figure.suptitle(f"Features of the blocks: {title}", fontsize=12)
     figure.supxlabel(
         f"each image's {tokens} x {tokens} tokens; red, green and blue are the first three principal components over "
         "all images of a cell; t = 0 is data, t = 1 noise",
@@ -213,8 +213,8 @@ def _save_guidance(
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9, frameon=False)
     figure.suptitle(
         f"Guiding features f_u + ω (f_c − f_u) as t-SNE: {title}\n"
-        "f_c sees the image's true class, f_u does not. k-NN: share of images whose 5 nearest others predict their "
-        f"class (guessing the largest class: {_largest(points):.0%})",
+        "f_c has the image's true class as input, f_u the null class. k-NN: share of images whose 5 nearest others "
+        f"predict their class (guessing the largest class: {_largest(points):.0%})",
         fontsize=10,
     )
     figure.savefig(out / "guidance.png", dpi=150)
@@ -223,9 +223,9 @@ def _save_guidance(
 def _scatter(axes: Axes, panel: Panel, classes: NDArray[Any]) -> None:
     colours = [COLOURS[label] for label in classes]
     axes.scatter(panel.plane[:, 0], panel.plane[:, 1], c=colours, s=11, linewidths=0.2, edgecolors="white")
-    alone = {0.0: " (f_u alone)", 1.0: " (f_c alone)"}.get(panel.guidance_scale, "")
+    meaning = {0.0: " (f_u only)", 1.0: " (f_c only)"}.get(panel.guidance_scale, "")
     axes.set_title(
-        f"ω = {panel.guidance_scale:g}{alone}\nk-NN {panel.score.neighbour_accuracy:.0%}, "
+        f"ω = {panel.guidance_scale:g}{meaning}\nk-NN {panel.score.neighbour_accuracy:.0%}, "
         f"silhouette {panel.score.silhouette:.2f}",
         fontsize=9,
     )

@@ -31,7 +31,7 @@ class Importance:
     """The share of a metric's variance that each parameter explains.
 
     Attributes:
-        when: at which step the metric was measured, for people.
+        when: in words, at which step the metric was measured.
         trials: how many trials it was computed from.
         shares: by the parameter's short path, in descending order; they sum to 1.
         left_out: parameters that only some of these trials have.
@@ -52,8 +52,8 @@ class _Target:
 
 
 def importances(study: StudyState, trials: list[TrialSummary]) -> list[Importance]:
-    """The importances at the first rung and at the end. One that has too few trials, or in which nothing differs, is
-    left out."""
+    """The importances at the first rung and at the end. An importance is left out if it would have too few trials, or
+    if no value or no parameter differs."""
     result = []
     for target in _targets(study, trials):
         if len(target.values) < FEWEST or len({value for _, value in target.values}) < 2:
@@ -72,8 +72,8 @@ def importances(study: StudyState, trials: list[TrialSummary]) -> list[Importanc
 
 
 def interactive(study: StudyState, trials: list[TrialSummary], most: int) -> dict[str, go.Figure]:
-    """Optuna's parallel coordinates and slices, by title. They show the first rung if there are enough trials, where
-    the largest number can be compared.
+    """Optuna's parallel coordinates and slices, by title. They show the first rung if enough trials reached it, because
+    the most trials can be compared there; otherwise the end.
 
     Args:
         most: how many trials to show; of more, a random sample.

@@ -1,4 +1,4 @@
-"""The lineage of a study: its teachers, the checkpoints of them that taught, and the students of each checkpoint.
+"""The lineage of a study: its teachers, those of their checkpoints that taught, and the students of each checkpoint.
 
 Where a single checkpoint comes from is its provenance (`raysweep.report.provenance`).
 """
@@ -23,8 +23,8 @@ from raysweep.study.state import StudyState
 from raysweep.study.summary import StudySummary, TrialSummary, differing_params
 from trainables.config import ProbeSpec, TeacherRef
 
-TEACHER_PATHS = ("teacher.method", "teacher.iterations")  # parameters that say who teaches
-RANGES = 12  # of trial numbers in a cell; the rest are counted
+TEACHER_PATHS = ("teacher.method", "teacher.iterations")  # parameters that determine the teacher
+RANGES = 12  # most ranges of trial numbers in a cell; the other trials are only counted
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Student:
 
     @property
     def rank(self) -> tuple[bool, int, float, int]:
-        """The key that students are sorted by: complete ones first, by their metric; then those with more steps, and of
-        as many steps those with the lower metric."""
+        """The key that students are sorted by: complete ones first, by their metric; then the others, those with more
+        steps first, and with equal steps those with the lower metric first."""
         trial, complete = self.trial, self.trial.state == "COMPLETE"
         value = math.inf if trial.value is None else trial.value
         return (not complete, 0 if complete else -trial.step, value, trial.number)
@@ -49,7 +49,7 @@ class Checkpoint:
 
     Attributes:
         description: its history (`raysweep.store.history.describe`), whose digest is `key`.
-        metrics: by a probe like that of its students; empty if the store has none.
+        metrics: measured by the same probe as its students; empty if the store has no such probe.
         students: the trials that it taught, sorted by `Student.rank`.
         pupils: the teachers that it taught.
     """
@@ -69,7 +69,7 @@ class Checkpoint:
 
 @dataclass
 class Teacher:
-    """One line of training: checkpoints of which each continues the next one's history. The first is the latest."""
+    """Checkpoints of one run, the latest first: each continues the history of the next one in the list."""
 
     title: str
     checkpoints: list[Checkpoint]
@@ -96,7 +96,7 @@ class Lineage:
     """Who taught whom in a study.
 
     Attributes:
-        metric: the deciding one.
+        metric: the name of the deciding metric.
         best: the number of the best trial.
         teachers: those with the most descendants first.
         alone: the trials that have no teacher.
@@ -136,7 +136,7 @@ def trace(study: StudyState, summary: StudySummary) -> Lineage:
     for students in groups.values():
         students.sort(key=lambda student: student.rank)
     checkpoints: dict[str, Checkpoint] = {}
-    taught_by: dict[str, str] = {}  # a teacher's checkpoint -> that of the teacher's teacher
+    taught_by: dict[str, str] = {}  # a checkpoint's key -> the key of the checkpoint that taught it
     for refs, spec in chains.values():
         chain = [_checkpoint(study, ref, spec, checkpoints) for ref in refs]
         taught_by |= {pupil.key: teacher.key for pupil, teacher in pairwise(chain)}
@@ -184,10 +184,10 @@ def _teachers(checkpoints: Iterable[Checkpoint]) -> Iterator[Teacher]:
                     if step <= checkpoint.step:
                         line_through.setdefault(_key_at(checkpoint, step), line)
             line_through[checkpoint.key].append(checkpoint)
-    for title, namesakes in lines.items():
-        differences = _differences([line[0].description for line in namesakes])
-        for line, words in zip(namesakes, differences, strict=True):
-            yield Teacher(", ".join([title, *words]), line)
+    for title, same_title in lines.items():
+        differences = _differences([line[0].description for line in same_title])
+        for line, differing in zip(same_title, differences, strict=True):
+            yield Teacher(", ".join([title, *differing]), line)
 
 
 def _key_at(checkpoint: Checkpoint, step: int) -> str:
@@ -196,7 +196,7 @@ def _key_at(checkpoint: Checkpoint, step: int) -> str:
 
 
 def _differences(descriptions: list[dict[str, Any]]) -> list[list[str]]:
-    """For each of several histories with one title, the values that not all of them share: a seed, a rate, a block."""
+    """For each of several histories with one title, the values in which they differ: a seed, a rate, a block."""
     leaves = [_values(description) for description in descriptions]
     names = sorted({name for values in leaves for name in values})
     varied = [name for name in names if len({str(values.get(name)) for values in leaves}) > 1]
@@ -250,7 +250,7 @@ def pupils_text(pupils: list[Teacher]) -> str:
 
 
 def number_ranges(numbers: list[int]) -> str:
-    """Ascending numbers as people write them: `0–8, 14, 16`. From the thirteenth range on they are only counted."""
+    """Ascending numbers as ranges: `0–8, 14, 16`. After `RANGES` ranges, the numbers are only counted."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:

@@ -14,12 +14,13 @@ from raysweep.report.plots.style import BEST, COLOURS
 from raysweep.study.summary import STATE_WORDS, value_text
 from raysweep.svg import INK, LINE, finish, fitting, group, path, sheet, write
 
-STUDENTS, CHECKPOINTS = 12, 24  # how many are drawn: of each checkpoint, and in all
+STUDENTS, CHECKPOINTS = 12, 24  # the most students of a checkpoint, and the most checkpoints, that are drawn
 WIDTH, MARGIN, ROW, GAP = 1000, 20, 20, 14  # pixels
 LEFT, RIGHT = MARGIN + 4, 236  # where a teacher's line begins, and where the longest line ends
 LABEL, GATE, MARK = 254, 402, 440  # x of the labels of edges, of the point where edges part, and of students' marks
-NUMBER, DIFFERS, METRIC, STEP = 494, 502, 928, WIDTH - MARGIN  # columns: right edges, but the left edge of DIFFERS
-VALUE = 130  # the widest metric with its error
+# x of the columns' right edges; for DIFFERS of its left edge
+NUMBER, DIFFERS, METRIC, STEP = 494, 502, 928, WIDTH - MARGIN
+VALUE = 130  # width of the widest metric with its error
 GREY, PALE = "#5b6671", "#e4e8ec"
 STAR = [(r * math.sin(turn * math.pi / 5), -r * math.cos(turn * math.pi / 5)) for turn, r in enumerate([7.5, 3] * 5)]
 SHORTER = {"guidance_scale": "ω ", "layers": ""}  # the paper's names for parameters
@@ -40,7 +41,8 @@ class _Group:
 
     @property
     def shown(self) -> list[Student]:
-        """The students that are drawn: up to `STUDENTS`, or one more: a line that counts it takes as much room."""
+        """The students that are drawn, at most `STUDENTS`. One more is drawn too, because a line that only counts it
+        would take as much room."""
         return self.students if len(self.students) == STUDENTS + 1 else self.students[:STUDENTS]
 
     @property
@@ -66,8 +68,8 @@ class _Block:
 
 
 def drawing(lineage: Lineage) -> str:
-    """The picture as SVG. A dozen students of each checkpoint are drawn, and the checkpoints that taught most; the rest
-    is counted."""
+    """The picture as SVG. The checkpoints that taught most are drawn, each with about a dozen students; the rest is
+    only counted."""
     blocks, bottom = _placed(lineage)
     remarks = _remarks(lineage, blocks)
     picture = sheet(WIDTH, bottom + ROW * len(remarks) + MARGIN)
@@ -103,7 +105,8 @@ def _placed(lineage: Lineage) -> tuple[list[_Block], float]:
 
 
 def _drawn(lineage: Lineage) -> list[Checkpoint]:
-    """The checkpoints to draw: that of the best trial, then those that taught most, then those with better students."""
+    """The checkpoints to draw, in order: the one that taught the best trial, those that taught the most trials and
+    teachers, those with better students."""
 
     def place(checkpoint: Checkpoint) -> tuple[bool, int, list[tuple[bool, int, float, int]]]:
         first = checkpoint.students[:1]
@@ -147,7 +150,7 @@ def _head(picture: ET.Element, lineage: Lineage) -> None:
     students = len(lineage.students) - len(lineage.alone)
     counts = f"{_count(students, 'trial')} taught by {_count(len(lineage.checkpoints), 'checkpoint')}"
     counts += f" of {_count(len(lineage.teachers), 'teacher')}"
-    counts += f", {len(lineage.alone):,} by none" if lineage.alone else ""
+    counts += f", {len(lineage.alone):,} without a teacher" if lineage.alone else ""
     title = fitting(f"{lineage.study}: who taught whom", WIDTH - 2 * MARGIN, 18)
     write(picture, MARGIN, MARGIN + 6, title, size=15, weight="bold")
     write(picture, MARGIN, MARGIN + 27, counts, colour=GREY)
@@ -157,7 +160,7 @@ def _head(picture: ET.Element, lineage: Lineage) -> None:
         write(picture, x + 17, MARGIN + 50, word)
         x += 17 + 7.2 * len(word) + 22
     y = MARGIN + 84
-    heads = [(DIFFERS, "other than the defaults", "start"), (METRIC, lineage.metric, "end")]
+    heads = [(DIFFERS, "differs from the defaults", "start"), (METRIC, lineage.metric, "end")]
     heads += [(NUMBER, "trial", "end"), (STEP, "at step", "end")]
     if lineage.teachers:
         heads += [(MARGIN, "teachers, from step 0 on", "start"), (LABEL, "taught at, with its metric", "start")]
@@ -167,7 +170,7 @@ def _head(picture: ET.Element, lineage: Lineage) -> None:
 
 
 def _legend(lineage: Lineage) -> Iterator[tuple[str, str, str]]:
-    """Words with the colour and the shape that they explain."""
+    """The entries of the legend: text, colour and shape."""
     if lineage.best is not None:
         yield f"best: trial {lineage.best}", BEST, "BEST"
     for state, colour in COLOURS.items():

@@ -26,15 +26,15 @@ from raysweep.study.summary import (
 )
 
 ROWS = 200  # of a table on the page; table.csv has all
-PLOTTED = 2000  # trials up to which the interactive plots show every one
+PLOTTED = 2000  # the most trials that the interactive plots show; of more, a random sample
 CAPTIONS = {
-    "plot": "Every trial on its way",
-    "published": "Ours beside the published values",
+    "plot": "Learning curves of all trials",
+    "published": "Our values against the published ones",
     "axes": "One parameter at a time",
     "stops": "When the extra loss ends",
-    "importance": "What matters",
-    "pareto": "What it is traded for",
-    "samples": "What they draw",
+    "importance": "How much each parameter matters",
+    "pareto": "The metric against steps and other metrics",
+    "samples": "Samples of the best trials",
 }
 _TEMPLATES = Environment(
     loader=PackageLoader("raysweep.report"),
@@ -91,7 +91,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def _hours(cost: Charge) -> dict[str, str]:
-    """The line of the table of costs, in device-hours."""
+    """The cells of the table of costs, in device-hours."""
     seconds = {"own": cost.own, "shared": cost.shared, "probes": cost.probes, "alone": cost.alone}
     hours = {name: f"{value / 3600:.3g}" for name, value in seconds.items()}
     return hours | {"spent": f"{float(hours['own']) + float(hours['shared']):.3g}"}

@@ -20,14 +20,14 @@ from raysweep.study.trial import TrialState
 
 REFRESH_S = 1.0
 ROWS = 14  # of the live table
-MANY = 1000  # trials at a rung, of which the share that continues is estimated
+MANY = 1000  # trials at a rung for which the share that continues is computed
 
 
 class Progress:
     """Shows how far studies are.
 
     Attributes:
-        latest: what the lanes were doing when they were last asked.
+        latest: what the lanes were doing at the last refresh.
     """
 
     def __init__(self, studies: Sequence[StudyState], console: Console):
@@ -103,7 +103,8 @@ class Progress:
         return Group(Text(f"{head}   {self._time_left(study)}", style="bold"), table)
 
     def _time_left(self, study: StudyState) -> str:
-        """An estimate: the steps that are still expected, if each rung stops its usual share, at the pace so far."""
+        """An estimate of the time left: the steps still expected if each rung stops its usual share, at the speed so
+        far."""
         done = self.latest.computed_steps
         if not done:
             return "starting workers"

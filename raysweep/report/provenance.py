@@ -1,6 +1,6 @@
 """The provenance of a checkpoint as text and as a picture.
 
-Who taught whom in a whole study is its lineage (`raysweep.report.lineage`).
+The teachers and students of a whole study are its lineage (`raysweep.report.lineage`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def svg(origin: Origin) -> str:
     depths: dict[str, int] = {}
     boxes: dict[str, Origin] = {}
     for depth, ancestor in _ancestors(origin, 0):
-        depths[ancestor.key] = max(depth, depths.get(ancestor.key, 0))  # to the left of all that need it
+        # An origin is placed to the left of everything that comes from it.
+        depths[ancestor.key] = max(depth, depths.get(ancestor.key, 0))
         boxes[ancestor.key] = ancestor
     height = LINE_HEIGHT * max(len(_lines(box)) for box in boxes.values()) + 10
     columns = [[key for key in boxes if depths[key] == depth] for depth in range(max(depths.values()) + 1)]

@@ -13,7 +13,7 @@ from raysweep.study.costs import Charge
 from raysweep.study.state import StudyState
 from raysweep.study.summary import LEVEL, StepCount, StudySummary, value_text
 
-SHOWN = 100  # trials in the terminal
+SHOWN = 100  # the most trials in the terminal's table
 
 
 def write(study: StudyState, summary: StudySummary) -> list[Path]:
@@ -26,8 +26,9 @@ def write(study: StudyState, summary: StudySummary) -> list[Path]:
     study.store.files.check_available()
     folder.mkdir(parents=True, exist_ok=True)
     trials = tables.ordered(summary.trials)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:  # files are moved when they are whole: readers see no half
-        drafts = Path(aside)
+    # Files are moved once they are complete, so that no reader sees half a file.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        drafts = Path(temporary)
         pictures = {}  # for the page: as SVG, but samples as PNG, since they are nothing but pixels
         for name, figure in plots.pictures(study, summary).items():
             for kind in ("png", "svg") if name != "samples" else ("png",):
@@ -65,7 +66,7 @@ def show(study: StudyState, summary: StudySummary, files: list[Path], console: C
         )
     if others := summary.not_clearly_worse:
         numbers = f"trial{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
-        line = f"Its last probe does not tell it from {numbers} (paired, {LEVEL:.0%})"
+        line = f"Its last probe does not distinguish it from {numbers} (paired, {LEVEL:.0%})"
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"{steps.without_sharing} steps if every trial trained its own teacher", end="")
     if steps.computed is not None:
@@ -81,14 +82,17 @@ def show(study: StudyState, summary: StudySummary, files: list[Path], console: C
 
 
 def cost_line(cost: Charge) -> str:
-    """One line about the cost of a study's trials."""
+    """One line about the cost of a study's trials: with sharing, without sharing, and its parts."""
     own, shared, probes, alone = (value / 3600 for value in (cost.own, cost.shared, cost.probes, cost.alone))
     return (
-        f"{own + shared:.3g} device-hours behind these trials, {alone:.3g} without sharing: "
-        f"{own:.3g} of single ones, {shared:.3g} of several; probes were {probes:.3g} of it"
+        f"{own + shared:.3g} device-hours for these trials, {alone:.3g} without sharing: "
+        f"{own:.3g} for single trials, {shared:.3g} shared by several; {probes:.3g} of the total for probes"
     )
 
 
 def steps_line(steps: StepCount) -> str:
     """One line about the steps of several studies together."""
-    return f"All together: {steps.without_sharing} steps apart; {steps.computed} computed now"
+    return (
+        f"All studies: {steps.without_sharing} steps if every trial trained its own teacher; "
+        f"{steps.computed} computed now"
+    )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Study:
     """A study as it was when it was opened: `raysweep.open_study` reads it anew.
 
-    In a notebook it shows itself as its table.
+    In a notebook it is displayed as its table.
 
     Attributes:
         name: what the study is called in its storage: the search space's name, its profile, and a digest of it.
@@ -116,11 +116,11 @@ class Plots:
         return plots.importance(self._state, self._summary)
 
     def pareto(self) -> Figure | None:
-        """The metric against what it is traded for, with the trials that no other beats in both."""
+        """The metric against a second quantity, with the Pareto front: the trials that no other trial dominates."""
         return plots.fronts(self._state, self._summary)
 
     def samples(self) -> Figure | None:
-        """What the best trials draw from the same noise, rung by rung."""
+        """Samples of the best trials from the same noise, rung by rung."""
         return plots.samples(self._state, self._summary)
 
     def lineage(self) -> str:

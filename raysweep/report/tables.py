@@ -28,7 +28,7 @@ def columns(study: StudyState, errors_apart: bool = False) -> list[str]:
     and its share of work that several trials needed), our metrics, the paper's, the state and the reason.
 
     Args:
-        errors_apart: standard errors have columns of their own.
+        errors_apart: whether standard errors have columns of their own.
     """
     paths = [short_path(path) for path in searched_paths(study)]
     probe = study.space.probe
@@ -38,7 +38,7 @@ def columns(study: StudyState, errors_apart: bool = False) -> list[str]:
 
 
 def cells(study: StudyState, trials: Iterable[TrialSummary], errors_apart: bool = False) -> Iterator[list[str]]:
-    """The line of each trial below `columns`."""
+    """The cells of each trial, in the order of `columns`."""
     paths, reference, probe = searched_paths(study), reference_metrics(study), study.space.probe
     for trial in trials:
         if errors_apart:
@@ -60,7 +60,7 @@ def cells(study: StudyState, trials: Iterable[TrialSummary], errors_apart: bool 
 
 def ordered(trials: Iterable[TrialSummary]) -> list[TrialSummary]:
     """First the trials of the space's rows, in the order of the file; then the others, those with more steps first, and
-    of as many steps those with the lower metric."""
+    with equal steps those with the lower metric first."""
 
     def rank(trial: TrialSummary) -> tuple[bool, float, float]:
         if trial.row is not None:

@@ -27,11 +27,11 @@ class Configuration:
 
     @classmethod
     def at(cls, space: Space, point: Point, reference: float | None = None) -> Configuration:
-        """The configuration at a point that may leave out defaults.
+        """The configuration at a point. Values that the point leaves out are the defaults.
 
         Raises:
             WrongDomain: a value lies outside its domain.
-            pydantic.ValidationError: the trial is illegal.
+            pydantic.ValidationError: the trial is not legal.
         """
         trial, full = space.trial(point)
         return cls(space, full, trial, runs.student(space, trial), space.rungs(trial), reference, space.probe_of(trial))
@@ -52,7 +52,7 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
         except WrongDomain:
             outside += 1
             continue
-        if _new(configuration.point, seen):
+        if _add_if_new(configuration.point, seen):
             if reason := runs.unavailable(configuration.trial):
                 unavailable[reason] += 1
             yield configuration
@@ -61,7 +61,7 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     most = domains.size(space.tree)
     while len(seen) < min(trials, most) and misses < 10_000:
         point = domains.random_point(space.tree, chance)
-        misses = 0 if _new(point, seen) else misses + 1
+        misses = 0 if _add_if_new(point, seen) else misses + 1
         if not misses:
             yield Configuration.at(space, point)
     if len(seen) > rows:
@@ -71,7 +71,8 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
     notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
 
 
-def _new(point: Point, seen: set[PointKey]) -> bool:
+def _add_if_new(point: Point, seen: set[PointKey]) -> bool:
+    """Add a point to `seen`. Returns whether it was not there yet."""
     before = len(seen)
     seen.add(point_key(point))
     return len(seen) > before

@@ -1,12 +1,13 @@
-"""Domains at the leaves of a tree: which values a search may choose there, and the tree once they are chosen.
+"""Domains at the leaves of a tree: the values that a search may choose there, and the tree once they are chosen.
 
 A leaf is searched where the YAML has one of
 
     {choice: [a, b, c]}          an option may be a mapping with domains of its own: a conditional space
     {uniform: [low, high]}       {log_uniform: [low, high]}       {integers: [low, high]}
 
-each with an optional `default`, which is otherwise the first option or the middle of the range. A *point* is one choice
-for every domain that is open, written as `{dotted path: value}`.
+each with an optional `default`. Without one, the default is the first option or the middle of the range. A domain
+inside an option is open if that option is chosen. A *point* is a mapping `{dotted path: value}` with one
+value for every open domain.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ Choose = Callable[[str, Domain], Any]
 
 
 def substitute(node: Any, choose: Choose, path: str = "") -> Any:
-    """`node` with every domain replaced by what `choose(path, domain)` returns; outer choices are asked for first."""
+    """`node` with every domain replaced by what `choose(path, domain)` returns; outer choices
+    come first."""
     if isinstance(node, Domain):
         return substitute(node.branch(choose(path, node)), choose, path)
     if isinstance(node, Mapping):
@@ -169,7 +171,7 @@ def resolve(tree: Any, point: Mapping[str, Any]) -> tuple[Any, Point]:
     """The tree with the values of `point`, or defaults where it has none; and the complete point.
 
     Raises:
-        WrongDomain: a value lies outside its domain, or its path is no domain that is open at this point.
+        WrongDomain: a value lies outside its domain, or there is no open domain at its path.
     """
     full: Point = {}
 

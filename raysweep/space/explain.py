@@ -29,7 +29,7 @@ def explain(error: ValidationError, tree: Any, model: type[BaseModel]) -> WrongV
     if isinstance(cause, WrongKey):
         return WrongValue((*path, *cause.key.split(".")), str(cause))
     if kind == "extra_forbidden":
-        return WrongValue(path, f"unknown key{_instead(str(location[-1]), _allowed(model, location[:-1]))}")
+        return WrongValue(path, f"unknown key{_suggestion(str(location[-1]), _allowed(model, location[:-1]))}")
     if kind == "missing":
         return WrongValue(path, "this key is missing")
     if kind == "union_tag_invalid":
@@ -45,7 +45,7 @@ def explain(error: ValidationError, tree: Any, model: type[BaseModel]) -> WrongV
 
 
 def _keys(location: tuple[int | str, ...], tree: Any) -> tuple[str, ...]:
-    """The keys of the file in a location of pydantic's, which also contains the names of union members."""
+    """The keys of the file in a location that pydantic reports, without the names of union members that it contains."""
     keys: list[str] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
@@ -80,7 +80,7 @@ def _allowed(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
     return sorted({field.alias or name for c in candidates for name, field in c.model_fields.items()})
 
 
-def _instead(key: str, allowed: list[str]) -> str:
+def _suggestion(key: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(key, allowed, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"

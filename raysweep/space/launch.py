@@ -1,4 +1,5 @@
-"""The `launch` part of a search space: where trials run and how much of a cluster they use, never what they are."""
+"""The `launch` part of a search space: where trials run and how much of a cluster they use. It does not change results
+beyond rounding."""
 
 from __future__ import annotations
 
@@ -49,12 +50,12 @@ class Launch(Spec):
 
     @property
     def fewest(self) -> int:
-        """The least workers with which a lane starts."""
+        """The fewest workers with which a lane starts."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most(self) -> int:
-        """The workers of a lane when the cluster has room."""
+        """The most workers of a lane, which it has if the cluster has the resources."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from raysweep.space.space import Space
 from trainables.config import Method, NoTerm, Phase, Recipe, Run, TeacherRef, Term, Trial
 from trainables.datasets import catalog, checks
 
-_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # built once: that takes ten times as long as using it
+_TERM: TypeAdapter[Term] = TypeAdapter(Term)  # built once, because building takes ten times as long as using it
 Scale = Callable[[int], int]  # steps in the file -> optimizer steps
 
 
@@ -53,7 +53,7 @@ def teacher_steps(run: Run) -> int:
 
 
 def milestones(space: Space) -> list[int]:
-    """Optimizer steps at which every run of the space commits a checkpoint: rungs, ends, early stops, teachers' ages.
+    """Optimizer steps at which every run of the space commits a checkpoint: rungs, ends, early stops, teachers' steps.
 
     All runs use the same list. Two runs that share their first steps are then cut into the same segments there.
     """
@@ -92,7 +92,7 @@ def _phase(trial: Trial, method: Method, until: int, scale: Scale) -> Phase:
     teacher = None
     if spec := method.teacher_spec:
         age = spec.iterations
-        # As long as the student's run, so that it is also the run of a baseline; longer for an older teacher.
+        # At least as long as the student's run, so that a baseline with the teacher's method is the same run.
         run = _run(trial, spec.method, max(age, trial.iterations), scale)
         teacher = TeacherRef(run=run, step=scale(age), weights=spec.weights, precision=spec.precision)
     return Phase(

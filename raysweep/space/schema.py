@@ -2,8 +2,8 @@
 
     raysweep schema > docs/schema/search-space.json
 
-It is made from the specs that check a file; the docstrings below their fields are its descriptions. It cannot express
-rules between keys or the corners of a space: those are checked when the file is loaded.
+The schema is made from the specs that check a file; its descriptions are the docstrings below their fields. It cannot
+express rules between keys, nor whether all points of a space are legal: both are checked when the file is loaded.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def _describe(definition: Schema, model: type[BaseModel]) -> None:
 
 @cache
 def _attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The string literal below each field of a spec, by field; a base's where the spec has none.
+    """The string literal below each field of a spec, by field; that of a base class where the spec has none.
 
-    Pydantic's `use_attribute_docstrings` reads the same, but while modules are imported, where it takes 80 ms.
+    Pydantic's `use_attribute_docstrings` does the same, but at import, where it would take 80 ms in every command.
     """
     texts: dict[str, str] = {}
     for base in reversed([base for base in model.__mro__ if issubclass(base, Spec)]):
@@ -131,7 +131,7 @@ def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
 def _tidy(node: Any) -> Any:
     """`node` without the titles that pydantic derives from names, and without defaults that are mappings or lists.
 
-    Unions become `anyOf`, as `kind` distinguishes their members.
+    Unions become `anyOf`, because `kind` already distinguishes their members.
     """
     if isinstance(node, list):
         return [_tidy(item) for item in node]

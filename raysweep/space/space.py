@@ -26,10 +26,8 @@ from raysweep.space.yaml_file import Document
 from trainables.config import Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 from trainables.datasets import checks, prepared
 
-PROBE_PATHS = (
-    "detector_weights",
-    "reference",
-)  # paths to files of a probe, which their SHA-256 identifies
+# Paths of a probe's files. They do not identify a probe: the SHA-256 of the files does.
+PROBE_PATHS = ("detector_weights", "reference")
 MakeError = Callable[[tuple[str, ...], str], UserError]
 
 
@@ -164,8 +162,8 @@ class Space:
 
     @classmethod
     def reopen(cls, resolved: Mapping[str, Any]) -> Space:
-        """The space that a stored `resolved` describes. It keeps its `id`, even if an earlier version with fewer keys
-        stored it."""
+        """The space that a stored `resolved` describes. Its `id` stays the same, even if an earlier version stored it
+        with fewer keys."""
         space = cls(
             SpaceFile.model_validate({k: v for k, v in resolved.items() if k != "profile"}), resolved["profile"]
         )
@@ -177,7 +175,7 @@ class Space:
 
         Raises:
             WrongDomain: a value lies outside its domain.
-            pydantic.ValidationError: the trial is illegal.
+            pydantic.ValidationError: the trial is not legal.
         """
         concrete, full = domains.resolve(self.tree, point)
         trial = Trial.model_validate(concrete)
@@ -189,7 +187,8 @@ class Space:
             yield from domains.corners(self.tree, most)
             return
         for row in self.rows:
-            with contextlib.suppress(WrongDomain):  # a row outside an overridden space is reported when it is proposed
+            # If --set has changed the space, a row may lie outside it. This is reported when the row is proposed.
+            with contextlib.suppress(WrongDomain):
                 yield domains.resolve(self.tree, row.set)[1]
 
     def probe_of(self, trial: Trial) -> ProbeSpec:
@@ -229,8 +228,8 @@ class Space:
 
     @property
     def id(self) -> str:
-        """The name of the study in the store: name, profile, and a digest of everything but the number of trials, the
-        machines, and the paths of files. A space that differs otherwise is another study."""
+        """The name of the study in the store: name, profile, and a digest of everything but the number of trials,
+        `launch`, and the paths of files. A space that differs in anything else is another study."""
         probe = {name: value for name, value in self.resolved["probe"].items() if name not in PROBE_PATHS}
         search = {**self.resolved["search"], "trials": None}
         same = {**self.resolved, "launch": None, "search": search, "probe": probe}
@@ -287,7 +286,7 @@ def load_all(paths: Sequence[str], profile: str, overrides: Sequence[str]) -> li
 
 
 def _parse_override(text: str) -> tuple[str, str, Any]:
-    """(how the user has written it, key, value) of an argument of `--set`."""
+    """An argument of `--set` as (the text for error messages, key, value)."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text}: write it as key=value, e.g. --set search.trials=30")
@@ -298,10 +297,10 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
 
 
 def _override(raw: dict[str, Any], written: str, key: str, value: Any) -> tuple[str, ...]:
-    """Put a value at a dotted key; returns the key's parts."""
+    """Set a value at a dotted key; returns the key's parts."""
     path = tuple(key.split("."))
     if not all(path):
-        raise UserError(f"{written}: '{key}' is no dotted key; write it like search.trials")
+        raise UserError(f"{written}: '{key}' is not a dotted key; write it like search.trials")
     node = raw
     for part in path[:-1]:
         below = node.get(part)

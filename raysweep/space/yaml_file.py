@@ -12,7 +12,7 @@ import yaml
 from raysweep.errors import UserError
 from raysweep.formats import leaves
 
-Keys = tuple[str, ...]  # that lead to a value, from the top of the file
+Keys = tuple[str, ...]  # the keys that lead to a value, from the top of the file
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,7 +94,9 @@ def read(path: Path) -> Document:
     document = Document(tree, lines, str(path))
     for keys, value in leaves(tree, lists=True):
         if not isinstance(value, str | int | float | bool | dict | list | None):
-            raise document.error(keys, f"a {type(value).__name__} is no value here; put it in quotes for a text")
+            raise document.error(
+                keys, f"a {type(value).__name__} cannot be a value here; put it in quotes to make it a text"
+            )
     return document
 
 

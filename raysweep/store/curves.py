@@ -1,4 +1,4 @@
-"""What was measured while a run was trained, as points in steps and in time."""
+"""The curves that were measured while a run was trained: points with their step and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.config import Run
 
 @dataclass(frozen=True)
 class Point:
-    """One number. `time` is in seconds since 1970; 0 where an earlier version did not record it."""
+    """One measured number. `time` is in seconds since 1970; 0 where an earlier version did not record it."""
 
     name: str
     value: float
@@ -21,8 +21,8 @@ class Point:
 
 
 def training(store: Store, run: Run, step: int, after: int = 0) -> list[Point]:
-    """The training curve of `run` behind step `after` and up to `step`: loss terms, gradient norm, and the speed and
-    memory of each segment. It contains the segments that other runs trained and this one shares."""
+    """The training curve of `run` after step `after` and up to `step`: loss terms, gradient norm, and the speed and
+    memory of each segment. It includes segments that another run trained and this run shares."""
     return [point for manifest in store.segments(run, step) if manifest.step > after for point in _segment(manifest)]
 
 

@@ -27,8 +27,8 @@ from raysweep.uris import public
 from trainables.errors import one_line
 
 CHUNK = 1 << 22  # bytes
-MARK = "raysweep.json"  # distinguishes a storage from an empty folder where it was mounted before
-SETTLE_S = 0.3  # on an object store: longer than a small write takes, see `create`
+MARK = "raysweep.json"  # tells a storage from an empty mount point, whose storage is not mounted
+SETTLE_S = 0.3  # on an object store: more than a small write takes; see `create`
 
 
 class StorageGone(OSError):
@@ -49,8 +49,8 @@ class Files:
 
     Args:
         uri: a path, or a URI of pyarrow's such as `s3://bucket/folder`.
-        mark: the content of the mark file, as `check_writable` found or wrote it. With a mark, a storage that has
-            vanished is not mistaken for an empty one: methods that read or write raise `StorageGone`, an OSError.
+        mark: the content of the mark file, which `check_writable` reads or writes. With a mark, a storage that is no
+            longer there is not mistaken for an empty one: methods that read or write raise `StorageGone`, an OSError.
 
     Raises:
         UserError: the storage cannot be reached.
@@ -71,7 +71,7 @@ class Files:
             ) from None
 
     def check_writable(self) -> None:
-        """Write a byte into the folder, and create its mark or read the one that is there.
+        """Check that a byte can be written, and create the mark file or read the existing one.
 
         Raises:
             UserError: that failed.
@@ -88,7 +88,7 @@ class Files:
         """Compare the mark, where one is known, with the mark in the storage.
 
         Raises:
-            StorageGone: the storage is away, or is another one.
+            StorageGone: the storage is not there, or another storage is in its place.
         """
         if self.mark is None:
             return
@@ -152,18 +152,18 @@ class Files:
             temporary.unlink(missing_ok=True)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a file unless it exists. True if this call wrote it; of several at the same time, one does.
+        """Write a file unless it exists. True if this call wrote it. Of several simultaneous calls, exactly one does.
 
-        pyarrow offers no such operation for object stores. There, a writer first announces itself under a name of its
-        own, waits until every earlier announcement is visible, and writes only if its name is the first of all. A
-        writer slower than `SETTLE_S` can break this: two drivers then train the same segment and commit the same bits.
+        pyarrow offers no such operation for object stores. There, a writer first announces itself with a file of its
+        own, waits until every earlier announcement is visible, and writes only if its announcement has the first name.
+        A writer slower than `SETTLE_S` can break this: two drivers may then train the same segment, with the same bits.
         """
         self.check_available()
         if (local := self.local(path)) is not None:
             temporary = _beside(local)
             try:
                 temporary.write_bytes(content)
-                os.link(temporary, local)  # exclusive on NFS too, where O_EXCL has not always been
+                os.link(temporary, local)  # exclusive on every NFS, unlike O_EXCL
             except FileExistsError:
                 return False
             finally:
@@ -195,7 +195,7 @@ class Files:
             self._fs.delete_dir(self._absolute(path))
 
     def write_sealed(self, path: str, content: Mapping[str, Any]) -> None:
-        """Write plain data together with its SHA-256."""
+        """Write plain data as JSON together with its SHA-256."""
         self.write(path, json.dumps({"sha256": _seal(content), "manifest": content}).encode())
 
     def read_sealed(self, path: str) -> dict[str, Any] | None:
@@ -287,7 +287,7 @@ class Files:
         return infos
 
     def _check_missing(self, path: str, error: OSError) -> None:
-        """Raise `error`, which reading `path` has raised, unless its cause is that there is no such file.
+        """Raise `error`, which reading `path` has raised, unless the cause is that the file does not exist.
 
         Raises:
             StorageGone: the whole storage is missing.

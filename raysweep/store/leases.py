@@ -1,11 +1,11 @@
-"""Which driver is working on what, among all that share a store.
+"""Leases: which driver works on what, among all drivers that share a store.
 
     leases/<name>.<generation>.json     an owner's claim on a piece of work, created exclusively
     owners/<owner>.json                 the owner's heartbeat: a growing number, and which process the owner is
 
-A lease counts while its owner's heartbeat changes. Clocks of different hosts are never compared: each watcher measures
-by its own clock how long a heartbeat has stood still. A dead owner's lease is not deleted but outbid by the next
-generation of the same name, so that only one of several competitors takes it over.
+A lease is valid while its owner's heartbeat changes. Clocks of different hosts are never compared: each other owner
+measures by its own clock how long a heartbeat has not changed. A dead owner's lease is not deleted but superseded by
+the next generation of the same name, so that only one of several competitors takes it over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raysweep.errors import SweepError
 from raysweep.store.files import Files
 
 BEAT_S = 2.0
-DEAD_S = 12.0  # the owner of a heartbeat that has stood still for so long is dead
+DEAD_S = 12.0  # an owner counts as dead when its heartbeat has not changed for this long
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LeaseFacts:
         kind: `study`, or the task's `train`, `probe` or `replay`.
         begin, end: the steps of a task.
         run: the run of a task, as JSON.
-        milestones: the steps at which the runs of a study commit, so that other drivers commit there too.
+        milestones: the steps at which the runs of a study commit checkpoints. Other drivers commit there too.
     """
 
     kind: str = ""
@@ -49,7 +49,7 @@ class LeaseFacts:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> LeaseFacts:
-        """The facts that a lease's file holds; what else it holds is of another version and ignored."""
+        """The facts in a lease's file. Keys that another version wrote are ignored."""
         milestones = facts.get("milestones")
         return cls(
             facts.get("kind", ""),
@@ -77,17 +77,17 @@ class Lease:
 
     @property
     def path(self) -> str:
-        """Of its file, below the storage's root."""
+        """The path of its file, relative to the storage's root."""
         return _path(self.name, self.generation)
 
     @property
     def holder(self) -> str:
-        """The owner, for people."""
+        """The owner in words."""
         return f"process {self.pid} on {self.host}"
 
 
 class Leases:
-    """The leases of one owner. A thread keeps the owner's heartbeat going, from the first lease on.
+    """The leases of one owner. From the first lease on, a thread writes the owner's heartbeat.
 
     Args:
         beat_s: seconds between two heartbeats.
@@ -99,26 +99,28 @@ class Leases:
         self._files, self._beat_s, self._dead_s = files, beat_s, dead_s
         self._held: dict[str, Lease] = {}
         self._garbage: set[str] = set()  # paths that could not be deleted yet
-        self._beats: dict[str, tuple[bytes | None, float]] = {}  # another owner's last heartbeat, and when it was new
+        # By owner: its last heartbeat, and when it changed, in seconds of `time.monotonic`.
+        self._beats: dict[str, tuple[bytes | None, float]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def acquire(self, name: str, facts: LeaseFacts) -> bool:
-        """Take the lease of that name, unless a living owner has it. The new holder must look first whether the work is
-        done already."""
+        """Take the lease of that name, unless a living owner has it. The new holder must first check whether the work
+        has been done already."""
         latest = self._latest(name)
         if latest and latest.owner == self.owner:
             return True
         if latest and self._alive(latest):
             return False
-        self._start_heart()
+        self._start_heartbeat()
         generation = latest.generation + 1 if latest else 1
         mine = Lease(name, generation, self.owner, socket.gethostname(), os.getpid(), facts)
         content = {"owner": mine.owner, "host": mine.host, "pid": mine.pid, "facts": facts.as_dict()} | _process()
         if not self._files.create(mine.path, json.dumps(content).encode()):
             return False
-        if (newer := self._latest(name)) and newer.generation > generation:  # somebody had seen a later one
+        # Another owner may have taken a later generation in the meantime.
+        if (newer := self._latest(name)) and newer.generation > generation:
             self._files.delete(mine.path)
             return False
         with self._lock:
@@ -133,21 +135,24 @@ class Leases:
             self._discard_all(lease)
 
     def generation(self, name: str) -> int:
-        """The generation of a held lease: 1, or one more than that of the dead owner's which it outbid."""
+        """The generation of a held lease: 1, or one more than that of the dead owner's lease that it superseded."""
         return self._held[name].generation
 
     def check(self, name: str) -> None:
-        """Make sure that a lease is still held.
+        """Check that a lease is still held.
 
         Raises:
-            SweepError: another process has taken it over, since this one's heartbeat had stood still for too long.
+            SweepError: another process has taken it over, because this one's heartbeat did not change for too long.
         """
         mine, latest = self._held[name], self._latest(name)
         if latest and latest.generation > mine.generation:
-            raise SweepError(f"{name} was taken over by {latest.holder}, as this process had stood still; it ends here")
+            raise SweepError(
+                f"{name} was taken over by {latest.holder}, because this process did not respond; this process ends"
+            )
 
     def clear(self) -> None:
-        """Delete the files of owners that are known to be dead: ended on this machine, or watched for long enough."""
+        """Delete the files of dead owners: of processes that ended on this machine, and of owners without a
+        heartbeat."""
         for name in self._names():
             lease = self._latest(name)
             if lease and lease.owner != self.owner and not self._alive(lease):
@@ -176,8 +181,8 @@ class Leases:
         for name in list(self._held):
             self.release(name)
         self._stop.set()
-        if self._heart:
-            self._heart.join(timeout=self._dead_s)
+        if self._heartbeat:
+            self._heartbeat.join(timeout=self._dead_s)
             self._discard(f"owners/{self.owner}.json")
 
     # --- inside
@@ -186,12 +191,12 @@ class Leases:
         return sorted({file.rsplit(".", 2)[0] for file in self._files.names("leases") if _is_lease(file)})
 
     def _discard_all(self, lease: Lease) -> None:
-        """Delete a lease, newest generation first, and the dead ones that it outbid."""
+        """Delete a lease and the dead owners' leases that it superseded, newest generation first."""
         for generation in range(lease.generation, 0, -1):
             self._discard(_path(lease.name, generation))
 
     def _discard(self, path: str) -> None:
-        """Delete a file, later if it cannot be deleted now."""
+        """Delete a file. If that fails now, the heartbeat's thread deletes it later."""
         try:
             self._files.delete(path)
         except OSError:
@@ -204,10 +209,10 @@ class Leases:
         generation = max(int(file.rsplit(".", 2)[1]) for file in files)
         try:
             content = json.loads(self._files.read(_path(name, generation)) or b"")
-            owner = "" if _has_ended(content) else content["owner"]  # no need to wait for a heartbeat
+            owner = "" if _has_ended(content) else content["owner"]  # an ended process is known to be dead at once
             facts = LeaseFacts.from_dict(content["facts"])
             return Lease(name, generation, owner, content["host"], content["pid"], facts)
-        except (ValueError, LookupError, TypeError):  # released this moment, or damaged: nobody holds it
+        except (ValueError, LookupError, TypeError):  # released just now, or damaged: no owner holds it
             return Lease(name, generation, "", "", 0, LeaseFacts())
 
     def _alive(self, lease: Lease) -> bool:
@@ -219,13 +224,13 @@ class Leases:
             seen = self._beats[lease.owner] = (beat, now)
         return now - seen[1] < self._dead_s
 
-    def _start_heart(self) -> None:
+    def _start_heartbeat(self) -> None:
         with self._lock:
-            if self._heart:
+            if self._heartbeat:
                 return
             self._write_heartbeat(0)
-            self._heart = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
-            self._heart.start()
+            self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
+            self._heartbeat.start()
 
     def _keep_alive(self) -> None:
         count = 0
@@ -253,7 +258,7 @@ def _is_lease(file: str) -> bool:
 
 
 def _process() -> dict[str, Any]:
-    """Where this process's id is valid: the machine since its last start, and the namespace of process ids."""
+    """The scope in which this process's id is unique: the machine since its last boot, and the namespace of ids."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
             return {"space": f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"}
@@ -262,7 +267,7 @@ def _process() -> dict[str, Any]:
 
 
 def _has_ended(process: Mapping[str, Any]) -> bool:
-    """Whether the process with this `space` and `pid` ran on this very machine and has ended."""
+    """Whether the process with this `space` and `pid` ran on this machine and has ended."""
     return bool(process["space"]) and process["space"] == _process()["space"] and not _runs(process["pid"])
 
 

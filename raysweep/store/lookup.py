@@ -10,7 +10,7 @@ def find_key(beginning: str, store: Store, also_freed: bool = False) -> tuple[in
     """The step and the key of the only checkpoint whose key begins with `beginning`.
 
     Args:
-        also_freed: search those, too, whose files were deleted to free space.
+        also_freed: also search checkpoints whose files were deleted to free space.
 
     Raises:
         UserError: there is none, or there are several.

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: its files, its history, and what was measured while it was trained.
 
-On disk a manifest is one flat JSON object. The order of its keys and the keys themselves never change; a key that an
-earlier version did not write gets the default of its field here, and nowhere else.
+On disk a manifest is one flat JSON object. Its keys and their order never change. Only this module supplies defaults
+for keys that an earlier version did not write: those of the fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Platform:
-    """What the last bit of a result may depend on beside the history: the hardware and software that computed it.
+    """The hardware and software that computed a result, on which its last bits may depend besides the history.
 
     Attributes:
         workers: ranks that shared the work.
@@ -45,7 +45,7 @@ class Platform:
         return dict(vars(self))
 
     def device_seconds(self, seconds: float) -> float:
-        """What work costs that took all workers `seconds`."""
+        """The device-seconds of work that took all workers `seconds`."""
         return seconds * self.workers
 
     def differences(self, other: Platform) -> list[str]:
@@ -73,8 +73,9 @@ class TrainingFacts:
         memory_mib: the most memory that a worker held, in MiB.
         taken: when the workers took the segment, in seconds since 1970.
         time: when the checkpoint was committed, in seconds since 1970; 0 where an earlier version did not record it.
-        session: of the driver.
-        between: whether the checkpoint lies inside a segment, kept for a crash alone until the next one is committed.
+        session: identifies the driver.
+        between: whether the checkpoint lies inside a segment. It is kept, in case of a crash, until the next one is
+            committed.
         cohort: how many runs were trained in lockstep.
     """
 
@@ -126,7 +127,7 @@ class TrainingFacts:
 
     @property
     def device_seconds(self) -> float:
-        """What the segment cost."""
+        """The device-seconds that the segment cost."""
         return self.platform.device_seconds(self.seconds)
 
 
@@ -147,7 +148,7 @@ class Manifest:
         step: optimizer steps from 0.
         files: by path below the checkpoint's folder.
         history: the canonical description of all that determines its weights (`raysweep.store.history`).
-        training: of the segment that led to it.
+        training: what was measured on the segment that ends in it.
     """
 
     key: str
@@ -170,5 +171,5 @@ class Manifest:
 
     @property
     def checksums(self) -> dict[str, str]:
-        """SHA-256, in hex, by the names of the files alone: equal for checkpoints of equal bits."""
+        """SHA-256, in hex, by file name without folders: equal for checkpoints with equal bits."""
         return {name.rpartition("/")[2]: file.sha256 for name, file in self.files.items()}

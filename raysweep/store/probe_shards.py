@@ -1,4 +1,4 @@
-"""Finished parts of unfinished probes, kept in the store so that another worker can carry the probe on."""
+"""Finished parts of unfinished probes, kept in the store so that another worker can continue the probe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Shards:
     shard that is missing or altered is drawn again.
 
     Args:
-        name: of the probe and of everything else that decides the bits of its shards.
+        name: identifies the probe and everything else that decides the bits of its shards.
     """
 
     def __init__(self, files: Files, name: str):

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: its own earlier checkpoints, its teacher, the data and the autoencoder behind both."""
+"""The provenance of a checkpoint: the earlier checkpoints of its run, its teacher, its data, and its image encoder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Origin:
         key: the checkpoint's, or the identity of the data or the encoder.
         files: SHA-256 (hex) by name.
         passed: keys of the earlier checkpoints of the same run, by step.
-        note: whether the checkpoint is missing or deleted, else empty.
-        parents: the origins behind this one, each with its relation to it.
+        note: says that the checkpoint is missing or deleted; empty if it is in the store.
+        parents: the origins that this one comes from, each with its relation to this one.
     """
 
     title: str

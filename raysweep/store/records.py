@@ -1,7 +1,7 @@
-"""Records: small facts in a store, each kind a class, each record under a key.
+"""Records: small facts in a store, each under a key. Each kind of record has a class.
 
-On disk a record is one flat JSON object, whose keys and their order never change. A key that an earlier version did not
-write gets the default of its field here, and nowhere else.
+On disk a record is one flat JSON object. Its keys and their order never change. Only this module supplies defaults for
+keys that an earlier version did not write: those of the fields.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ProbeRecord:
 
     Attributes:
         metrics: values and their standard errors, by name.
-        key: its own.
+        key: the record's own key.
         checkpoint: the key of the checkpoint that was probed.
         step: of that checkpoint.
         probe: the probe's spec, as plain data.
@@ -66,19 +66,19 @@ class ProbeRecord:
 
     @property
     def device_seconds(self) -> float:
-        """What the probe cost."""
+        """The device-seconds that the probe cost."""
         return self.platform.device_seconds(self.seconds)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Whether training through a checkpoint's predecessor, without a stop there, gave the same bits.
+    """Whether training past the previous checkpoint, without a stop there, gave the same bits.
 
     Attributes:
         checkpoint: its key, which is the record's key too.
         step: of that checkpoint.
         from_step: where the replay began.
-        exact: whether the files are equal; None: they were not compared, for the `reason`.
+        exact: whether the files are equal; None: they were not compared, and `reason` says why.
         files: SHA-256 (hex) of the replay's files by name; None where nothing was compared.
         seconds: wall time of the replay; None where nothing was compared.
     """

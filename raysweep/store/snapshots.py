@@ -1,4 +1,4 @@
-"""Opening a snapshot by its key, folder or file; what is known of it; which data set to compare it with."""
+"""Opens a snapshot by its key, folder or file, describes it, and chooses the data set to compare it with."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainables.snapshot import Snapshot, Weights
 
 
 def open_snapshot(name: str, store: Store, *, weights: Weights, source: str | None, heads: int | None) -> Snapshot:
-    """The snapshot that `name` means: a folder, a file, or the beginning of a key in `store`.
+    """The snapshot that `name` names: a folder, a file, or the beginning of a key in `store`.
 
     Args:
         source: the repository that wrote a file; None: detected from the names of its tensors.
-        heads: attention heads, for a shape that has no name.
+        heads: attention heads, needed if no named backbone has the snapshot's shape.
 
     Raises:
         UserError: there is none, or it cannot be used.
@@ -42,7 +42,8 @@ def open_snapshot(name: str, store: Store, *, weights: Weights, source: str | No
 
 
 def choose_data(snapshots: Sequence[Snapshot], name: str | None) -> DataSet:
-    """The one data set to compare snapshots with: `name`, or that of their history, or the one that fits their shape.
+    """The data set to compare snapshots with: `name`, else that of their history, else the only one that fits their
+    shape.
 
     Raises:
         UserError: there is none, there are several, it has another shape, or it is not on this machine.
@@ -82,7 +83,7 @@ def _choose(snapshot: Snapshot, name: str | None) -> DataSet:
     if not _fits(data, snapshot):
         fits = ", ".join(fitting) or "none"
         raise UserError(
-            f"--data {data.name}: has {_shape(data)}, but the checkpoint {shape}; data sets that fit: {fits}"
+            f"--data {data.name}: has {_shape(data)}, but the checkpoint has {shape}; data sets that fit: {fits}"
         )
     return data
 

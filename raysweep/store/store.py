@@ -7,7 +7,7 @@
     shards/<probe>/<number>                     parts of probes that are not finished
     aside/…                                     manifests of damaged checkpoints, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
-    leases/…, owners/…                          who is working on what: leases.py
+    leases/…, owners/…                          which driver works on what: leases.py
     studies/<id>/…                              a study's journal, tables and plots
 
 A checkpoint is committed when its manifest is written. A damaged checkpoint loses its manifest and is never used again.
@@ -40,7 +40,7 @@ RecordType = TypeVar("RecordType", bound=Record)
 
 
 class CheckpointMissing(KeyError):
-    """There is no such checkpoint, or not any more."""
+    """The checkpoint does not exist, or no longer exists."""
 
 
 class CheckpointDamaged(Exception):
@@ -73,7 +73,7 @@ class Store:
         uri, mark: as `Files` takes them.
 
     Attributes:
-        files: all files of the store, for what is neither a checkpoint nor a record.
+        files: access to all files of the store, e.g. those that are neither checkpoints nor records.
 
     Raises:
         UserError: the storage cannot be reached.
@@ -114,7 +114,7 @@ class Store:
 
     def get(self, key: str, step: int) -> StoredCheckpoint | None:
         """The committed checkpoint with that key and step."""
-        # An altered manifest counts as none: the checkpoint is computed again and replaces it.
+        # An altered manifest counts as missing: the checkpoint is computed again and replaces it.
         content = self.files.read_sealed(f"{_folder(step, key)}/manifest.json")
         return StoredCheckpoint(key, step, Manifest.from_dict(content)) if content else None
 
@@ -165,7 +165,7 @@ class Store:
         return folder / nonce
 
     def _fetch(self, checkpoint: StoredCheckpoint) -> Path:
-        """The same from an object store: files that this machine has already, or copies."""
+        """Like `open`, for an object store: copies the files that this machine's cache does not have yet."""
         cache = self.cache / "checkpoints" / checkpoint.key
         for name, expected in checkpoint.manifest.files.items():
             copy = cache / name
@@ -200,9 +200,10 @@ class Store:
     def free(self, checkpoint: StoredCheckpoint) -> None:
         """Delete a checkpoint. Its manifest moves to `freed/`, for provenance and costs."""
         folder = _folder(checkpoint.step, checkpoint.key)
-        if manifest := self.files.read(f"{folder}/manifest.json"):  # with keys of whichever version wrote it
+        # The manifest is copied as it is, because another version may have written it with other keys.
+        if manifest := self.files.read(f"{folder}/manifest.json"):
             self.files.write(_freed(checkpoint.step, checkpoint.key), manifest)
-        self.files.delete(f"{folder}/manifest.json")  # first: without it, nobody reads the rest
+        self.files.delete(f"{folder}/manifest.json")  # first: without a manifest, no process reads the files
         self.files.delete_folder(folder)
 
     def set_aside(self, checkpoint: StoredCheckpoint, wrong: str) -> CheckpointDamaged:
@@ -227,7 +228,7 @@ class Store:
         return kind.from_dict(sealed["content"])
 
     def peek(self, kind: type[RecordType], key: str) -> RecordType | None:
-        """The same without reading the record's files: for statistics, on which no result is built."""
+        """Like `record`, without checking the record's files. For reports, which no result depends on."""
         sealed = self.files.read_sealed(f"{_record(kind, key)}.json")
         return None if sealed is None else kind.from_dict(sealed["content"])
 

@@ -11,12 +11,12 @@ class LaneActivity:
     """What a lane works on.
 
     Attributes:
-        kind: what it does.
-        trials: the trials that it does this for; several if it trains a cohort.
+        kind: the kind of its task.
+        trials: the names of the trials that the task is for; several if it trains a cohort.
         teacher: whether it trains a teacher.
-        method: the method of the phase that it is in, e.g. `vae_align`.
+        method: the method of the phase that it trains or probes, e.g. `vae_align`.
         step: the optimizer step that it has reached.
-        steps_per_s: optimizer steps per second; 0 while it has not said yet.
+        steps_per_s: optimizer steps per second; 0 before its first report.
     """
 
     kind: Literal["train", "probe", "replay"]
@@ -34,8 +34,8 @@ class Activity:
     Attributes:
         lanes: those that work.
         computed_steps: the optimizer steps that they have trained so far.
-        elsewhere: what this driver waits for while other drivers do it, one sentence each.
-        notes: messages for people, the oldest first.
+        elsewhere: descriptions of the tasks of other drivers that this driver waits for.
+        notes: messages for the user, the oldest first.
     """
 
     lanes: list[LaneActivity] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What two stored probes say about the difference of two trials.
+"""The difference of two trials, from two stored probes.
 
 The probes of a study draw the same noise and labels, so sample i of one and sample i of the other form a pair, and the
 noise that they share cancels. The error of the difference is the error of the mean of the influences' differences,
@@ -18,8 +18,8 @@ from trainables.config import ProbeSpec, error_name
 def difference(store: Store, mine: str, theirs: str, spec: ProbeSpec) -> Difference:
     """By how much the first of two probes, given by their keys, is worse than the second.
 
-    Without the influences of both, their errors count as independent. Without the probes or their errors, the
-    difference or its error is NaN.
+    If the influences of either probe are missing, the errors count as independent. If a probe or its error is missing,
+    the difference or its error is NaN.
     """
     one, other = store.record(ProbeRecord, mine), store.record(ProbeRecord, theirs)
     if one is None or other is None:

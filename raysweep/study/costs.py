@@ -1,4 +1,4 @@
-"""The cost of each trial: the work that it alone needed, and its share of the work that several needed.
+"""The cost of each trial: the work that only this trial needed, and its share of the work that several trials needed.
 
 Manifests and records say how many seconds the work took and how many workers did it; the product is the cost in
 device-seconds. Nothing is charged twice: the charges of all trials add up to the cost of all checkpoints and probes.
@@ -24,10 +24,10 @@ class Charge:
     """Device-seconds of one trial.
 
     Attributes:
-        own: work that this trial alone needed.
+        own: work that only this trial needed.
         shared: its share of work that several trials needed.
         probes: the part of `own` and `shared` that was spent on probes.
-        alone: what it would have been without sharing: all the work behind the trial, whoever else needed it.
+        alone: the cost without sharing: all work that the trial needed, even if other trials needed it too.
     """
 
     own: float = 0.0
@@ -87,8 +87,8 @@ def charges(studies: Iterable[StudyState]) -> dict[Payer, Charge]:
 
 
 def _work(study: StudyState, trial: TrialState, teachers: Manifests) -> Iterator[tuple[bool, str, float]]:
-    """All work behind a trial, whichever trial asked for it first. `teachers` keeps manifests of teachers, so that each
-    is read once."""
+    """All work that a trial needed, as (whether it is a probe, its key, device-seconds). `teachers` caches the
+    manifests of teachers, so that each is read once."""
     run, probe = study.run(trial), study.probe(trial)
     ahead = [] if trial.ended else [step for step in study.rungs(trial) if study.store.find(run, step)]
     step = max([trial.step, *ahead])
@@ -101,8 +101,8 @@ def _work(study: StudyState, trial: TrialState, teachers: Manifests) -> Iterator
     yield from ((False, manifest.key, manifest.training.device_seconds) for manifest in manifests)
     keys = [probe_key(run, rung, probe) for rung in trial.probes]
     for recheck in trial.rechecks.values():
-        both = (trial, study.trials[recheck.rival])
-        keys += [probe_key(study.run(one), recheck.step, study.probe(one, recheck)) for one in both]
+        compared = (trial, study.trials[recheck.rival])
+        keys += [probe_key(study.run(other), recheck.step, study.probe(other, recheck)) for other in compared]
     for key in keys:
         if record := study.store.peek(ProbeRecord, key):
             yield True, key, record.device_seconds

@@ -1,4 +1,4 @@
-"""A study whose space has changed: the differences, and how `--extend` carries its trials over."""
+"""A study whose space has changed: finds the study that the new space may extend, and lists the differences."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SHOWN = 60  # characters of a value in a message
 
 
 def changed_from(space: Space, store: Store) -> list[str]:
-    """The studies with the name and profile of `space` but another space, unless a later study extends them. None where
-    `space` itself is in the store."""
+    """The studies with the name and profile of `space` but another space, without those that a later study extends.
+    Empty if the study of `space` itself is in the store."""
     known = {name: opening(store.files, name) for name in studies(store.files)}
     if space.id in known:
         return []
@@ -36,9 +36,9 @@ def refuse_changed(space: Space, store: Store) -> None:
     lines = []
     for name in changed_from(space, store):
         fields = "\n".join(f"  {line}" for line in difference(opening(store.files, name)["space"], space.resolved))
-        lines.append(f"it is in this storage as {name}, with another space:\n{fields}")
+        lines.append(f"this storage has it as {name}, with a different space:\n{fields}")
     if lines:
-        lines.append("--extend goes on with its trials in the new space; --set study=NAME starts another beside it")
+        lines.append("--extend continues its trials in the new space; --set study=NAME starts a separate study")
         raise space.error(("study",), "\n".join(lines))
 
 

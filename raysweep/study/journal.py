@@ -1,4 +1,4 @@
-"""The append-only record of a study: proposals, probes, decisions with their reasons, ends. One JSON object a line.
+"""The append-only record of a study: proposals, probes, decisions with reasons, ends. One JSON object per line.
 
 The journal is the truth about a study. Optuna's storage, MLflow and the tables are views that can be made again from
 it, and a restarted driver reads it to carry on. It therefore exists in two copies, each line numbered and sealed: a
@@ -20,7 +20,7 @@ from raysweep.store.files import Files
 Entry = dict[str, Any]
 COPIES = ("journal", "journal-copy")
 TORN = -1
-PART_LINES = 256  # on an object store, which cannot append: a full part is never written again
+PART_LINES = 256  # lines of a part on an object store, which cannot append; a full part is not rewritten
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class JournalWriter:
     """The right to write a study's journal.
 
     Args:
-        epoch: the fencing token: it grows whenever the right passes to another driver. Of two lines with one number,
-            the line of the later epoch counts.
+        epoch: the fencing token. It grows whenever the right passes to another driver. Of two lines with the same
+            number, the one with the higher epoch counts.
         check: raises an exception once the right is lost.
         notify: is called with a message when writing has to wait for the storage.
     """
@@ -62,7 +62,7 @@ class Journal:
         """All entries, oldest first."""
         contents = [self._contents(copy) for copy in COPIES]
         copies = [_whole_lines(content) for content in contents[: 1 if contents[0] == contents[1] else 2]]
-        copies = [copies[0], copies[-1]]  # usually equal: parsed once
+        copies = [copies[0], copies[-1]]  # equal copies are parsed only once
         merged: dict[int, bytes] = {}
         for copy in copies:
             for number, line in copy.items():
@@ -79,10 +79,10 @@ class Journal:
         return [json.loads(line)["entry"] for line in self._lines]
 
     def append(self, kind: str, **facts: Any) -> Entry:
-        """Add one entry. It is on disk, twice, when this returns. Waits for a storage that is full or away.
+        """Add one entry. When this returns, both copies are on disk. Waits for a storage that is full or away.
 
         Raises:
-            SweepError: another driver writes this journal now, or the storage stayed away.
+            SweepError: another driver now writes this journal, or the storage stayed unusable.
         """
         if self._lines is None:
             self.read()
@@ -96,7 +96,7 @@ class Journal:
         assert self._lines is not None
         self._writer.check()
         self._files.check_available()
-        while self._to_mend:  # here and not in `read`: a reader may see a line that is half written
+        while self._to_mend:  # not in `read`: a reader may see a line that another driver is still writing
             self._rewrite(self._to_mend[-1])
             self._to_mend.pop()
         for copy in COPIES:
@@ -138,7 +138,7 @@ class Journal:
 
 
 def _whole_lines(contents: list[bytes]) -> dict[int, bytes]:
-    """The lines of a copy that are as they were written, by number."""
+    """The undamaged lines of a copy, by number."""
     lines: dict[int, bytes] = {}
     epochs: dict[int, int] = {}
     for line in (line for content in contents for line in content.split(b"\n")):
@@ -156,11 +156,11 @@ def _seal(number: int, entry: Entry, epoch: int) -> bytes:
 
 
 def _position(line: bytes) -> tuple[int, int]:
-    """The number of a line and its epoch; `TORN` where the line is not as it was written."""
+    """The number of a line and its epoch; `(TORN, 0)` if the line is torn or altered."""
     try:
         sealed = json.loads(line)
         number, epoch = sealed["n"], sealed["epoch"]
-        whole = isinstance(number, int) and isinstance(epoch, int) and line == _seal(number, sealed["entry"], epoch)
-        return (number, epoch) if whole else (TORN, 0)
+        intact = isinstance(number, int) and isinstance(epoch, int) and line == _seal(number, sealed["entry"], epoch)
+        return (number, epoch) if intact else (TORN, 0)
     except (ValueError, LookupError, TypeError):
         return TORN, 0

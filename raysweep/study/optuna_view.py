@@ -29,10 +29,10 @@ _STATES = {"COMPLETE": OptunaState.COMPLETE, "PRUNED": OptunaState.PRUNED, "FAIL
 
 
 class View:
-    """A study of ours in one of Optuna's storages. A trial is RUNNING there from its proposal to its end.
+    """A copy of a study in one of Optuna's storages. A trial is RUNNING there from its proposal to its end.
 
     Args:
-        tree: the domains that Optuna's study has.
+        tree: the tree whose domains Optuna's study has.
         ordered: whether a choice of numbers becomes their positions in ascending order, so that a sampler knows which
             numbers are close to each other.
     """
@@ -103,7 +103,7 @@ class View:
         return distribution(domain, self._ordered)
 
     def suggested(self, asked: optuna.Trial) -> Point:
-        """The point that Optuna suggests in answer to `ask`."""
+        """The point that Optuna suggests for a trial that its `ask` returned."""
         point: Point = {}
 
         def choose(path: str, domain: Domain) -> Any:

@@ -17,10 +17,11 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
     """
     signs = [1 if direction == "falls" else -1 for direction in directions]
     costs = [tuple(sign * value for sign, value in zip(signs, point, strict=True)) for point in points]
-    known = sorted({cost for cost in costs if not any(map(math.isnan, cost))})  # a dominating point comes first
+    # Sorted, so that a point comes after all points that dominate it.
+    known = sorted({cost for cost in costs if not any(map(math.isnan, cost))})
     members: list[tuple[float, ...]] = []
     for cost in known:
-        # With two numbers, the last member has the smallest second one so far: it dominates whatever any member does.
+        # With two numbers, the last member has the smallest second number so far: if any member dominates, it does.
         rivals = members[-1:] if len(signs) == 2 else members
         if not any(dominates(member, cost) for member in rivals):
             members.append(cost)
@@ -29,5 +30,5 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether the first costs are nowhere above the second, and somewhere below."""
+    """Whether no cost of the first is above that of the second, and at least one is below."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)

@@ -33,7 +33,7 @@ class Proposals:
     def next(self) -> TrialState | None:
         """The next trial to train, or None when there is none to propose.
 
-        Rows that cannot be run here and repeats of earlier configurations are recorded on the way, without training.
+        Rows that cannot be run here, and repeats of earlier configurations, are recorded in the study without training.
         """
         while self._rows:
             if self.study.enough:
@@ -68,7 +68,8 @@ class Proposals:
         return domains.size(self._tree) + refused
 
     def _is_new(self, point: Point) -> bool:
-        """Whether a point was not proposed yet and can be run here: its options can, but perhaps not all together."""
+        """Whether a point was not proposed yet and can be run here. Each option can, but perhaps not their
+        combination."""
         trial, full = self.space.trial(point)
         return self.study.trial_at(full) is None and runs.unavailable(trial) is None
 
@@ -85,7 +86,7 @@ class Proposals:
 
 
 def _runnable(space: Space, node: Any, path: str = "") -> Any:
-    """The tree without the options that cannot be run here even with everything else at its default."""
+    """The tree without the options that cannot be run here when everything else has its default."""
     if isinstance(node, dict):
         return {key: _runnable(space, value, f"{path}.{key}" if path else key) for key, value in node.items()}
     if not isinstance(node, Domain) or node.kind != "choice":
@@ -98,6 +99,6 @@ def _runnable(space: Space, node: Any, path: str = "") -> Any:
 def _can_run(space: Space, path: str, option: Any) -> bool:
     try:
         trial, _ = space.trial({path: option})
-    except (WrongDomain, ValidationError):  # legal only together with other options than the defaults
+    except (WrongDomain, ValidationError):  # the option is legal only with values other than the defaults
         return True
     return runs.unavailable(trial) is None

@@ -1,9 +1,9 @@
-"""Which checkpoints of a store are worth their bytes, and what it would cost to make the others again.
+"""Which checkpoints of a store to keep, and what it would cost to train the others again.
 
-Kept in any case: checkpoints that unfinished trials go on from or learn from, the best of each study with their
-teachers, and young ones. Kept while there is room: the last checkpoints of ended trials, so that those can be resumed
-or given a longer budget; their teachers; and checkpoints that no study in the store mentions. All others lie on the way
-to those and are freed.
+Always kept: checkpoints that unfinished trials start from or learn from; those of each study's best trials and of their
+teachers; and young ones. Kept while the budget allows: the last checkpoints of ended trials, so that these trials can
+be continued with a longer budget; their teachers; and checkpoints that no study in the store mentions. All others are
+intermediate checkpoints of these runs and are freed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import Run
 
-YOUNG_S = 3600.0  # a driver at work may be about to build on a younger checkpoint
+YOUNG_S = 3600.0  # a running driver may be about to use a checkpoint younger than this
 GIB = 2**30
 
 NEEDED = (
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def again_s(self) -> float:
-        """Device-seconds to make it again from the checkpoint before it: as many as it took."""
+        """Device-seconds to train it again from the previous checkpoint: as many as the first time."""
         return self.checkpoint.manifest.training.device_seconds
 
 
@@ -56,7 +56,8 @@ class Survey:
     """The checkpoints of a store: those that are kept, those to be freed, and files that belong to none.
 
     Attributes:
-        remains: bytes, by path, of files that nothing refers to: of torn commits, damaged checkpoints, old shards.
+        remains: sizes in bytes, by path, of files that nothing refers to: torn commits, damaged checkpoints, old
+            shards.
     """
 
     kept: list[Verdict] = field(default_factory=list)
@@ -84,12 +85,13 @@ class Survey:
 
 
 def survey(store: Store, keep_best: int = 3, budget_gib: float = math.inf, young_s: float = YOUNG_S) -> Survey:
-    """Look at all checkpoints of `store` and decide which ones would go. Nothing is deleted.
+    """Decide which checkpoints of `store` would be freed. Nothing is deleted.
 
     Args:
         keep_best: how many of each study's complete trials count as its best.
-        budget_gib: beyond it, checkpoints that are kept while there is room go too, the cheapest to make again first.
-        young_s: younger checkpoints stay.
+        budget_gib: beyond this size, checkpoints that are kept only while the budget allows are freed too, those that
+            are cheapest to train again first.
+        young_s: checkpoints younger than this are kept.
 
     Raises:
         LookupError: a study uses data that this machine lacks, so that the keys of its checkpoints are unknown.
@@ -127,7 +129,7 @@ def survey(store: Store, keep_best: int = 3, budget_gib: float = math.inf, young
 
 
 def carry_out(store: Store, result: Survey) -> None:
-    """Delete what a survey says."""
+    """Delete what a survey has found to be freed."""
     for verdict in result.freed:
         store.free(verdict.checkpoint)
     for path in result.remains:
@@ -144,13 +146,13 @@ def _reasons(store: Store, checkpoints: dict[str, StoredCheckpoint], keep_best: 
         if key not in reasons or order.index(reason) < order.index(reasons[key]):
             reasons[key] = reason
 
-    def note_way(run: Run, last: float, reason: str, also: Sequence[int] = ()) -> None:
-        """Of the checkpoints of `run` up to step `last`: `reason` for the last of them and for those at the steps
-        `also`."""
-        way = _committed(run, [step for step in steps if step <= last], checkpoints)
-        for key in way[:-1]:
+    def note_run(run: Run, last: float, reason: str, also: Sequence[int] = ()) -> None:
+        """Note `reason` for the last of `run`'s checkpoints up to step `last`, and for those at the steps `also`. The
+        others are noted as passed."""
+        passed = _committed(run, [step for step in steps if step <= last], checkpoints)
+        for key in passed[:-1]:
             note(key, reason if checkpoints[key].step in also else PASSED)
-        for key in way[-1:]:
+        for key in passed[-1:]:
             note(key, reason)
 
     for name in studies(store.files):
@@ -162,9 +164,9 @@ def _reasons(store: Store, checkpoints: dict[str, StoredCheckpoint], keep_best: 
                 continue
             run = study.run(trial)
             own, teaches = _why(trial, best)
-            note_way(run, trial.step if trial.ended else math.inf, own, _open_rungs(study, trial))
+            note_run(run, trial.step if trial.ended else math.inf, own, _open_rungs(study, trial))
             for teacher in runs.teachers(run):
-                note_way(teacher.run, teacher.step, teaches)
+                note_run(teacher.run, teacher.step, teaches)
     return reasons
 
 
@@ -197,6 +199,6 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
 
 
 def listed(result: Survey) -> Iterator[tuple[Verdict, bool]]:
-    """All checkpoints by step, each with whether it stays."""
-    both = [(verdict, True) for verdict in result.kept] + [(verdict, False) for verdict in result.freed]
-    yield from sorted(both, key=lambda item: (item[0].checkpoint.step, item[0].checkpoint.key))
+    """All checkpoints by step, each with whether it is kept."""
+    verdicts = [(verdict, True) for verdict in result.kept] + [(verdict, False) for verdict in result.freed]
+    yield from sorted(verdicts, key=lambda item: (item[0].checkpoint.step, item[0].checkpoint.key))

@@ -1,6 +1,6 @@
 """The values that trials had at each rung, and what a scheduler decides from them.
 
-Pure rules: a journal can replay them and a simulator can drive them.
+These are pure rules: they need no store and no clock, so a journal can replay them and a simulator can use them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Recheck:
-    """A trial at a rung that ranks below its rival, but not clearly: both are probed again, with more samples.
+    """A second comparison at a rung, with more samples, of a trial that ranks below its rival but is not clearly worse.
 
     Attributes:
         rival: the other trial's number.
-        samples: of the new probes.
-        difference: between the first two probes, with its standard `error`.
+        samples: how many samples the new probes draw.
+        difference: between the first two probes; `error` is its standard error.
     """
 
     step: int
@@ -49,12 +49,12 @@ class Decision:
     """What was decided about a trial at a rung, and on what evidence. Lower values are better.
 
     Attributes:
-        cutoff: the worst value that goes on.
+        cutoff: the worst value with which a trial goes on.
         peers: how many trials have reached this rung, this one included.
         keep: how many of them go on.
         rival: the trial whose value is the cutoff.
-        difference: where noise counts, by how much the trial is worse than its rival, with its standard `error`, from
-            probes of `samples` samples.
+        difference: with `noise: paired`, by how much the trial is worse than its rival in probes of `samples` samples;
+            `error` is its standard error.
     """
 
     step: int
@@ -70,7 +70,7 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """One line for people."""
+        """The decision in one line, for the user."""
         verdict = "goes on" if self.go_on else "stopped"
         rule = f"best {self.keep} of {self.peers} go on, cutoff {self.cutoff:.4g}"
         by_rank = f"{verdict} at step {self.step}: {self.value:.4g}, {rule}"
@@ -104,7 +104,7 @@ class Rungs:
         return steps[min(self._bracket(trial), len(steps) - 1) :]
 
     def record(self, step: int, trial: int, value: float) -> None:
-        """Add a value without deciding, such as one from a journal."""
+        """Add a value without a decision, such as one from a journal."""
         rung = (self._bracket(trial), step)
         values, ranked = self._values[rung], self._ranked[rung]
         if trial in values:
@@ -132,15 +132,15 @@ class Rungs:
         heappush(self._waiting[step], (value, trial))
 
     def leave(self, step: int, trial: int) -> None:
-        """A trial no longer waits at a rung: it goes on or has ended."""
+        """Remove a trial from those that wait at a rung, because it goes on or has ended."""
         self._waiting[step].remove((self._values[self._bracket(trial), step][trial], trial))
         heapify(self._waiting[step])
 
     def promising(self, last: bool = False) -> tuple[int, Decision] | None:
-        """The next waiting trial to go on, from the deepest rung that has one, with the decision; None for now.
+        """The next waiting trial that may go on, from the deepest such rung, with the decision; None if there is none.
 
         Args:
-            last: no other trial will come, so that the best one goes on among however few.
+            last: no other trial will come, so the best one goes on however few there are.
         """
         for step in sorted(self._waiting, reverse=True):
             if not self._waiting[step]:

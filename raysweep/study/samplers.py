@@ -1,10 +1,10 @@
 """The samplers that propose configurations beyond the enqueued rows: Optuna's, and a grid.
 
-Optuna's samplers learn from a study in memory that follows from the journal alone. Each question gets a sampler of its
-own, seeded by the numbers of the trial and of the attempt, so that a restarted study proposes what an undisturbed one
-would have. TPE, GP and the random sampler depend on the trials only. CMA-ES and QMC also depend on the questions that
-they were asked, so these are asked again at the start, in the order of the journal; the next trial in the journal shows
-which answer was accepted.
+Optuna's samplers learn from a study in memory that is built from the journal only. Each call of `ask` gets a new
+sampler, seeded by the numbers of the trial and of the attempt, so that a restarted study proposes what an uninterrupted
+one would have. TPE, GP and the random sampler depend only on the trials. CMA-ES and QMC also depend on the earlier
+calls of `ask`, so these are repeated at the start, in the order of the journal; the next trial in the journal shows
+which point was accepted.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from raysweep.study.optuna_view import View
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
 
-TRIES = 20  # useless proposals of a sampler in a row, after which points are drawn at random
-RANDOM_TRIES = 2000  # useless random points in a row, after which the space counts as exhausted
-CANDIDATES = 24  # TPE proposes the best of so many; Optuna's own number
-MOST = 500  # trials that TPE learns from, drawn at random from more: its time grows with their square
-GOOD = 25  # the best trials, always among those: TPE compares them with the others; Optuna's own number
-REMEMBER = ("cmaes", "qmc")  # samplers whose answers depend on earlier questions
-ORDERED = ("cmaes", "gp")  # samplers that make use of the order among the numbers of a choice
+TRIES = 20  # after this many unusable proposals of a sampler in a row, points are drawn at random
+RANDOM_TRIES = 2000  # after this many unusable random points in a row, the space counts as exhausted
+CANDIDATES = 24  # TPE proposes the best of this many; Optuna's default
+MOST = 500  # most ended trials that TPE learns from, drawn at random: its time grows with their square
+GOOD = 25  # the best trials, from which TPE always learns and which it compares with the others; Optuna's default
+REMEMBER = ("cmaes", "qmc")  # samplers whose points depend on earlier calls of `ask`
+ORDERED = ("cmaes", "gp")  # samplers that use the order of the numbers in a choice
 
 IsUseful = Callable[[Point], bool]
 Suggest = Callable[[IsUseful], Point | None]
@@ -67,7 +67,7 @@ class _OptunaSampler:
         bounded = self._search.sampler == "tpe" and self._search.second_objective is None
         storage = Recall() if bounded else InMemoryStorage()
         self._view = View(study, tree, storage, ordered=self._search.sampler in ORDERED)
-        self._question: optuna.Trial | None = None  # accepted, but not a trial of ours yet
+        self._accepted: optuna.Trial | None = None  # its point was accepted, but the study has no trial for it yet
         self._replay()
         study.watchers.append(self._update)
 
@@ -80,8 +80,8 @@ class _OptunaSampler:
         return next(filter(is_useful, points), None)
 
     def _ask(self, number: int, is_useful: IsUseful) -> Point | None:
-        """The sampler's first useful point. Its rejected points count as trials under way meanwhile, so that it tries
-        others."""
+        """The sampler's first useful point. Rejected points count as trials under way meanwhile, so that the sampler
+        proposes others."""
         rejected: list[optuna.Trial] = []
         accepted = None
         for attempt in range(TRIES):
@@ -89,12 +89,12 @@ class _OptunaSampler:
             asked = self._view.optuna.ask()
             point = self._view.suggested(asked)
             if is_useful(point):
-                accepted, self._question = point, asked
+                accepted, self._accepted = point, asked
                 break
             rejected.append(asked)
-        if self._question and self._search.sampler not in REMEMBER:
-            rejected.append(self._question)  # the trial is added from the journal instead, as at a restart
-            self._question = None
+        if self._accepted and self._search.sampler not in REMEMBER:
+            rejected.append(self._accepted)  # the trial is added from the journal instead, as after a restart
+            self._accepted = None
         for asked in rejected:
             self._view.optuna.tell(asked.number, state=OptunaState.FAIL)
         return accepted
@@ -105,7 +105,7 @@ class _OptunaSampler:
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed, startup = self._seed(number, attempt), self._search.startup_trials
         random_sampler = RandomSampler(seed=seed)
-        candidates = max(1, CANDIDATES >> attempt)  # the best of many repeats itself: choose among fewer
+        candidates = max(1, CANDIDATES >> attempt)  # fewer after each attempt, because the best of many repeats itself
         open_domains = domains.unconditional_domains(self._tree)
         open_space = {path: self._view.distribution(domain) for path, domain in open_domains.items()}
         with warnings.catch_warnings():
@@ -144,7 +144,7 @@ class _OptunaSampler:
             self._begin(trial)
 
     def _ask_again(self, trial: TrialState) -> None:
-        """Ask the question that led to a trial."""
+        """Repeat the call of `ask` that led to a trial."""
         if self._search.sampler in REMEMBER:
             wanted = point_key(trial.point)
             self._ask(trial.number, lambda point: point_key(point) == wanted)
@@ -158,11 +158,12 @@ class _OptunaSampler:
     def _begin(self, trial: TrialState) -> None:
         if trial.state == "UNAVAILABLE" or trial.repeats is not None:
             return
-        if self._question:
-            self._view.numbers[trial.number] = self._question.number
-            self._question = None
+        if self._accepted:
+            self._view.numbers[trial.number] = self._accepted.number
+            self._accepted = None
             return
-        with contextlib.suppress(WrongDomain):  # another machine could run it; it cannot be sampled here
+        # A trial that another machine proposed may have options that this machine cannot run and so does not sample.
+        with contextlib.suppress(WrongDomain):
             self._view.begin(trial)
 
     def _end(self, trial: TrialState, state: State) -> None:
@@ -220,7 +221,8 @@ def _rank(trial: FrozenTrial) -> tuple[float, ...]:
 
 
 class _CmaEs(CmaEsSampler):
-    """CMA-ES over the numbers that every configuration has. Optuna would take those of all trials so far."""
+    """CMA-ES over the numeric domains that every configuration has. Optuna would use those that all trials so far
+    have."""
 
     def __init__(self, space: dict[str, BaseDistribution], seed: int, startup: int, chance: BaseSampler):
         super().__init__(seed=seed, n_startup_trials=startup, independent_sampler=chance, consider_pruned_trials=True)
@@ -238,7 +240,7 @@ class _CmaEs(CmaEsSampler):
 
 
 class _Qmc(QMCSampler):
-    """A scrambled Sobol sequence over all domains that every configuration has, from the first question on."""
+    """A scrambled Sobol sequence over all domains that every configuration has, from the first trial on."""
 
     def __init__(self, space: dict[str, BaseDistribution], seed: int, chance: BaseSampler):
         super().__init__(seed=seed, scramble=True, independent_sampler=chance)

@@ -1,6 +1,6 @@
-"""The state of a study: its trials, what was measured, and what was decided and why.
+"""The state of a study: its trials, their metrics, and the decisions with their reasons.
 
-It is read from the journal and changed only through it.
+The state is read from the journal. Every change is written to the journal first.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class StudyState:
 
     Args:
         writer: the right to write the journal; needed when other drivers use the same store.
-        extends: the studies whose trials this one goes on with, where the study is new.
+        extends: for a new study, the names of the studies whose trials it continues.
 
     Attributes:
         trials: all trials, by number.
         distinct: the trials that do not repeat earlier ones.
         best: the complete trial with the lowest metric, the earliest of equal ones.
         watchers: functions that are called with each trial that has changed.
-        now: the time of the last event, in steps of trials (`raysweep.study.ordering`).
-        drivers: the environments of the drivers that worked on the study; equal ones in a row count once.
-        extends: as the argument, from the journal.
-        opened_at: in seconds since 1970; 0 in journals of earlier versions.
+        now: the time of the last event, in the study's own time (`raysweep.study.ordering`).
+        drivers: the environments of the drivers that worked on the study; equal successive ones are listed once.
+        extends: the argument `extends` with which the study was created.
+        opened_at: when the study was created, in seconds since 1970; 0 in journals of earlier versions.
     """
 
     def __init__(self, space: Space, store: Store, writer: JournalWriter | None = None, extends: Sequence[str] = ()):
@@ -103,7 +103,7 @@ class StudyState:
         return self.space.search.mode == "explore"
 
     def name(self, trial: TrialState) -> str:
-        """A trial's name among several studies."""
+        """A trial's name, which is unique among the studies of a sweep."""
         return f"{self.space.study}/{trial.number}"
 
     def configuration(self, trial: TrialState) -> Configuration:
@@ -152,7 +152,7 @@ class StudyState:
 
     @property
     def enough(self) -> bool:
-        """Whether an exploration has as many configurations as it asked for. Never, for a reproduction."""
+        """Whether an exploration has as many configurations as `search.trials`. Always False for a reproduction."""
         return self.explores and len(self.distinct) >= self.space.search.trials
 
     @property
@@ -165,7 +165,7 @@ class StudyState:
     # --- changes
 
     def record_driver(self, environment: Mapping[str, Any]) -> None:
-        """A driver has started, in this environment."""
+        """Record that a driver has started in this environment."""
         if self.drivers[-1:] != [environment]:
             self._write("driven", environment=dict(environment))
             self.drivers.append(dict(environment))
@@ -183,14 +183,15 @@ class StudyState:
         )
 
     def refuse(self, point: Point, row: int, reason: str) -> TrialState:
-        """Add a trial for a row that cannot be run here; it has ended at once."""
+        """Add a trial for a row that cannot be run here. The trial ends at once."""
         facts = {"point": point, "row": row, "state": "UNAVAILABLE", "reason": reason}
         return self._record("proposed", trial=len(self.trials), **facts)
 
     def probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
-        """Record the metrics of a trial's probe at `step`, and decide what becomes of the trial.
+        """Record the metrics of a trial's probe at `step`, and decide whether the trial continues.
 
-        Any journal entry may be the last before a crash. Called again with the same probe, this adds what is missing.
+        Any journal entry may be the last before a crash. If called again with the same probe, this adds the missing
+        entries.
         """
         trial = self.trials[number]
         if trial.ended:
@@ -205,7 +206,7 @@ class StudyState:
         return self._decide(trial, step) if self.explores else trial
 
     def rechecked(self, number: int) -> TrialState:
-        """Decide what becomes of a trial whose recheck is done: it and its rival were probed with more samples."""
+        """Decide whether a trial continues after its recheck: it and its rival have been probed with more samples."""
         trial = self.trials[number]
         return trial if trial.ended else self._decide(trial, trial.step)
 
@@ -215,7 +216,7 @@ class StudyState:
         return retry_storage(lambda: difference(self.store, mine, theirs, self.probe(trial, recheck)), self._notify)
 
     def promote(self, last: bool = False) -> TrialState | None:
-        """Let the most promising of the waiting trials go on, and return it; None where none may go on for now.
+        """Let the best of the waiting trials go on, and return it; None if none may go on for now.
 
         Args:
             last: no other trial is under way or will be.
@@ -227,7 +228,7 @@ class StudyState:
         return self._record("promoted", trial=number, at=self.now - decision.step, **vars(decision))
 
     def prune_waiting(self) -> None:
-        """End the trials that wait at a rung, since no other trial will come that could make them promising."""
+        """End the trials that wait at a rung. No other trial will come, so they would never be among the best there."""
         for trial in [trial for trial in self.trials if trial.waits]:
             self.end(trial.number, "PRUNED", f"waited at step {trial.step}, and was never among the best there")
 
@@ -237,12 +238,13 @@ class StudyState:
         return self.end(number, "FAILED", reason, now=trial.at + self.next_rung(trial), again=again)
 
     def retry(self) -> list[TrialState]:
-        """Restart the trials that failed under an earlier driver through no known fault of their own; returns them."""
+        """Restart the trials that failed under an earlier driver, perhaps for a reason outside the trial; returns
+        them."""
         failed = [trial for trial in self.distinct if trial.state == "FAILED" and trial.again]
         return [self._record("retried", trial=trial.number) for trial in failed]
 
     def end(self, number: int, state: State, reason: str, **facts: Any) -> TrialState:
-        """End a trial, and with it the trials that repeat it."""
+        """End a trial and the trials that repeat it."""
         trial = self._record("ended", trial=number, state=state, reason=reason, **facts)
         for repeat in [self.trials[other] for other in self._repeats.get(number, [])]:
             if not repeat.ended:
@@ -252,7 +254,7 @@ class StudyState:
     # --- inside
 
     def _decide(self, trial: TrialState, step: int) -> TrialState:
-        """Decide what becomes of a trial at a rung."""
+        """Decide whether a trial goes on from a rung, waits there, or is probed again."""
         number, value = trial.number, trial.probes[step][self.metric]
         if isinstance(self.space.search.scheduler, Promotion):
             return trial if trial.waits else self._record("waits", trial=number, step=step)
@@ -265,8 +267,8 @@ class StudyState:
         return trial
 
     def _decide_or_recheck(self, trial: TrialState, ranked: Decision) -> Decision | Recheck:
-        """The decision by rank, unless it is to stop a trial whose probe does not show clearly that it is worse than
-        its rival: then a recheck, and after that the decision by the recheck's probes."""
+        """The decision by rank. Exception, with `noise: paired`: if the trial would be stopped but is not clearly worse
+        than its rival, a recheck; and after the recheck, the decision by its probes."""
         rule, recheck = self.space.search.scheduler, trial.rechecks.get(ranked.step)
         if ranked.go_on or ranked.rival is None or not isinstance(rule, STOPPING) or rule.noise == "ignore":
             return ranked
@@ -289,7 +291,7 @@ class StudyState:
         return trial
 
     def _apply(self, entry: Entry) -> TrialState:
-        """Change the state as a journal entry says; returns the trial that it is about."""
+        """Apply a journal entry to the state; returns the entry's trial."""
         kind, when = entry["kind"], entry.get("time", 0.0)
         facts = {name: value for name, value in entry.items() if name not in ("kind", "trial", "time")}
         if kind == "proposed":

@@ -1,4 +1,4 @@
-"""The state of a study as plain values. `--json` prints them; tables, pictures and pages are made of them."""
+"""The state of a study as plain values, for `--json`, tables, pictures and pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrialSummary:
     """One trial: its configuration, how far it came, what was decided about it and why, and what it cost.
 
     Attributes:
-        number: its place in the order of proposal, from 0.
+        number: its position in the order of proposal, from 0.
         params: the values of the searched parameters, by path.
         reason: why it ended, in one line; empty while it runs.
         step: the optimizer step of its last probe, 0 before the first one.
@@ -44,7 +44,7 @@ class TrialSummary:
         reference: the paper's values for that row, by metric.
         history_key: the key of its checkpoint at `step`; None if it cannot be run.
         teacher_key: the key of the checkpoint that teaches it; None if none does.
-        teacher_steps: the optimizer steps behind that checkpoint, those of the teacher's teachers included.
+        teacher_steps: the optimizer steps of all its teachers, including the teachers of teachers.
         cost: device-seconds.
     """
 
@@ -95,7 +95,7 @@ class Front:
     """The deciding metric against a second quantity.
 
     Attributes:
-        members: the trials that no other trial beats in both, by number.
+        members: the numbers of the trials that no other trial dominates.
         values: the second quantity of every measured trial, by the trial's number.
     """
 
@@ -117,7 +117,7 @@ class StepCount:
 
     @property
     def reused(self) -> int:
-        """Those that did not have to be computed."""
+        """The steps that did not have to be computed."""
         return self.without_sharing - (self.computed or 0)
 
     def as_dict(self) -> dict[str, int]:
@@ -129,11 +129,11 @@ class StepCount:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """All that a journal and a store say about a study.
+    """A study's trials, results and costs, from its journal and the store.
 
     Attributes:
         study: its name.
-        metric: the deciding one; lower is better.
+        metric: the name of the deciding metric; lower is better.
         best: the complete trial with the lowest metric.
         not_clearly_worse: the other complete trials whose probes do not show, at `LEVEL`, that they are worse.
         pareto: the metric against "steps" (the trial's and its teachers', fewer is better), and against the inception
@@ -268,7 +268,7 @@ def reference_metrics(study: StudyState) -> list[str]:
     return list(dict.fromkeys(name for row in study.space.rows for name in row.reference_values(samples)))
 
 
-# --- words
+# --- text
 
 
 def short_path(path: str) -> str:
@@ -277,7 +277,7 @@ def short_path(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value for people: `[8, 6]` is `8 → 6`."""
+    """A parameter's value as text: `[8, 6]` is `8 → 6`."""
     if isinstance(value, list) and len(value) == 2:
         return f"{value[0]} → {value[1]}"
     if isinstance(value, Mapping) and "kind" in value:

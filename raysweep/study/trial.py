@@ -1,4 +1,4 @@
-"""A trial of a study: the state that its journal entries add up to."""
+"""A trial of a study: its state, to which journal entries are applied."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
 
 @dataclass
 class TrialState:
-    """One proposed configuration and what became of it. Steps are optimizer steps.
+    """One proposed configuration, its metrics and its end. Steps are optimizer steps.
 
     Attributes:
         row: the enqueued row that it comes from, counted from 0.
         at: when it began, in the study's own time (`raysweep.study.ordering`). Waiting at a rung moves it forward.
-        again: it failed, and another driver tries it again, since the cause may have been outside the trial.
-        repeats: an earlier trial of the same configuration, whose results it takes.
+        again: whether it failed and the next driver tries it again, because the cause may lie outside the trial.
+        repeats: the number of an earlier trial of the same configuration, whose results it takes; None if there is
+            none.
         probes: metrics by step.
-        waits: it waits at a rung until it is promoted.
+        waits: whether it waits at a rung to be promoted.
         proposed_at, probed_at, ended_at: in seconds since 1970, by the clock of the driver's host; 0 in journals of
             earlier versions.
-        driver: which of the study's drivers proposed it.
+        driver: the index, in the study's drivers, of the one that proposed it.
     """
 
     number: int
@@ -47,7 +48,7 @@ class TrialState:
 
     @property
     def ended(self) -> bool:
-        """Whether it is in its last state."""
+        """Whether it has ended, in any state."""
         return self.state != "RUNNING"
 
     @property
@@ -57,15 +58,15 @@ class TrialState:
 
     @property
     def recheck(self) -> Recheck | None:
-        """The recheck that must be done before the trial can be decided."""
+        """The recheck that must be done before the scheduler can decide about the trial; None if there is none."""
         return next((recheck for step, recheck in self.rechecks.items() if step not in self.decisions), None)
 
     def last(self, metric: str) -> float | None:
-        """The metric at the last probe."""
+        """The metric at the last probe; None if there is none."""
         return self.probes[self.step].get(metric) if self.probes else None
 
     def apply(self, kind: str, facts: Mapping[str, Any], when: float = 0.0) -> None:
-        """Change the state as a journal entry says, which was written at time `when`."""
+        """Apply a journal entry that was written at time `when`, in seconds since 1970."""
         if kind == "probed":
             self.probes[facts["step"]], self.probed_at[facts["step"]] = facts["metrics"], when
         elif kind == "doubted":

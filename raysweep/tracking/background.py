@@ -20,14 +20,14 @@ POLL_S = 60.0  # between looks for new checkpoints of running trials
 
 
 class BackgroundMirror:
-    """Mirrors a study from now on, with everything that it already contains.
+    """Mirrors a study in MLflow: what it already contains, and every later change.
 
     Args:
         uri: MLflow's tracking URI.
         notify: receives a message when MLflow stops answering, and one when it answers again and is up to date.
 
     Raises:
-        UserError: there is no MLflow at `uri`, and the study is new: the address is wrong.
+        UserError: there is no MLflow at `uri`, and the study is new, so the address is probably wrong.
     """
 
     def __init__(self, study: StudyState, uri: str, notify: Notify):
@@ -50,8 +50,8 @@ class BackgroundMirror:
         self._thread.start()
 
     def finish(self, files: list[Path], best: TrialState | None, timeout_s: float = 60.0) -> bool:
-        """Log what is left, with the files of the report. Returns whether that was done in time; if not, the next
-        command logs the rest."""
+        """Log what is left, with the files of the report. Returns whether everything was logged within `timeout_s`
+        seconds; if not, the next command logs the rest."""
         self._results = (files, best)
         self._finishing = True
         self._wake.set()
@@ -102,13 +102,13 @@ class BackgroundMirror:
             self._results = None
         if self._unreachable:
             self._unreachable = False
-            self._notify("MLflow answers again; what it had missed is logged")
+            self._notify("MLflow answers again; everything is logged")
 
     def _note_failure(self, error: Exception) -> None:
         if not self._unreachable:
             self._unreachable = True
             reason = public(str(error).splitlines()[0] if str(error) else repr(error))
-            self._notify(f"MLflow does not answer, what it misses is logged later: {reason}")
+            self._notify(f"MLflow does not answer; the missing data will be logged later: {reason}")
 
 
 def _copy(trial: TrialState) -> TrialState:

@@ -1,4 +1,4 @@
-"""What MLflow gets of a study: its sweep, its trials and their teachers."""
+"""Logs a study to MLflow: its sweep, its trials and their teachers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trainables.config import ProbeSpec, TeacherRef
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}
 _NOTE = 5000  # characters of a description, below MLflow's limit
 _NAME = 80  # characters of a run's name
-# Tags of a run that note how far it is logged.
+# Tags of a run that record how far it is logged.
 _CURVE, _PROBED = "raysweep.curve_step", "raysweep.probed_step"
 _DESCRIBED, _TAUGHT = "raysweep.described", "raysweep.taught"
 
@@ -156,7 +156,7 @@ class Mirror:
         store, known = self.study.store, self._runs.tags(run_id)
         curve_step, probed_step = int(known.get(_CURVE, 0)), int(known.get(_PROBED, 0))
         reached = trial.step
-        # Another trial may have trained this run further, but what lies beyond the next rung is not this trial's.
+        # Another trial may have trained this run further, but steps beyond the next rung do not belong to this trial.
         if trial.state in ("RUNNING", "FAILED") and (latest := store.deepest(run, self.study.next_rung(trial))):
             reached = max(reached, latest.step)
         tags: dict[str, str] = {}
@@ -175,8 +175,8 @@ class Mirror:
         self._runs.log(run_id, curves.training(store, run, reached, curve_step), tags, probed=probed)
 
     def _log_samples(self, run_id: str, run: config.Run, step: int, probe: ProbeSpec, when: float) -> None:
-        """Log a probe's picture of samples, unless an earlier client, which may have been killed just after that, has
-        logged it: MLflow would show it twice."""
+        """Log a probe's picture of samples, unless it is there already. MLflow would show it twice, e.g. after an
+        earlier client was killed between logging the picture and the tags."""
         if run_id in self._runs.existing:
             images = self._client.list_artifacts(run_id, "images")
             if any(file.path.startswith(f"images/samples+step+{step}+") for file in images):
@@ -220,8 +220,9 @@ class Mirror:
         self._runs.log(run_id, tags=tags, params=params)
 
     def _attribute(self, number: int) -> None:
-        """Decide for the checkpoints of all trials up to this one which MLflow run they come from: the first trial, by
-        number, that passes through the checkpoint or is taught by it. So the answer does not depend on timing."""
+        """Decide which MLflow run each checkpoint of the trials up to this one is attributed to. The first trial, by
+        number, whose run contains the checkpoint or is taught by it decides, so that the result does not depend on
+        timing."""
         for trial in self.study.trials[self._attributed : number + 1]:
             if trial.state == "UNAVAILABLE" or trial.repeats is not None:
                 continue
@@ -238,7 +239,7 @@ class Mirror:
         self._attributed = max(self._attributed, number + 1)
 
     def _model(self, run_id: str, run: config.Run, step: int) -> str:
-        """The id of the LoggedModel of a checkpoint that a run passed through."""
+        """The id of the LoggedModel of a run's checkpoint at `step`."""
         source = self._sources[history.key(run, step)]
         if isinstance(source, TeacherRef):
             name, source_id = f"teacher-{_kind(source)}", self._teacher(source)
@@ -262,9 +263,9 @@ def default_uri(store: Store) -> str:
     """The tracking URI of a store's own MLflow, a SQLite file.
 
     Raises:
-        UserError: the store is not a folder.
+        UserError: the store is not a local folder.
     """
     folder = store.files.local()
     if folder is None:
-        raise UserError("--tracking-uri: say which MLflow; only a storage that is a folder has one of its own")
+        raise UserError("--tracking-uri: give MLflow's address; only a storage that is a local folder has a default")
     return f"sqlite:///{folder / 'mlflow.db'}"

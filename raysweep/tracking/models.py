@@ -42,10 +42,10 @@ class Models:
         self._ids = self._find_existing()  # by history key
 
     def log_checkpoint(self, run_id: str, name: str, run: config.Run, step: int, source: str) -> str:
-        """The id of the model of a checkpoint, which becomes an output of the run `run_id`.
+        """Log a checkpoint as an output of the run `run_id`; returns the id of its model.
 
         Args:
-            name: for people.
+            name: the model's name in MLflow.
             source: the id of the run that the checkpoint is attributed to, one of those that share it.
         """
         key = history.key(run, step)
@@ -64,14 +64,14 @@ class Models:
         return model
 
     def log_teacher(self, run_id: str, teacher: config.TeacherRef) -> None:
-        """The checkpoint that teaches a run, whose model must exist, becomes an input of the run."""
+        """Log the checkpoint that teaches a run as an input of the run. The checkpoint's model must exist."""
         model = self._ids[history.key(teacher.run, teacher.step)]
         inputs = self._client.get_run(run_id).inputs
         if model not in [known.model_id for known in inputs.model_inputs]:
             self._client.log_inputs(run_id, models=[LoggedModelInput(model)])
 
     def log_dataset(self, run_id: str, run: config.Run) -> None:
-        """The data set that a run is trained on becomes an input of the run."""
+        """Log the data set that a run is trained on as an input of the run."""
         data, identity = catalog.find(run.data), catalog.identity(run.data)
         profile = {"images": data.num_images, "classes": data.num_classes, "latent": data.latent_shape}
         dataset = Dataset(

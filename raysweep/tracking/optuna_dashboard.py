@@ -16,11 +16,11 @@ from raysweep.study.trial import TrialState
 
 
 class Dashboard:
-    """Keeps a study in a database of Optuna: matched with the journal at the start, updated from then on.
+    """Keeps a copy of a study in a database of Optuna: matched with the journal at the start, then updated.
 
     Args:
         storage: the database, e.g. `sqlite:///…`; None keeps it in memory.
-        notify: receives a message when the database has to be waited for.
+        notify: receives a message when the sweep has to wait for the database.
     """
 
     def __init__(self, study: StudyState, storage: str | None, notify: Notify = lambda message: None):

@@ -70,7 +70,7 @@ class Runs:
         self._tags[run_id] |= tags
 
     def end(self, run_id: str, status: str, when: float) -> None:
-        """End a run with a status of MLflow's, at a time in seconds since 1970."""
+        """End a run with one of MLflow's statuses, at a time in seconds since 1970."""
         self._client.set_terminated(run_id, status, milliseconds(when))
 
     def resume(self, run_id: str, *outdated: str) -> None:
@@ -111,5 +111,6 @@ class Runs:
 
 
 def milliseconds(seconds: float) -> int | None:
-    """A time in MLflow's unit; None for 0, which journals of earlier versions have instead of a time."""
+    """A time in milliseconds, MLflow's unit; None for 0, which stands for a time that an earlier version did not
+    record."""
     return round(seconds * 1000) or None

@@ -38,7 +38,7 @@ def test_samplers_are_timed_at_the_best_batch():
 
 
 @pytest.mark.slow
-def test_checkpoints_are_weighed():
+def test_the_cost_of_checkpoints_is_measured():
     result = run_script("publishing.py", *TINY, "--every-s", "0.2", "--seconds", "0.6", "--repeats", "1")
     assert result.keys() == {"none", "by a thread", "with a stop for each"} and result["none"]["share"] == 0
 

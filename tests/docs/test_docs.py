@@ -191,7 +191,7 @@ def new_names() -> list[str]:
 
 
 @pytest.mark.parametrize("name", new_names())
-def test_every_new_name_is_there(name):
+def test_every_new_name_on_the_page_exists(name):
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         with contextlib.suppress(ModuleNotFoundError):

@@ -48,7 +48,7 @@ def test_the_next_checkpoint_takes_the_place_of_one_between(store, cache):
     assert all(manifest.training.seconds > 0 for manifest in way)
 
 
-def test_it_is_the_checkpoint_of_a_training_that_was_left_alone(tmp_path, store, cache):
+def test_intermediate_checkpoints_do_not_change_the_last_one(tmp_path, store, cache):
     train_and_save(store, cache, (1, 3))
     other = Store(str(tmp_path / "other"))
     train_and_save(other, cache, ())
@@ -67,7 +67,7 @@ class Full(Files):
         return super().copy_in(source, target)
 
 
-def test_what_found_no_room_is_in_the_next_one(tmp_path, cache):
+def test_what_a_failed_commit_measured_is_in_the_next_one(tmp_path, cache):
     store = Store(str(tmp_path / "store"))
     store.files = files = Full(store.uri)
     checkpointer = Checkpointer(store, [RUN], 0, facts)

@@ -76,7 +76,7 @@ def test_what_is_not_set_is_reported_with_its_line_and_nothing_else(name, tmp_pa
         ("idle_timeout_minutes", "idle_timeout_hours", "idle_timeout_hours"),
     ],
 )
-def test_what_is_wrong_is_one_line(old, new, says, tmp_path):
+def test_each_fault_of_a_cluster_file_is_one_line(old, new, says, tmp_path):
     (message,) = faults(filled("cluster.yaml", tmp_path, lambda text: text.replace(old, new)))
     assert says in message and "\n" not in message
 

@@ -52,7 +52,7 @@ def test_a_changed_space_is_refused_with_what_has_changed(load, tmp_path):
 
 
 @pytest.mark.parametrize("override", ["launch.workers=1", "search.trials=30", "launch.grace_s=5"])
-def test_how_it_is_launched_and_how_many_trials_may_change(load, tmp_path, override):
+def test_launch_and_the_number_of_trials_may_change(load, tmp_path, override):
     store = Store(str(tmp_path / "store"))
     StudyState(load(), store)
     refuse_changed(load(None, override), store)

@@ -74,7 +74,7 @@ def test_a_study_is_read(study, storage):
     assert repr(study).startswith("<Study table5-smoke-")
 
 
-def test_its_pictures_are_figures(study):
+def test_a_study_s_pictures_are_figures(study):
     for picture in (study.plots.curves(), study.plots.pareto(), study.plots.samples(), study.plots.against_reference()):
         assert isinstance(picture, Figure)
     assert study.plots.lineage().startswith("<svg")

@@ -21,7 +21,7 @@ def files(storage: str) -> list[str]:
     return [f"studies/study/{name}" for name in Store(storage).files.names("studies/study")]
 
 
-def test_what_is_written_is_read(storage, journal):
+def test_a_journal_is_read_as_it_was_written(storage, journal):
     assert Journal(Store(storage).files, "study").read() == ENTRIES == journal.read()
     assert Journal(Store(storage).files, "another").read() == []
 

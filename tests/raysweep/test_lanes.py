@@ -47,7 +47,7 @@ def test_a_request_is_granted_when_a_node_comes_up_and_not_before(small_cluster)
     time.sleep(1)
     assert not request.granted()
     assert shortage(launch) == (
-        "needs 2 workers with 1 CPU each, placed STRICT_SPREAD; the cluster has 1 CPU on 1 node, others' included"
+        "needs 2 workers with 1 CPU each, placed STRICT_SPREAD; the cluster has 1 CPU, used or free, on 1 node"
     )
     small_cluster.add_node(num_cpus=1)
     until = time.monotonic() + 30

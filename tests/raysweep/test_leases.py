@@ -38,16 +38,16 @@ def leases(storage: str) -> Leases:
     return Leases(Store(storage).files, BEAT_S, DEAD_S)
 
 
-def take(mine: Leases, patience_s: float) -> float:
+def take(mine: Leases, limit_s: float) -> float:
     """Seconds until the lease is ours."""
     began = time.monotonic()
     while not mine.acquire("work", LeaseFacts()):
-        assert time.monotonic() - began < patience_s, "nobody may wait for ever"
+        assert time.monotonic() - began < limit_s, "nobody may wait for ever"
         time.sleep(0.05)
     return time.monotonic() - began
 
 
-def test_one_has_it_at_a_time(storage):
+def test_a_lease_has_one_owner_at_a_time(storage):
     one, other = leases(storage), leases(storage)
     assert one.acquire("work", LeaseFacts(end=3)) and one.acquire("work", LeaseFacts())
     assert not other.acquire("work", LeaseFacts()) and other.acquire("something else", LeaseFacts())
@@ -60,17 +60,17 @@ def test_one_has_it_at_a_time(storage):
     assert Store(storage).files.names("leases") == Store(storage).files.names("owners") == []
 
 
-def test_of_many_who_want_it_at_once_one_gets_it(storage):
-    everybody = [leases(storage) for _ in range(6)]
+def test_of_many_simultaneous_owners_exactly_one_gets_the_lease(storage):
+    owners = [leases(storage) for _ in range(6)]
     for round in range(3):
         with ThreadPoolExecutor(6) as pool:
-            got = list(pool.map(lambda mine: mine.acquire(f"work{round}", LeaseFacts()), everybody))  # noqa: B023
+            got = list(pool.map(lambda mine: mine.acquire(f"work{round}", LeaseFacts()), owners))  # noqa: B023
         assert sum(got) == 1
-    for mine in everybody:
+    for mine in owners:
         mine.close()
 
 
-def test_who_lives_keeps_it(storage, owner):
+def test_a_living_owner_keeps_its_lease(storage, owner):
     mine = leases(storage)
     until = time.monotonic() + 2 * DEAD_S
     while time.monotonic() < until:
@@ -78,7 +78,7 @@ def test_who_lives_keeps_it(storage, owner):
         time.sleep(0.1)
 
 
-def test_a_killed_owner_s_is_taken_over_within_the_bound(storage, owner):
+def test_the_lease_of_a_killed_owner_is_taken_over_within_the_bound(storage, owner):
     mine = leases(storage)
     assert not mine.acquire("work", LeaseFacts())
     owner.send_signal(signal.SIGKILL)
@@ -87,7 +87,7 @@ def test_a_killed_owner_s_is_taken_over_within_the_bound(storage, owner):
     mine.close()
 
 
-def test_so_is_that_of_one_whose_heart_stands_still(storage, owner):
+def test_the_lease_of_an_owner_without_heartbeat_is_taken_over(storage, owner):
     mine, later = leases(storage), leases(storage)
     assert not mine.acquire("work", LeaseFacts())
     os.kill(owner.pid, signal.SIGSTOP)
@@ -96,7 +96,7 @@ def test_so_is_that_of_one_whose_heart_stands_still(storage, owner):
     mine.close()
 
 
-def test_a_damaged_lease_is_nobody_s(tmp_path):
+def test_a_damaged_lease_has_no_owner(tmp_path):
     storage = str(tmp_path / "store")
     one, other = leases(storage), leases(storage)
     assert one.acquire("work", LeaseFacts())

@@ -256,7 +256,7 @@ def test_of_many_checkpoints_those_of_most_students_are_drawn_and_that_of_the_be
     assert "… and 80 more checkpoints that taught 465 trials" in shown
 
 
-def test_states_have_shapes_and_words_and_keys_are_there_in_full(write_space, tmp_path):
+def test_states_have_shapes_and_texts_and_keys_are_complete(write_space, tmp_path):
     study = studied(write_space, tmp_path)
     family, picture = lineage_of(study), lineage_svg.drawing(lineage_of(study))
     check(picture)
@@ -289,7 +289,7 @@ def test_a_study_with_nothing_yet_and_one_without_teachers_are_drawn(write_space
     assert lineage_of(study).teachers == [] and len(lineage_of(study).alone) == 1
 
 
-def test_the_report_has_both(write_space, tmp_path):
+def test_the_report_has_the_lineage_as_picture_and_as_table(write_space, tmp_path):
     study = studied(write_space, tmp_path)
     written = {path.name: path for path in report.write(study, summarize(study))}
     assert written["lineage.svg"].read_text(encoding="utf-8") == lineage_svg.drawing(lineage_of(study))

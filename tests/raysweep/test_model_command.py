@@ -37,7 +37,7 @@ def test_latents_and_classes_may_be_others(capsys: pytest.CaptureFixture[str]) -
     ("arguments", "line"),
     [
         (["SiT-Q/2"], "no backbone 'SiT-Q/2'; known: SiT-T/2, "),
-        (["SiT-T/2", "--latent", "4x32"], "'4x32' is no shape; write CHANNELSxHEIGHTxWIDTH"),
+        (["SiT-T/2", "--latent", "4x32"], "'4x32' is not a shape; write CHANNELSxHEIGHTxWIDTH"),
         (["SiT-T/2", "--latent", "4x31x31"], "31 is not a multiple of patch_size 2"),
         (["SiT-T/2", "--latent", "4x32x16"], "latents must be square"),
     ],
@@ -57,7 +57,7 @@ def test_a_number_of_classes_is_a_whole_number_of_1_or_more(capsys: pytest.Captu
         assert f"argument --classes: '{value}'; give a whole number of 1 or more" in capsys.readouterr().err
 
 
-def test_it_is_a_command_of_raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_is_a_command_of_raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["raysweep", "model", "SiT-T/8", "--json"])
     assert cli.main() == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 16

@@ -21,7 +21,7 @@ def storage(tmp_path: Path) -> Path:
     return shutil.copytree(DATA / "store_0.1", tmp_path / "store")
 
 
-def test_its_study_reports_the_same_table(storage, capsys):
+def test_an_old_store_s_study_reports_the_same_table(storage, capsys):
     table = (storage / "studies" / STUDY / "table.csv").read_bytes()
     (storage / "studies" / STUDY / "table.csv").unlink()
     assert report.main(["old", "--storage", str(storage)]) == 0
@@ -29,7 +29,7 @@ def test_its_study_reports_the_same_table(storage, capsys):
     assert "Best: trial 0" in capsys.readouterr().out
 
 
-def test_its_checkpoints_are_found_by_the_histories_of_today(storage):
+def test_an_old_store_s_checkpoints_are_found_by_today_s_histories(storage):
     store = Store(str(storage))
     study = StudyState(space.load(SPACE, "smoke", ["search.trials=4"]), store)
     assert study.space.id == STUDY

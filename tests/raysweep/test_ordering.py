@@ -93,7 +93,7 @@ def test_the_course_of_an_exploration_is_its_space_s(tmp_path_factory, scheduler
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_schedulers_stop_whom_they_should(tmp_path_factory, scheduler):
+def test_schedulers_prune_as_they_should(tmp_path_factory, scheduler):
     study = sweep(loaded(tmp_path_factory, scheduler=scheduler), lambda count: 0)
     states = [trial.state for trial in study.distinct]
     assert states.count("FAILED") == (scheduler != "hyperband") and "COMPLETE" in states  # one bracket passes that rung
@@ -107,7 +107,7 @@ def test_schedulers_stop_whom_they_should(tmp_path_factory, scheduler):
             assert decision.difference > 1.6 * decision.error and f"± {decision.error:.2g}" in trial.reason
 
 
-def test_a_doubt_asks_for_both_trials_with_more_samples(tmp_path_factory):
+def test_a_recheck_probes_both_trials_with_more_samples(tmp_path_factory):
     whole = loaded(tmp_path_factory, scheduler="{kind: asha, noise: paired, larger: 3}")
     study = Compared(whole, MemoryStore())
     order, value = EventOrder(study, Proposals(study).next, 7), 1.0
@@ -126,7 +126,7 @@ def test_a_doubt_asks_for_both_trials_with_more_samples(tmp_path_factory):
     assert trial.state == "PRUNED" and trial.decisions[trial.step].samples == 3 * whole.probe.samples
 
 
-def test_a_reproduction_hears_of_whoever_comes_first(tmp_path_factory):
+def test_a_reproduction_receives_results_in_order_of_arrival(tmp_path_factory):
     study = sweep(loaded(tmp_path_factory, "reproduce"), lambda count: count - 1)
     ended = [entry["trial"] for entry in study.journal.read() if entry["kind"] == "ended"]
     assert ended != sorted(ended) and study.trials[0].state == study.trials[3].state == "COMPLETE"

@@ -48,7 +48,7 @@ def test_no_member_is_dominated_and_every_other_point_is_dominated_by_a_member(c
     assert bool(members) == any(map(known, points))
 
 
-def test_ties_stay_and_a_nan_goes():
+def test_equal_points_are_in_the_front_and_nan_is_not():
     points = [(1.0, 2.0), (1.0, 2.0), (1.0, 3.0), (NAN, 0.0), (2.0, 1.0), (0.0, NAN)]
     assert front(points, ["falls", "falls"]) == [0, 1, 4]
     assert front(points, ["falls", "rises"]) == [2]
@@ -96,7 +96,7 @@ def test_a_study_s_fronts_are_in_the_summary_and_drawn(write_space, tmp_path):
     assert written["pareto.png"].read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_is_there_is_one_front(write_space, tmp_path):
+def test_without_the_inception_score_there_is_one_front(write_space, tmp_path):
     study = study_with(write_space, tmp_path, "probe.metrics=[fid]")
     assert list(summarize(study).pareto) == ["steps"]
     assert "pareto.png" in {path.name for path in report.write(study, summarize(study))}

@@ -133,7 +133,7 @@ def test_the_command_needs_neither_ray_nor_torch_nor_the_data(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_picture_is_one(tmp_path, capsys):
+def test_a_plan_is_drawn_as_svg(tmp_path, capsys):
     picture = tmp_path / "plan.svg"
     assert main([str(SPACES / "table5.yaml"), "--plan", "--svg", str(picture)]) == 0
     assert "13 × self_guided by vae_align at 200K" in capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_the_picture_is_one(tmp_path, capsys):
     assert "13 × self_guided by vae_align at 200K" in texts
 
 
-def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys):
+def test_mistakes_in_plan_options_are_one_line(tmp_path, capsys):
     assert main([str(SPACES / "table5.yaml"), "--plan", "--svg", str(tmp_path / "no" / "plan.svg")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     for wrong in (["--svg", "x"], ["--plan", "--price-per-gpu-hour", "-1"]):

@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "shards": (["emoji9", "--images-per-shard", "0"], "--images-per-shard: '0'; give a whole number of 1 or more"),
     "split": (["emoji9", "--split", "val"], "emoji9: no split 'val'; known: train, test"),
-    "occupied": (["emoji9", "--size", "32", "--out", "{tmp}/occupied"], "not empty, novel.txt lies there"),
+    "occupied": (["emoji9", "--size", "32", "--out", "{tmp}/occupied"], "not empty, it contains novel.txt"),
     "out": (["emoji9", "--size", "32", "--out", "nowhere://x"], "nowhere://x"),
 }
 
@@ -228,7 +228,9 @@ def test_latents_of_others_are_taken_over(tmp_path, capsys):
 
     save_file(columns | {"latents": latents[:, :4].copy()}, tmp_path / "source" / "latents_rank00_shard000.safetensors")
     code, _, err = run(capsys, *options[:1], "--out", tmp_path / "other", "--autoencoder", own)
-    assert code == 2 and "has 4 channels, but the autoencoder's latents have 8: made by another autoencoder?" in err
+    assert (
+        code == 2 and "has 4 channels, but the autoencoder's latents have 8: was it made by another autoencoder?" in err
+    )
 
 
 def test_mixed_latents_are_refused(tmp_path, capsys):

@@ -50,7 +50,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(storage: Path) -> tuple[str, Path]:
+def committed(storage: Path) -> tuple[str, Path]:
     """The key and the folder of the checkpoint at step 4."""
     store = Store(str(storage))
     checkpoint = store.find(RUN, 4)
@@ -58,9 +58,9 @@ def published(storage: Path) -> tuple[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def recorded(storage: Path, published, cache: Path) -> dict[str, float]:
+def recorded(storage: Path, committed, cache: Path) -> dict[str, float]:
     """What a sweep records for the checkpoint at step 4."""
-    return WorkerCache(Context(), cache).probe(RUN, SPEC, published[1]).metrics
+    return WorkerCache(Context(), cache).probe(RUN, SPEC, committed[1]).metrics
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def save_repa(folder: Path, path: Path, **more) -> Path:
 # --- numbers
 
 
-def test_a_key_gives_the_numbers_of_the_sweep(call, published, recorded, tmp_path):
+def test_a_key_gives_the_numbers_of_the_sweep(call, committed, recorded, tmp_path):
     picture = tmp_path / "grid.png"
-    code, result, _ = call(published[0][:10], *QUICK, "--picture", str(picture))
+    code, result, _ = call(committed[0][:10], *QUICK, "--picture", str(picture))
     assert code == 0
     assert result["metrics"] == recorded and set(recorded) == {
         "fd_effnet_40",
@@ -102,15 +102,15 @@ def test_a_key_gives_the_numbers_of_the_sweep(call, published, recorded, tmp_pat
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_gives_the_numbers_of_the_sweep(call, published, recorded):
-    for folder in (published[1], published[1].parent):
+def test_a_folder_gives_the_numbers_of_the_sweep(call, committed, recorded):
+    for folder in (committed[1], committed[1].parent):
         code, result, _ = call(folder, *QUICK)
         assert code == 0
         assert (result["metrics"], result["step"], result["data"]) == (recorded, 4, "emoji9")
 
 
-def test_a_reference_copy_gives_the_same_numbers(call, published, recorded, tmp_path):
-    path = save_repa(published[1], tmp_path / "0000004.pt")
+def test_a_reference_copy_gives_the_same_numbers(call, committed, recorded, tmp_path):
+    path = save_repa(committed[1], tmp_path / "0000004.pt")
     code, result, _ = call(path, "--source", "repa", *QUICK)
     assert code == 0
     assert result["metrics"] == recorded
@@ -124,22 +124,22 @@ def test_a_reference_copy_gives_the_same_numbers(call, published, recorded, tmp_
     assert code == 0 and result["weights"] == "raw" and result["metrics"] != recorded
 
 
-def test_the_data_sets_own_autoencoder_by_its_path_changes_nothing(call, published, recorded):
+def test_the_data_sets_own_autoencoder_by_its_path_changes_nothing(call, committed, recorded):
     path = Path(catalog.files("emoji9")[1])
-    assert call(published[0], "--autoencoder", str(path), *QUICK)[1]["metrics"] == recorded
+    assert call(committed[0], "--autoencoder", str(path), *QUICK)[1]["metrics"] == recorded
 
 
-def test_guidance_and_seed_change_the_samples(call, published, recorded):
+def test_guidance_and_seed_change_the_samples(call, committed, recorded):
     options = ["--guidance-scale", "3", "--guidance-interval", "0", "0.9"]
-    code, result, _ = call(published[0], *QUICK, *options)
+    code, result, _ = call(committed[0], *QUICK, *options)
     assert code == 0 and result["metrics"] != recorded
     assert (result["probe"]["guidance_scale"], result["probe"]["guidance_interval"]) == (3, [0, 0.9])
-    assert call(published[0], *QUICK, "--seed", "1")[1]["metrics"] != recorded
+    assert call(committed[0], *QUICK, "--seed", "1")[1]["metrics"] != recorded
 
 
-def test_metrics_are_chosen_by_name(call, published, recorded):
+def test_metrics_are_chosen_by_name(call, committed, recorded):
     code, result, _ = call(
-        published[0], *QUICK, "--metrics", "fid", "kid", "precision", "recall", "fid_infinity", "fid_floor"
+        committed[0], *QUICK, "--metrics", "fid", "kid", "precision", "recall", "fid_infinity", "fid_floor"
     )
     assert code == 0 and result["metrics"]["fd_effnet_40"] == recorded["fd_effnet_40"]
     assert set(result["metrics"]) == {
@@ -151,7 +151,7 @@ def test_metrics_are_chosen_by_name(call, published, recorded):
     assert 0 < floor < recorded["fd_effnet_40"] and limit < recorded["fd_effnet_40"]
     assert 0 <= result["metrics"]["recall_effnet_40"] <= result["metrics"]["precision_effnet_40"] <= 1
     for wrong in (["is", "fid"], ["fid", "fid"], ["lpips"]):
-        code, _, err = call(published[0], *QUICK, "--metrics", *wrong)
+        code, _, err = call(committed[0], *QUICK, "--metrics", *wrong)
         assert code == 2 and "--metrics" in err and len(err.strip().splitlines()) == 1
 
 
@@ -170,41 +170,41 @@ def standin(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "inception.pth", folder / "reference.npz"
 
 
-def test_the_inception_of_a_file_judges_against_statistics_of_a_file(call, published, standin):
+def test_the_inception_of_a_file_judges_against_statistics_of_a_file(call, committed, standin):
     weights, reference = map(str, standin)
     quick = ["--detector", "inception", "--samples", "16", "--sampler", "euler", "--steps", "1", "--batch-size", "16"]
     options = [*quick, "--metrics", "fid", "sfid", "is", "--reference", reference, "--detector-weights", weights]
-    code, _, err = call(published[0], *options)
+    code, _, err = call(committed[0], *options)
     begins = catalog.file_identity(standin[0])[:8]
     assert code == 2 and f"--detector-sha256 {begins}" in err, "other weights need --detector-sha256"
-    code, result, _ = call(published[0], *options, "--detector-sha256", begins)
+    code, result, _ = call(committed[0], *options, "--detector-sha256", begins)
     names = [f"{name}_{begins}_16" for name in ("fid", "sfid", "is")]
     assert code == 0 and set(result["metrics"]) == {name + end for name in names for end in ("", "_se")}
     assert all(math.isfinite(value) for value in result["metrics"].values())
     assert result["probe"]["reference_sha256"] == catalog.file_identity(standin[1])
 
 
-def test_files_that_are_not_there_or_not_right_are_told_of(call, published, standin, tmp_path, monkeypatch):
+def test_missing_or_wrong_files_are_reported(call, committed, standin, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    code, _, err = call(published[0], "--detector", "inception")
+    code, _, err = call(committed[0], "--detector", "inception")
     assert code == 2 and str(tmp_path) in err and catalog.INCEPTION_URL in err and "--detector-weights FILE" in err
     own = ["--detector-weights", str(standin[0]), "--detector-sha256", catalog.file_identity(standin[0])[:8]]
     inception = ["--detector", "inception", *own]
     (tmp_path / "some.npz").write_text("no arrays")
     for options, message in (
         (["--reference", "/nowhere.npz"], "no reference statistics at"),
-        (["--reference", str(tmp_path / "some.npz")], "is no .npz"),
+        (["--reference", str(tmp_path / "some.npz")], "is not an .npz file"),
         (["--reference", str(standin[1]), "--reference-sha256", "0" * 8], "begins with"),
         (["--reference", str(standin[1]), "--metrics", "fid", "recall"], "has no arr_0, which recall compares with"),
     ):
-        code, _, err = call(published[0], *inception, *options)
+        code, _, err = call(committed[0], *inception, *options)
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1
-    code, _, err = call(published[0], *QUICK, "--resize", "clean")
-    assert code == 2 and "only with detector: inception" in err
+    code, _, err = call(committed[0], *QUICK, "--resize", "clean")
+    assert code == 2 and "this needs detector: inception" in err
 
 
-def test_people_get_a_table(storage, published, recorded, capsys):
-    assert probe.main([published[0], "--storage", str(storage), *QUICK]) == 0
+def test_without_json_a_table_is_printed(storage, committed, recorded, capsys):
+    assert probe.main([committed[0], "--storage", str(storage), *QUICK]) == 0
     out = capsys.readouterr().out
     assert f"{recorded['fd_effnet_40']:.4f}" in out
     for words in ("fd_effnet_40", "SiT-T/2 at step 4", "40 samples by euler in 2 steps, no guidance", "parameters"):
@@ -233,33 +233,33 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(call, storage, published, mistake):
+def test_a_mistake_is_one_line_and_writes_nothing(call, storage, committed, mistake):
     checkpoint, options, message = MISTAKES[mistake]
     before = sorted(storage.rglob("*"))
-    code, _, err = call(published[0] if checkpoint == "KEY" else checkpoint, *QUICK, *options)
+    code, _, err = call(committed[0] if checkpoint == "KEY" else checkpoint, *QUICK, *options)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1 and "Traceback" not in err
     assert sorted(storage.rglob("*")) == before
 
 
-def test_data_of_another_shape_is_refused(call, published, tmp_path):
-    state = load_weights(published[1])
+def test_data_of_another_shape_is_refused(call, committed, tmp_path):
+    state = load_weights(committed[1])
     name = "y_embedder.embedding_table.weight"
-    path = save_repa(published[1], tmp_path / "last.pt", ema=state | {name: state[name][:5].clone()})
+    path = save_repa(committed[1], tmp_path / "last.pt", ema=state | {name: state[name][:5].clone()})
     for options, message in {
         (): "which no known data set has; name one by --data: emoji9",
-        ("--data", "emoji9"): "has 9 classes of latents 8x8x8, but the checkpoint 4 classes",
+        ("--data", "emoji9"): "has 9 classes of latents 8x8x8, but the checkpoint has 4 classes",
     }.items():
         code, _, err = call(path, "--source", "repa", *options, *QUICK)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
 
 
-def test_a_storage_that_cannot_be_written_to(published, tmp_path, capsys):
+def test_a_storage_that_cannot_be_written_to(committed, tmp_path, capsys):
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    assert probe.main([str(published[1]), "--storage", str(in_the_way), *QUICK]) == 2
+    assert probe.main([str(committed[1]), "--storage", str(in_the_way), *QUICK]) == 2
     err = capsys.readouterr().err
     assert "cannot write to its cache" in err and err.count("\n") == 1
 
@@ -272,21 +272,21 @@ class Program:
         return os.system, (f"touch {self.made}",)
 
 
-def test_a_pickled_function_is_refused_and_not_run(call, published, tmp_path):
-    path = save_repa(published[1], tmp_path / "evil.pt", hook=Program(tmp_path / "made"))
+def test_a_pickled_function_is_refused_and_not_run(call, committed, tmp_path):
+    path = save_repa(committed[1], tmp_path / "evil.pt", hook=Program(tmp_path / "made"))
     code, _, err = call(path, "--source", "repa", *QUICK)
     assert (code, err.count("\n")) == (2, 1)
     assert "posix.system" in err and "refused" in err
     assert not (tmp_path / "made").exists()
 
 
-def test_an_altered_checkpoint_is_not_probed(call, storage, published, tmp_path, cache):
+def test_an_altered_checkpoint_is_not_probed(call, storage, committed, tmp_path, cache):
     copy = tmp_path / "copy"
     copy.mkdir()
-    (copy / "manifest.json").write_bytes((published[1].parent / "manifest.json").read_bytes())
-    nonce = copy / published[1].name
+    (copy / "manifest.json").write_bytes((committed[1].parent / "manifest.json").read_bytes())
+    nonce = copy / committed[1].name
     nonce.mkdir()
-    Checkpoint(4, {}, load_weights(published[1], "raw")).save(nonce)
+    Checkpoint(4, {}, load_weights(committed[1], "raw")).save(nonce)
     code, _, err = call(copy, *QUICK)
     assert (code, err.count("\n")) == (2, 1)
     assert "snapshot.safetensors: altered" in err

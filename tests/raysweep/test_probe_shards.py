@@ -97,7 +97,7 @@ def test_a_killed_probe_goes_on(interrupted, undisturbed, snapshot, cache):
     assert Store(str(interrupted)).files.names("shards/probe") == []
 
 
-def test_more_ranks_take_it_over(interrupted, undisturbed, snapshot, cache):
+def test_more_ranks_continue_an_interrupted_probe(interrupted, undisturbed, snapshot, cache):
     mp.spawn(_rank, (2, cache, snapshot, interrupted), nprocs=2)
     ended = [torch.load(interrupted / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert [drawn for _, drawn in ended] == [[4], [3]]

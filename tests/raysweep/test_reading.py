@@ -267,7 +267,7 @@ def test_the_page_needs_nothing_but_itself(read, capsys):
     assert names <= {file.name for file in folder.iterdir()}
 
 
-def test_cost_without_sharing_is_what_each_alone_would_have_taken(reproduced):
+def test_cost_without_sharing_is_that_of_separate_trials(reproduced):
     study, summary = reproduced
     by_hand = 0.0
     for trial in summary.trials:

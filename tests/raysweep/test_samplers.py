@@ -230,7 +230,7 @@ def test_a_grid_goes_through_the_file_in_its_order(study_of):
 
 
 @pytest.mark.parametrize("sampler", LEARNERS)
-def test_what_learns_comes_nearer_than_chance(study_of, sampler):
+def test_samplers_that_learn_find_better_points_than_chance(study_of, sampler):
     def late(name: str) -> float:
         study = study_of(NUMBERS, name, "search.seed=3")
         proposals, values = Proposals(study), []

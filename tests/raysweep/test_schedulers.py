@@ -14,7 +14,7 @@ values = st.lists(st.floats(min_value=-1e6, max_value=1e6), min_size=1, max_size
 
 
 @given(values, st.integers(2, 5))
-def test_the_first_goes_on_and_so_does_whoever_is_best_so_far(arrivals, eta):
+def test_the_first_trial_goes_on_and_so_does_the_best_so_far(arrivals, eta):
     rungs = Rungs(Asha(eta=eta), 3)
     for trial, value in enumerate(arrivals):
         decision = rungs.decide(10, trial, value)
@@ -33,7 +33,7 @@ def test_rungs_do_not_see_each_other(arrivals, eta):
 
 
 @given(values, st.integers(2, 5))
-def test_remembered_values_decide_like_seen_ones(arrivals, eta):
+def test_values_from_a_journal_decide_like_new_ones(arrivals, eta):
     seen, remembered = Rungs(Asha(eta=eta), 3), Rungs(Asha(eta=eta), 3)
     for trial, value in enumerate(arrivals[:-1]):
         seen.decide(10, trial, value)
@@ -78,7 +78,7 @@ def test_promotion_goes_on_with_the_same_trials_whatever_their_order_once_all_ha
 
 
 @given(st.permutations(range(8)), st.integers(0, 7))
-def test_whoever_leaves_is_not_promoted_and_the_others_are(order, gone):
+def test_a_trial_that_leaves_is_not_promoted_and_the_others_are(order, gone):
     rungs = Rungs(Promotion(eta=2), 3)
     for trial in order:
         rungs.wait(10, trial, float(trial))
@@ -116,7 +116,7 @@ def test_hyperband_gives_every_bracket_as_many_steps(eta, halvings):
     assert order[0] == 0 and {len(set(order))} == {halvings + 1}
 
 
-def test_brackets_of_hyperband_pass_their_first_rungs_unjudged_and_are_not_compared():
+def test_brackets_of_hyperband_skip_their_first_rungs_and_are_not_compared():
     rungs = Rungs(Hyperband(), 3)
     order = Hyperband().brackets(3)
     for bracket in range(4):

@@ -70,7 +70,7 @@ def test_the_committed_spaces_are_valid_and_name_the_schema(path, validator):
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_what_loads_is_valid(text, validator, write_space):
+def test_spaces_that_load_are_valid_in_the_schema(text, validator, write_space):
     space.load(write_space(text))
     assert [error.message for error in validator.iter_errors(yaml_file.parse(text))] == []
 

@@ -46,7 +46,7 @@ def test_ninety_trials_compute_each_step_of_their_tree_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_trials_that_share_end_in_the_bits_of_lonely_ones(tmp_path, cache):
+def test_trials_that_share_end_in_the_bits_of_separate_ones(tmp_path, cache):
     students, milestones = ninety()
     chosen = [students[stop] for stop in (0, 2, 4)]  # of the default row
     lane = lanes.Lane(Store(str(tmp_path / "store")), milestones, cache)

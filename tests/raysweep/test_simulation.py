@@ -53,14 +53,14 @@ def test_more_lanes_take_less_time_until_the_critical_path_is_left(loaded):
     assert hours[2] * 3600 >= (400_000 + 100_000) / 9.28
 
 
-def test_the_same_sweep_again_is_the_same(loaded):
+def test_a_simulation_is_deterministic(loaded):
     every = list(configurations(loaded, []))
     one, other = (simulate(loaded, every, Synthetic(seed=3), lanes=3) for _ in range(2))
     assert (one.hours, one.steps, one.best) == (other.hours, other.steps, other.best)
     assert [t.decisions for t in one.study.trials] == [t.decisions for t in other.study.trials]
 
 
-def test_its_journal_is_a_study_s(loaded):
+def test_a_simulation_s_journal_is_a_study_s(loaded):
     outcome = simulate(loaded, list(configurations(loaded, [])), Synthetic(), lanes=3)
     again = StudyState(loaded, outcome.study.store)
     assert again.trials == outcome.study.trials and again.finished

@@ -165,7 +165,7 @@ def test_a_proposal_waits_until_the_dashboard_s_database_has_room(disk, write_sp
     assert all(trial.state == OptunaState.FAIL for trial in known)
 
 
-def test_nobody_waits_for_ever(disk, monkeypatch):
+def test_waiting_for_a_storage_ends_after_the_limit(disk, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_LIMIT_S", 1.5)
     journal = Journal(disk.store.files, "study")
     journal.append("opened", space={})
@@ -219,8 +219,8 @@ def test_leases_are_given_back_when_they_can_be(disk):
     leases.close()
 
 
-def test_two_who_write_one_journal(tmp_path):
-    """A driver that stood still for too long is outbid; it may write one line too many, which does not count."""
+def test_a_driver_that_lost_its_lease_cannot_write_the_journal(tmp_path):
+    """A driver that does not respond for too long loses its lease. A line that it still writes does not count."""
     store = Store(str(tmp_path / "store"))
     first = Leases(store.files, beat_s=100, dead_s=0.2)
     assert first.acquire("study-x", LeaseFacts())

@@ -37,7 +37,7 @@ def open_at(store: Store, step: int) -> Path:
     return store.open(checkpoint)
 
 
-def test_what_is_published_is_found_by_its_history(tmp_path, storage):
+def test_a_committed_checkpoint_is_found_by_its_history(tmp_path, storage):
     store = Store(storage)
     assert store.deepest(RUN, 40) is None
     for step in (10, 20):

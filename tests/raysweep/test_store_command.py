@@ -148,7 +148,7 @@ def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp
     assert f"key {its_key[:16]}" in texts and f"key {key[:16]}" in texts
 
 
-def test_a_listing_says_why_each_is_there(study, capsys):
+def test_a_listing_says_why_each_checkpoint_is_kept(study, capsys):
     assert main(["ls", "--storage", study.store.uri, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["key"] for row in rows} == {checkpoint.key for checkpoint in study.store.checkpoints()}

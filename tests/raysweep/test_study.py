@@ -78,7 +78,7 @@ def folders(tmp_path):
         (tmp_path / name).mkdir()
 
 
-def test_rows_come_first_and_each_says_what_became_of_it(sweep):
+def test_rows_come_first_and_each_has_its_reason(sweep):
     run = sweep()
     run.finish()
     trials = run.study.trials
@@ -110,7 +110,7 @@ def test_reproduce_finishes_every_row_and_proposes_nothing_else(sweep):
     assert [trial.state for trial in run.study.trials] == ["COMPLETE", "COMPLETE", "UNAVAILABLE", "COMPLETE"]
 
 
-def test_optuna_is_told_what_happened_at_the_training_step(sweep):
+def test_optuna_gets_each_trial_s_end_at_its_training_step(sweep):
     run = sweep()
     run.finish()
     stored = {trial.user_attrs["trial"]: trial for trial in run.optuna().trials if "trial" in trial.user_attrs}
@@ -162,7 +162,7 @@ def test_any_entry_of_the_journal_may_be_the_last_before_a_crash(sweep, tmp_path
         assert again.decisions() == whole.decisions()
 
 
-def test_what_a_crash_left_asked_and_untold_is_failed(sweep):
+def test_optuna_trials_without_a_trial_of_ours_are_failed(sweep):
     run = sweep()
     run.optuna().ask()
     run.optuna().enqueue_trial({"method.weight": 0.1})

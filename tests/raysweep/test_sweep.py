@@ -121,18 +121,18 @@ def test_the_rows_are_all_there_with_reasons(first):
     assert first["best"]["metrics"][first["metric"]] == min(t["metrics"][first["metric"]] for t in complete)
 
 
-def test_whoever_is_stopped_was_shown_to_be_worse(first, mlflow_runs):
+def test_pruned_trials_were_shown_to_be_worse(first, mlflow_runs):
     client, runs = mlflow_runs
     tags = {int(r.data.tags["raysweep.trial"]): r.data.tags for r in runs if r.data.tags["raysweep.kind"] == "trial"}
     seen = set()
     for trial in first["trials"]:
         for decision in trial["decisions"] if trial["repeats"] is None else []:
-            judged = decision["difference"] is not None
-            seen.add((judged, decision["go_on"]))
-            assert judged or decision["go_on"]
-            assert not judged or decision["go_on"] == (decision["difference"] <= 0.2534 * decision["error"])
+            compared = decision["difference"] is not None
+            seen.add((compared, decision["go_on"]))
+            assert compared or decision["go_on"]
+            assert not compared or decision["go_on"] == (decision["difference"] <= 0.2534 * decision["error"])
             tag = tags[trial["trial"]][f"raysweep.decision.{decision['step']}"]
-            assert tag.startswith("goes on" if decision["go_on"] else "stopped") and ("±" in tag) == judged
+            assert tag.startswith("goes on" if decision["go_on"] else "stopped") and ("±" in tag) == compared
     assert {(False, True), (True, False)} <= seen
 
 

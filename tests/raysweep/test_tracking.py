@@ -207,7 +207,7 @@ def test_a_server_that_is_killed_twice_has_everything_in_the_end(swept, tmp_path
     server.kill()
 
 
-def test_filling_it_twice_changes_nothing(swept, tmp_path):
+def test_logging_a_study_twice_changes_nothing(swept, tmp_path):
     study, uri = swept
     before = logged(uri, study)
     assert sync_mlflow.main(["mirrored", "--storage", study.store.uri, "--tracking-uri", uri]) == 0

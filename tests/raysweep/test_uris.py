@@ -23,17 +23,17 @@ def test_secrets_in_addresses_are_not_shown(secret, shown):
 
 
 @pytest.mark.parametrize("plain", ["runs", "/a/b:c@d", "s3://bucket/x?region=eu", "http://127.0.0.1:5000", "a:b@c"])
-def test_others_are_shown_as_they_are(plain):
+def test_uris_without_secrets_are_shown_unchanged(plain):
     assert public(plain) == plain
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "http://localhost", "http://[::1]:1", "127.8.9.1:80"])
-def test_this_machine_alone(uri):
+def test_addresses_of_this_machine_are_loopback(uri):
     assert is_loopback(uri)
 
 
 @pytest.mark.parametrize(
     "uri", ["http://0.0.0.0:5000", "http://10.0.0.1", "http://mlflow", "http://localhost.evil.org"]
 )
-def test_everybody(uri):
+def test_addresses_that_other_machines_reach_are_not_loopback(uri):
     assert not is_loopback(uri)

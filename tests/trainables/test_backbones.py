@@ -353,15 +353,15 @@ def variant_config(model: type[SiT], variant: dict[str, Any]) -> dict[str, Any]:
     return switches | variant
 
 
-def test_a_known_shape_tells_its_heads_and_an_unknown_one_asks_for_them() -> None:
+def test_heads_follow_from_a_known_shape_and_must_be_given_for_others() -> None:
     known = backbones.create("SiT-T/2", input_size=8, num_classes=3)
     assert backbones.reference_config(known.state_dict())["num_heads"] == 3
     assert backbones.from_reference(known.state_dict(), "repa").blocks[0].attn.num_heads == 3
-    with pytest.raises(ValueError, match="leave num_heads open.* 4 blocks of width 32"):
+    with pytest.raises(ValueError, match="num_heads cannot be read.* 4 blocks of width 32"):
         backbones.from_reference(tiny().state_dict(), "repa")
 
 
-def test_whose_weights_they_are() -> None:
+def test_the_source_of_weights_is_guessed_from_the_tensors() -> None:
     assert backbones.guess_source(tiny().state_dict()) is None  # on which clock?
     assert backbones.guess_source(tiny(LightningDiT).state_dict()) == "lightningdit"
     assert backbones.guess_source(tiny(LightningDiT, **ALL_OFF | {"use_rmsnorm": True}).state_dict()) == "lightningdit"

@@ -28,7 +28,7 @@ def test_names_and_shapes():
         DATASETS["emoji9"].num_classes = 10  # type: ignore[misc]
 
 
-def test_identity_is_this_one():
+def test_the_identity_of_emoji9_is_fixed():
     # It is part of every history on this data: where it moves, all checkpoints are trained again.
     assert catalog.identity("emoji9") == "aaed54966ebb1830d7132da1e9015d67bf08f57f1e3765a9f8016a11a9576935"
 

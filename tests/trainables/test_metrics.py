@@ -98,14 +98,14 @@ def test_the_network_is_torch_fidelity_s(standin, height, width):
 @torch.no_grad()
 def test_sfid_looks_at_the_first_channels_of_mixed_6_conv_pixel_by_pixel(standin):
     network, _ = standin
-    heard = {}
-    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda *call: heard.update(conv=call[2]))
+    captured = {}
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda *call: captured.update(conv=call[2]))
     spatial = network(prepare(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "tensorflow")).spatial
     hook.remove()
-    assert heard["conv"].shape == (2, 192, 17, 17)
+    assert captured["conv"].shape == (2, 192, 17, 17)
     for row, column, channel in ((0, 0, 0), (3, 11, 6), (16, 16, 2)):
         place = (row * 17 + column) * 7 + channel
-        assert torch.equal(spatial[:, place], heard["conv"][:, channel, row, column])
+        assert torch.equal(spatial[:, place], captured["conv"][:, channel, row, column])
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def test_a_set_of_another_shape_is_not_taken_for_a_known_one(made, tmp_path, mon
         catalog.identity("imagenet256")
 
 
-def test_what_a_set_lacks_is_told_with_the_option_that_brings_it(tmp_path):
+def test_an_error_about_a_set_names_the_option_that_helps(tmp_path):
     make(tmp_path / "set", mirrored=False, images=False)
     with pytest.raises(LookupError, match="--mirrored"):
         load_latents(str(tmp_path / "set"), tmp_path, mirrored=True)

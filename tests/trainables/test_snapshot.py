@@ -67,7 +67,7 @@ def test_a_repa_checkpoint_with_its_namespace(tmp_path, zipped):
     assert same_network(raw.backbone, RAW) and raw.weights == "raw"
 
 
-def test_a_repa_checkpoint_tells_its_source_by_its_projectors(tmp_path):
+def test_a_repa_checkpoint_is_recognised_by_its_projectors(tmp_path):
     state = EMA.state_dict() | {"projectors.0.0.weight": torch.zeros(8, 96), "projectors.0.0.bias": torch.zeros(8)}
     torch.save(repa(ema=state), tmp_path / "last.pt")
     loaded = snapshot.load(tmp_path / "last.pt")
@@ -99,7 +99,7 @@ class Program:
 def test_a_file_is_never_a_program(tmp_path, inside, zipped):
     path, made = tmp_path / "evil.pt", tmp_path / "made"
     torch.save(repa() | {"more": inside(Program(made))}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"evil\.pt: refused, as it imports posix\.system") as refused:
+    with pytest.raises(ValueError, match=r"evil\.pt: refused, because it imports posix\.system") as refused:
         snapshot.load(path, source="repa")
     assert not made.exists()
     assert "\n" not in str(refused.value)
@@ -155,7 +155,7 @@ def test_our_files_without_a_manifest(folder):
     assert same_network(snapshot.load(folder, weights="raw").backbone, RAW)
 
 
-def test_a_history_tells_what_the_tensors_do_not(folder):
+def test_step_data_and_path_come_from_the_history(folder):
     history = {"backbone": "SiT-T/2", "step": 3, "data": catalog.identity("emoji9"), "path": "cosine"}
     loaded = snapshot.load_folder(folder, {"history": history})
     assert same_network(loaded.backbone, EMA)

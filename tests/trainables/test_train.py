@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_says_where(data):
     assert not all(map(math.isfinite, error.terms.values())) and all(map(math.isfinite, error.before.values()))
 
 
-def test_it_is_noticed_long_before_the_end(data, monkeypatch):
+def test_a_loss_that_is_not_finite_is_noticed_long_before_the_end(data, monkeypatch):
     monkeypatch.setattr(training, "CHECK_EVERY", 2)
     seen: list[int] = []
     wild = run(plain(30), optimizer={"lr": 1e30, "grad_clip": None})
@@ -270,29 +270,29 @@ def test_one_that_is_not_finite_leaves_the_others_alone(data, teacher, monkeypat
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"batch_size": 2}, {"time": "log_normal"}, {"horizontal_flip": True}])
-def test_who_sees_other_batches_is_not_trained_together(changes, data):
+def test_runs_with_other_batches_are_not_trained_together(changes, data):
     with pytest.raises(ValueError, match="batch_size"):
         train_together([run(plain()), run(plain(), **changes)], 2, data=data, context=Context(), starts=[None, None])
 
 
-def test_who_starts_elsewhere_is_not_trained_together(data):
+def test_runs_from_different_steps_are_not_trained_together(data):
     begun = train(run(plain()), 2, data=data, context=Context()).checkpoint
     with pytest.raises(ValueError, match="same step"):
         train_together([run(plain()), run(plain())], 4, data=data, context=Context(), starts=[None, begun])
 
 
 @pytest.mark.parametrize("first", [2, 4])
-def test_what_is_published_on_the_way_can_be_gone_on_from(first, data, teacher):
+def test_training_continues_from_intermediate_checkpoints(first, data, teacher):
     phases, kept = run(guided(4), plain()), []
     options = {"data": data, "teacher": lambda _: teacher}
 
-    def publish(outcomes: list[Outcome]) -> None:
+    def keep(outcomes: list[Outcome]) -> None:
         kept.extend((outcome.checkpoint.copied(), outcome.curve) for outcome in outcomes)
 
-    context = Context(should_checkpoint=lambda step: step in (first, 5), on_checkpoint=publish)
+    context = Context(should_checkpoint=lambda step: step in (first, 5), on_checkpoint=keep)
     whole, end = train(phases, STEPS, context=Context(), **options), train(phases, STEPS, context=context, **options)
     assert same(end.checkpoint.backbone, whole.checkpoint.backbone)
-    # A phase's last step publishes at its end, with the rest of what is asked for, or not at all.
+    # `on_checkpoint` is not called at the last step of a phase, which is step 4 here.
     steps = [step for step in (first, 5) if step != 4]
     assert [checkpoint.step for checkpoint, _ in kept] == steps
     curves = [point for _, curve in kept for point in curve] + end.curve

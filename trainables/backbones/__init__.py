@@ -1,4 +1,4 @@
-"""Backbones by name, new or with the weights of a reference repository. Clocks are converted in this package alone.
+"""Backbones by name, new or with the weights of a reference repository. Only this package converts clocks.
 
 Every backbone maps (x_t, t, y, taps) to (velocity, {block: hidden}) with t=0 data and t=1 noise, and has `features`,
 `depth`, `width`, `num_tokens`, `patch_size`, `in_channels`, `num_classes`.

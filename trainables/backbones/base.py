@@ -1,10 +1,10 @@
 """What the backbones share: embedders, the position table, the forward pass, initial weights.
 
 A backbone maps (x_t, t, y) to a velocity and returns hidden states on request. It knows neither methods nor samplers.
-Label dropout happens before; the null class is the last row of the label table.
+Labels are dropped before they reach the backbone; the null class is the last row of the label table.
 
 Shapes: B batch, C latent channels, H W latent grid, p patch, T = (H/p)(W/p) tokens, D width, M heads.
-Blocks count from 1 outside and are read after the block; the state dict keeps the ecosystem's names, from 0.
+Block k, counted from 1, means the state after it. The state dict keeps the usual names, which count from 0.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """Times to vectors of width D. With `reversed_clock` the weights were trained with t=0 as noise."""
+    """Times to vectors of width D. `reversed_clock`: the weights were trained with t=0 as noise."""
 
     def __init__(self, width: int, reversed_clock: bool):
         super().__init__()
@@ -93,14 +93,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """The velocity at (x_t, t, y) on the clock t=0 data, t=1 noise. A subclass adds `blocks` and `final_layer`.
+    """The velocity at (x_t, t, y), with t=0 data and t=1 noise. A subclass adds `blocks` and `final_layer`.
 
-    Weights are torch's defaults until `init_weights` or `load_state_dict`; `trainables.backbones.create` calls the
-    former.
+    Weights are torch's defaults until `init_weights` or `load_state_dict` is called. `trainables.backbones.create`
+    calls `init_weights`.
 
     Args:
         input_size: height and width of a latent, H = W.
-        reversed_clock: the weights were trained with t=0 as noise. Set for some references' weights.
+        reversed_clock: whether the weights were trained with t=0 as noise, as in some reference repositories.
 
     Raises:
         ValueError: sizes do not divide.
@@ -208,14 +208,14 @@ class Backbone(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the blocks with torch.compile. Results differ by rounding. Blocks of one shape share compiled code;
         weights and their names stay the same."""
-        # Beyond this limit torch silently runs uncompiled code, and the same history would get other bits.
+        # Beyond its default limit torch silently runs uncompiled code, and the same history would get other bits.
         config = torch._dynamo.config
         config.recompile_limit = config.accumulated_recompile_limit = 1024
         for block in self.blocks:
             block.compile(dynamic=False)
 
     def _block_inputs(self) -> tuple[Any, ...]:
-        """Further inputs of every block, beside the tokens and the condition."""
+        """Further inputs of every block, besides the tokens and the condition."""
         return ()
 
     def _write_tables(self) -> None:

@@ -1,7 +1,7 @@
 """LightningDiT: SiT with parts of language models (hustvl/LightningDiT models/lightningdit.py, models/pos_embed.py).
 
-RMSNorm replaces LayerNorm, SwiGLU replaces the MLP, and queries and keys get rotary positions beside the fixed table.
-Normalised queries and keys, and adaLN without shift, are optional. With a part switched off the model has SiT's.
+RMSNorm replaces LayerNorm, SwiGLU replaces the MLP, and queries and keys get rotary positions besides the fixed table.
+Normalised queries and keys, and adaLN without shift, are optional. If a part is switched off, the model has SiT's part.
 
 Shapes as in base.py: B batch, T tokens, D width, M heads, d = D/M, p patch, C latent channels.
 """

@@ -33,8 +33,8 @@ REFERENCES = {
     "layersync": Reference(SiT, reversed_clock=True),  # vita-epfl/LayerSync models.py
 }
 
-# Arguments of the repositories' constructors that follow from the tensors, or on which the tensors do not depend.
-_NO_BEARING = frozenset(
+# Arguments of the repositories' constructors that are ignored: they follow from the tensors, or do not matter here.
+_IGNORED = frozenset(
     "class_dropout_prob decoder_hidden_size encoder_depth fused_attn gt_encoder_depth learn_sigma path_type "
     "projector_dim qk_norm use_cfg use_checkpoint z_dims".split()
 )
@@ -42,8 +42,8 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel's
 
 
 def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any) -> Backbone:
-    """A backbone with a reference's weights, on the CPU and on our clock: v(x, t) = -v_reference(x, 1 - t) where theirs
-    is reversed.
+    """A backbone with a reference's weights, on the CPU and on our clock. If the reference's clock is reversed,
+    v(x, t) = -v_reference(x, 1 - t).
 
     Args:
         state_dict: prefixes of DistributedDataParallel and torch.compile are removed.
@@ -59,7 +59,7 @@ def from_reference(state_dict: Mapping[str, Tensor], source: str, **config: Any)
         raise ValueError(f"no reference '{source}'; known: {', '.join(REFERENCES)}")
     reference = REFERENCES[source]
     arguments = set(signature(reference.model).parameters) - {"reversed_clock"}
-    if unknown := sorted(set(config) - arguments - _NO_BEARING):
+    if unknown := sorted(set(config) - arguments - _IGNORED):
         raise ValueError(f"{reference.model.__name__} has no argument {', '.join(unknown)}")
     state = _unwrapped(state_dict)
     shape = _shape(state, config.get("num_heads")) | (_switches(state) if reference.model is LightningDiT else {})
@@ -94,8 +94,8 @@ def reference_config(state_dict: Mapping[str, Tensor], num_heads: int | None = N
 def guess_source(state_dict: Mapping[str, Tensor]) -> str | None:
     """The source of weights, a key of `REFERENCES`, or None if the tensors leave it open.
 
-    A SiT with twice the output channels may be LayerSync's or the official one, which are read alike. A SiT without may
-    have either clock.
+    A SiT with twice the output channels may be LayerSync's or the official one; both are read as "sit". For a SiT with
+    the plain output channels the clock is unknown, so the result is None.
     """
     state = _unwrapped(state_dict)
     if any(name.startswith("ap_head.") for name in state):
@@ -160,7 +160,9 @@ def _num_heads(state: Mapping[str, Tensor], depth: int, width: int) -> int:
     for size in BACKBONES.values():
         if (size.depth, size.width) == (depth, width):
             return size.heads
-    raise ValueError(f"the tensors leave num_heads open, and no known backbone has {depth} blocks of width {width}")
+    raise ValueError(
+        f"num_heads cannot be read from the tensors, and no known backbone has {depth} blocks of width {width}"
+    )
 
 
 def _mlp_ratio(state: Mapping[str, Tensor], width: int) -> float:

@@ -10,15 +10,15 @@ Steps = Annotated[int, Field(gt=0)]
 
 
 class Spec(BaseModel):
-    """The base of all specs: immutable, without unknown keys, NaN or infinity. The string below a field describes it in
-    the JSON Schema."""
+    """The base of all specs: immutable; unknown keys, NaN and infinity are refused. The string below a field describes
+    it in the JSON Schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WrongKey(ValueError):
-    """A rule between several keys is broken. `key` is the one to change, a dotted path below the spec that raises
-    this."""
+    """A rule between several keys is broken. `key` is the key to change, as a dotted path from the spec that raises
+    this error."""
 
     def __init__(self, key: str, message: str):
         super().__init__(message)

@@ -31,7 +31,7 @@ class Schedule(Spec):
     weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
     """The weight at each of these steps."""
     curve: Literal["linear", "geometric"] = "linear"
-    """Interpolation between two of them."""
+    """Interpolation of the weight between two steps."""
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> Schedule:
@@ -44,7 +44,7 @@ class Schedule(Spec):
         return self
 
     def scaled(self, scale: Callable[[int], int]) -> Schedule:
-        """The schedule in other units of steps. Of steps that become equal, the first keeps its weight."""
+        """The schedule in other units of steps. If steps become equal, the first one's weight is kept."""
         points: dict[int, float] = {}
         for step, weight in zip(self.steps, self.weights, strict=True):
             points.setdefault(scale(step) if step else 0, weight)
@@ -73,17 +73,18 @@ class _Term(Spec):
     """What all terms share. The class variables say what a term needs, so that no code checks for its class."""
 
     has_projector: ClassVar[bool] = False
-    """It trains a projector, whose hidden width is the trial's `projector_width`."""
+    """The term trains a projector, whose hidden width is the trial's `projector_width`."""
     has_weights: ClassVar[bool] = False
-    """It trains weights (a projector or another head), which are drawn from the run's seed."""
+    """The term trains weights (a projector or another head), which are drawn from the run's seed."""
     needs_teacher: ClassVar[bool] = False
-    """It compares with features of a frozen teacher."""
+    """The term compares with features of a frozen teacher."""
     needs_encoder: ClassVar[bool] = False
-    """It compares with features that the trial's `encoder` computes from the clean images."""
+    """The term compares with features that the trial's `encoder` computes from the clean images."""
     needs_latent_geometry: ClassVar[bool] = False
-    """Its target is a clean latent, so that its projector's width follows from patch size and channels."""
+    """The target is a clean latent, so the projector's width follows from patch size and channels."""
     needs_whole_batch: ClassVar[bool] = False
-    """It compares the images of the global batch with each other, so micro-batches and unequal ranks are impossible."""
+    """The term compares the images of the global batch with each other, so micro-batches and unequal shares of ranks
+    are not possible."""
 
     @property
     def teacher_spec(self) -> TeacherSpec | None:
@@ -248,7 +249,7 @@ class SraTerm(_OnePair):
     weight: Weight = _SRA_WEIGHT
     """Weight of the method's loss. Default: SRA's schedule; 0.5 for distance cosine."""
     t_offset: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Largest difference by which the EMA network's time is earlier (less noisy)."""
+    """Largest amount by which the EMA network's time is earlier (less noisy) than the student's."""
     distance: Literal["smooth_l1", "l1", "l2", "cosine"] = "smooth_l1"
     """Distance between the tokens of the two blocks."""
 

@@ -10,11 +10,11 @@ from trainables.config.base import Spec, WrongKey
 
 Time = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "fid_infinity", "fid_floor"]
-INCEPTION_SHA256 = "6726825d"  # of the FID Inception's weights: how it begins
+INCEPTION_SHA256 = "6726825d"  # beginning of the SHA-256 of the FID Inception's weights
 # Fewest samples: IS is a mean over ten parts; precision and recall use the third neighbour; FID-infinity needs
 # quarters of two samples.
 MIN_SAMPLES: dict[Metric, int] = {"is": 10, "precision": 4, "recall": 4, "fid_infinity": 8}
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # a SHA-256, or how it begins
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]  # a SHA-256 in hex, or the beginning of it
 
 
 class ProbeSpec(Spec):
@@ -32,13 +32,13 @@ class ProbeSpec(Spec):
     detector_weights: str | None = None
     """File with the Inception's weights. Default: where pytorch-fid and torch-fidelity put it."""
     detector_sha256: Digest = INCEPTION_SHA256
-    """SHA-256 of that file, or how it begins."""
+    """SHA-256 of that file, or the beginning of it."""
     reference: str | None = None
     """Statistics of real images: ADM's .npz, or any .npz with mu and sigma. Default: the data set's own training
     images.
     """
     reference_sha256: Digest | None = None
-    """SHA-256 of the reference file, or how it begins. Default: computed when the space is loaded."""
+    """SHA-256 of the reference file, or the beginning of it. Default: computed when the space is loaded."""
     metrics: tuple[Metric, ...] = ("fid", "is")
     """Metrics to compute. The first one decides, and lower must be better."""
     samples: Annotated[int, Field(gt=1)] = 10_000
@@ -65,18 +65,23 @@ class ProbeSpec(Spec):
         if self.detector != "inception":
             for key in ("resize", "detector_weights", "detector_sha256", "reference"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise WrongKey(key, "only with detector: inception; leave this out")
+                    raise WrongKey(key, "this needs detector: inception; leave this out")
             if "sfid" in self.metrics:
-                raise WrongKey("metrics", "sfid looks into the Inception; leave it out, or use detector: inception")
+                raise WrongKey(
+                    "metrics", "sfid needs the Inception's inner features; leave it out, or use detector: inception"
+                )
         if self.reference_sha256 and not self.reference:
-            raise WrongKey("reference_sha256", "this is of a file: give it as reference, or leave this out")
+            raise WrongKey(
+                "reference_sha256",
+                "this is the SHA-256 of a reference file: give that file as reference, or leave this out",
+            )
         for metric, least in MIN_SAMPLES.items():
             if metric in self.metrics and self.samples < least:
                 raise WrongKey("samples", f"{metric} needs {least} or more")
         if len(set(self.metrics)) < len(self.metrics):
-            raise WrongKey("metrics", f"{list(self.metrics)} names one twice")
+            raise WrongKey("metrics", f"{list(self.metrics)} has a metric twice; keep one")
         if self.timestep_shift != 1 and self.sampler == "euler_maruyama":
-            raise WrongKey("timestep_shift", "the SDE has times of its own; use sampler euler or heun")
+            raise WrongKey("timestep_shift", "the SDE has fixed times; use sampler euler or heun, or leave this out")
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise WrongKey("guidance_interval", f"{list(self.guidance_interval)} is reversed; write [low, high]")
         return self
@@ -117,7 +122,7 @@ class ProbeSpec(Spec):
         return tuple(name for metric in self.measured for name in (metric, error_name(metric)))
 
     def described(self) -> dict[str, Any]:
-        """What decides the probe's numbers, as plain data. Paths of files are left out."""
+        """The values that decide the probe's numbers, as plain data. Paths of files are left out."""
         return self.model_dump(mode="json", exclude={"detector_weights", "reference"})
 
 
@@ -126,7 +131,7 @@ def count_name(count: int) -> str:
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
-GRID_COLUMNS = 10  # most columns of a probe's sample grid, one per class
+GRID_COLUMNS = 10  # most columns of a probe's grid of samples, one per class
 
 
 def error_name(metric: str) -> str:

@@ -30,7 +30,7 @@ class OptimizerSpec(Spec):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
+    """Constant that is added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -67,7 +67,7 @@ class Recipe(Spec):
     velocity_cosine: Annotated[float, Field(ge=0)] = 0.0
     """Weight of LightningDiT's cosine loss, 1 - cos(velocity, target)."""
     horizontal_flip: bool = False
-    """Mirror each image with probability 1/2. Leave it off if the stored set holds both."""
+    """Mirror each image with probability 1/2. Leave this off if the data set already contains the mirrored images."""
 
     @property
     def size(self) -> BackboneSize:
@@ -142,7 +142,7 @@ class TeacherRef(Spec):
 
 
 class Phase(Spec):
-    """Consecutive steps of a run with one term, up to and including step `until`."""
+    """Consecutive steps of a run with one term. It begins where the phase before it ends, and ends at step `until`."""
 
     until: Steps
     """Last step of the phase."""

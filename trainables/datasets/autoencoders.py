@@ -67,7 +67,8 @@ def load_autoencoder(path: str | Path | None = None) -> Autoencoder:
         use_safetensors=True,
         low_cpu_mem_usage=False,  # otherwise diffusers prints a notice where accelerate is missing
     )
-    autoencoder.decoder.to(memory_format=torch.channels_last)  # a third faster on a CPU; the encoder keeps its bits
+    # A third faster on a CPU. Only for the decoder, so that encoded latents keep their bits.
+    autoencoder.decoder.to(memory_format=torch.channels_last)
     return autoencoder.requires_grad_(False).eval()
 
 
@@ -92,13 +93,14 @@ def open_autoencoder(given: str) -> Autoencoder:
             str(place) if place.exists() else given, subfolder=inside, low_cpu_mem_usage=False
         )
     except Exception as error:  # diffusers and the hub's client raise errors of many kinds
-        reason = f"no autoencoder there, and none of that name on the hub ({one_line(error)})"
+        reason = f"no autoencoder in this place, nor one of this name on the hub ({one_line(error)})"
         raise ValueError(f"{given}: {reason}") from None
     return autoencoder.float().requires_grad_(False).eval()
 
 
 def autoencoder_identity(autoencoder: Autoencoder) -> str:
-    """SHA-256 (hex) of an autoencoder's configuration and weights; the files they came from do not enter."""
+    """SHA-256 (hex) of an autoencoder's configuration and weights. It does not depend on the files that they came
+    from."""
     config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
@@ -146,7 +148,7 @@ def decode(autoencoder: Autoencoder, latents: Tensor, batch_size: int = 32) -> T
 
 
 def normalised_by(autoencoder: Autoencoder, mean: list[float], std: list[float]) -> None:
-    """Set the mean and standard deviation of the channels, which `normalisation` then returns."""
+    """Set an autoencoder's normalisation to the mean and standard deviation of each channel, in place of its own."""
     autoencoder.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
 
 

@@ -19,20 +19,20 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
 
     Errors of the filesystem are ignored, as the tensors can be computed again.
     """
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({**tensors, "sha256": _checksum(tensors)}, aside)
-            os.replace(aside, path)
+            save_file({**tensors, "sha256": _checksum(tensors)}, temporary)
+            os.replace(temporary, path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
     """The tensors in a file, or None where the file is missing, truncated or altered."""
     try:
-        # Read at once: the reader of safetensors opens the path twice, and may see the files of two writers.
+        # Read in one call: the reader of safetensors opens the path twice, and could see the files of two writers.
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None

@@ -1,4 +1,4 @@
-"""The data sets by name: their shapes, their identities and their places. Nothing here imports torch."""
+"""The data sets by name: their shapes, identities and files. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ except ImportError:
 Split = Literal["train", "test"]
 
 EMBEDDED = Path(__file__).with_name("embedded")
-# Part of every embedded set's identity. Change it whenever `split_of`, the encoding or the image order changes.
+# Part of every embedded set's identity. Change it whenever `split_of`, the encoding or the order of images changes.
 RULE = "codepoint-sha256-tenth, posterior of rgb/127.5-1, 1"
 AUTOENCODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
@@ -77,7 +77,8 @@ def known() -> list[str]:
 
 
 def find(name: str) -> DataSet:
-    """A data set by its name, or by its place if that has a slash. The sets above need not be on this machine.
+    """A data set by its name, or by its folder or URI, which has a slash. Sets in `DATASETS` need not be on this
+    machine.
 
     Raises:
         LookupError: there is none; the message lists the known names, or says what is wrong with the set.
@@ -86,7 +87,7 @@ def find(name: str) -> DataSet:
         return DATASETS[name]
     place = prepared.locate(name)
     if place is None:
-        others = f"sets in {prepared.ROOT}, which is not set; a set's folder, with a slash"
+        others = f"sets in {prepared.ROOT}, which is not set; or a set's folder, with a slash in it"
         raise LookupError(f"no data set '{name}'; known: {', '.join(DATASETS)}; {others}")
     try:
         manifest = prepared.read(place)
@@ -106,13 +107,13 @@ def prepared_set(name: str) -> prepared.Prepared:
     """The manifest of a prepared set, by its name or its place.
 
     Raises:
-        LookupError: there is none, its manifest is altered, or its shape is not that of its name.
+        LookupError: there is none, its manifest is altered, or its shape is not the one that its name stands for.
     """
     place = prepared.locate(name)
     expected = DATASETS.get(name)
     if place is None:
         prepare = f"raysweep prepare … --out FOLDER/{name}, and set {prepared.ROOT}=FOLDER"
-        raise LookupError(f"data set '{name}' is not on this machine, as emoji9 is: {prepare}")
+        raise LookupError(f"data set '{name}' is not on this machine (only emoji9 is included); to make it: {prepare}")
     manifest = prepared.read(place)
     if expected is None:
         return manifest
@@ -224,7 +225,7 @@ def identity(name: str) -> str:
 
 @lru_cache
 def parts(name: str) -> dict[str, str]:
-    """SHA-256 (hex) of the parts of `identity`, by name, for people who compare files.
+    """SHA-256 (hex) of the parts of `identity`, by name, to compare files by hand.
 
     Raises:
         LookupError: as `identity`.
@@ -239,7 +240,7 @@ def parts(name: str) -> dict[str, str]:
 
 @lru_cache
 def content_identity(image_file: Path, autoencoder: Path) -> str:
-    """`identity` of the files at these paths, which themselves do not enter. Cached per process."""
+    """`identity` of the files at these paths; the paths do not enter it. Cached per process."""
     digest = hashlib.sha256(RULE.encode())
     for path in (image_file, *(autoencoder / file for file in AUTOENCODER_FILES)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -298,7 +299,7 @@ def inception_file(path: str | None) -> Path:
             return file
     if path:
         raise LookupError(f"no weights of the Inception at '{path}'")
-    raise LookupError(f"no weights of the FID Inception: put {INCEPTION_URL} into {home}, or say where they are")
+    raise LookupError(f"no weights of the FID Inception: put {INCEPTION_URL} into {home}, or give their path")
 
 
 @lru_cache
@@ -309,7 +310,7 @@ def file_identity(path: Path) -> str:
 
 
 def split_of(codepoint: str) -> Split:
-    """The split of an emoji; about one in ten is "test". It depends on the codepoint, so that no drawing of a test
-    emoji is trained on."""
+    """The split of an emoji; about one in ten is "test". It depends only on the codepoint, so that no drawing of a
+    test emoji is trained on."""
     digest = hashlib.sha256(codepoint.encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

@@ -46,7 +46,8 @@ def probe_fault(spec: ProbeSpec) -> str | None:
 
 
 def pinned(spec: AnyProbe) -> AnyProbe:
-    """`spec` with the SHA-256 of its reference file, where that exists: other statistics make another probe."""
+    """`spec` with the SHA-256 of its reference file, if the file exists. Probes with different statistics then
+    differ."""
     if spec.reference is None or spec.reference_sha256 or not Path(spec.reference).is_file():
         return spec
     return spec.model_copy(update={"reference_sha256": catalog.file_identity(Path(spec.reference))})
@@ -68,7 +69,7 @@ def _detector_fault(spec: ProbeSpec) -> str | None:
         return None
     return (
         f"the SHA-256 of {weights} begins with {sha256[:8]}, not {spec.detector_sha256}; "
-        f"numbers of other weights get a name of their own: --set probe.detector_sha256={sha256[:8]}"
+        f"to use these weights, under metric names of their own: --set probe.detector_sha256={sha256[:8]}"
     )
 
 
@@ -82,7 +83,7 @@ def _reference_fault(spec: ProbeSpec, file: Path) -> str | None:
         with ZipFile(file) as archive:
             arrays = {Path(name).stem for name in archive.namelist()}
     except BadZipFile:
-        return f"{file} is no .npz; ADM's are {_ADM}"
+        return f"{file} is not an .npz file; ADM's are {_ADM}"
     for metric in spec.metrics:
         if lacking := [name for name in _ARRAYS.get(metric, ()) if name not in arrays]:
             return f"{file} has no {' and '.join(lacking)}, which {metric} compares with; leave {metric} out"

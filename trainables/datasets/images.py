@@ -19,7 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Unreadable(ValueError):
-    """The file is no image, or a damaged one."""
+    """The file is not an image, or is damaged."""
 
 
 def decode(content: bytes) -> Image.Image:

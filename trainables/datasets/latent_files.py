@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[np.generic]
-SAME_BITS = ("latent", "mirrored", "label")  # columns that decide the numbers of a training, unless a method reads more
+SAME_BITS = ("latent", "mirrored", "label")  # columns that training reads, unless a method needs more
 
 
 def write_shard(path: Path, columns: Mapping[str, Array | Sequence[str]]) -> None:
@@ -51,7 +51,7 @@ class Shard:
     """One memory-mapped shard.
 
     Raises:
-        ValueError: the file is no shard, or a truncated one.
+        ValueError: the file is not a shard, or is truncated.
     """
 
     def __init__(self, path: Path):
@@ -111,7 +111,7 @@ class Mapped:
         return torch.from_numpy(rows)
 
     def expect(self, column: str, indices: Tensor) -> None:
-        """Read rows ahead. Returns at once."""
+        """Ask the kernel to read rows ahead. Returns at once."""
         for shard, row in self._places(indices):
             shard.will_need(column, row)
 

@@ -23,7 +23,7 @@ MIRRORED_BELOW = 0.5  # an image is mirrored where `Draws.flipped` is below this
 
 
 class Columns(Protocol):
-    """Where rows come from: `Mapped` files or `Held` tensors. latent_files.py lists the columns."""
+    """The interface of `Mapped` files and `Held` tensors. latent_files.py lists the columns."""
 
     def take(self, column: str, indices: Tensor) -> Tensor: ...
     def expect(self, column: str, indices: Tensor) -> None: ...

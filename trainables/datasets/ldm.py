@@ -46,7 +46,8 @@ def load(file: Path) -> Any:
         renamed = {}
         for name, tensor in state.items():
             name = _renamed(name, len(config["block_out_channels"]))
-            attention = ".attentions." in name and tensor.dim() == 4  # there 1 x 1 convolutions, here matrices
+            # Attention layers are 1 x 1 convolutions in the checkpoint and matrices in diffusers.
+            attention = ".attentions." in name and tensor.dim() == 4
             renamed[name] = tensor[:, :, 0, 0] if attention else tensor
         autoencoder.load_state_dict(renamed)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:

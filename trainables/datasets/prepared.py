@@ -31,13 +31,13 @@ from pyarrow import fs
 
 from trainables.errors import one_line
 
-ROOT = "RAYSWEEP_DATA"  # environment variable with the folder or URI in which sets lie by name
-BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # environment variable: GiB of remote sets that a machine keeps
+ROOT = "RAYSWEEP_DATA"  # environment variable: the folder or URI that contains sets by name
+BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # environment variable: most GiB of copies of remote sets on a machine
 DEFAULT_BUDGET_GIB = 500.0
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 22
-_THREADS = 8  # that copy or read files; enough to saturate a disk or a network
+_THREADS = 8  # threads that copy or read files; enough to saturate a disk or a network
 
 
 class Absent(LookupError):
@@ -88,8 +88,8 @@ def _sealed(facts: dict[str, Any]) -> str:
 
 
 def locate(name: str) -> str | None:
-    """The place of a set: a name with a slash is a place itself, others lie in `RAYSWEEP_DATA`; None if that is not
-    set."""
+    """The folder or URI of a set. A name with a slash is one itself; other names are looked up in `RAYSWEEP_DATA`. None
+    if that is not set."""
     if "/" in name:
         return name if "://" in name else os.path.abspath(os.path.expanduser(name))
     root = os.environ.get(ROOT)
@@ -125,8 +125,8 @@ def read(location: str) -> Prepared:
     """The manifest of the set at `location`. Cached per process.
 
     Raises:
-        LookupError: there is no prepared set, the storage cannot be read, or the manifest is truncated, altered or of
-            another format.
+        LookupError: there is no prepared set (`Absent`), the storage cannot be read, or the manifest is truncated,
+            altered or of another format.
     """
     try:
         filesystem, path = _filesystem(location)
@@ -138,13 +138,13 @@ def read(location: str) -> Prepared:
         raise LookupError(f"the data set at {location} cannot be read: {one_line(error)}") from None
     try:
         facts = json.loads(written)
-        whole, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
+        intact, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
         parts = {name: facts[name] for name in ("content", "pictures", "files", "about")}
     except (ValueError, LookupError, TypeError):
         raise LookupError(f"{location}/{MANIFEST} is truncated; prepare the set again") from None
     if written_as != FORMAT:
         raise LookupError(f"{location}/{MANIFEST}: of format {written_as}, but this version reads {FORMAT}")
-    if not whole:
+    if not intact:
         raise LookupError(f"{location}/{MANIFEST} was altered since it was written; prepare the set again")
     return Prepared(location, **parts)
 
@@ -161,17 +161,17 @@ def fetch(prepared: Prepared, cache: Path) -> Path:
     """
     filesystem, path = _filesystem(prepared.location)
     if isinstance(filesystem, fs.LocalFileSystem):
-        with _alone(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
-            _compare(prepared, Path(path), _checked(prepared))
+        with _exclusive_lock(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
+            _compare(prepared, Path(path), _stamps_file(prepared))
         return Path(path)
-    (kept := cache / "data").mkdir(parents=True, exist_ok=True)
-    folder = kept / prepared.identity
-    _hold(kept / f"{prepared.identity}.used")
-    with _alone(kept / "copying"):
+    (copies := cache / "data").mkdir(parents=True, exist_ok=True)
+    folder = copies / prepared.identity
+    _mark_in_use(copies / f"{prepared.identity}.used")
+    with _exclusive_lock(copies / "copying"):
         if not (folder / MANIFEST).is_file():
-            _evict(kept, prepared)
+            _evict(copies, prepared)
             _copy(prepared, filesystem, path, folder)
-        os.utime(kept / f"{prepared.identity}.used")
+        os.utime(copies / f"{prepared.identity}.used")
     return folder
 
 
@@ -191,9 +191,9 @@ def examine(prepared: Prepared, cache: Path) -> None:
         _check_size(f"{prepared.location}/{name}", info.size, prepared.files[name]["bytes"])
 
 
-def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
+def _compare(prepared: Prepared, folder: Path, stamps_file: Path) -> None:
     """Compare the sizes of all files, and the contents of those that changed since this machine last compared them."""
-    known = _noted(noted)
+    known = _read_stamps(stamps_file)
     due = []
     for name, wanted in prepared.files.items():
         try:
@@ -212,7 +212,7 @@ def _compare(prepared: Prepared, folder: Path, noted: Path) -> None:
                 )
             known[name] = stamp
     if due:
-        _write(noted, json.dumps(known).encode())
+        _write(stamps_file, json.dumps(known).encode())
 
 
 def _check_size(place: str, size: int | None, wanted: int) -> None:
@@ -222,18 +222,18 @@ def _check_size(place: str, size: int | None, wanted: int) -> None:
         raise LookupError(f"{place} is truncated: {size:,} bytes of {wanted:,}; prepare the set again")
 
 
-def _checked(prepared: Prepared) -> Path:
-    """The file in which this machine notes the size and modification time of every file that it has compared. There is
-    one per location, as a copy of a set may have the same times."""
+def _stamps_file(prepared: Prepared) -> Path:
+    """The file in which this machine records the size and modification time of every file that it has compared. There
+    is one per location, because a copy of a set may have the same times."""
     name = _sealed({"location": prepared.location, "identity": prepared.identity})
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
 
 
 def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path) -> None:
-    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
 
     def copy(name: str) -> None:
-        digest, target = hashlib.sha256(), aside / name
+        digest, target = hashlib.sha256(), temporary / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with filesystem.open_input_stream(f"{path}/{name}") as source, target.open("wb") as stream:
@@ -248,21 +248,21 @@ def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(copy, prepared.files))
-        (aside / MANIFEST).write_bytes(prepared.spell())
-        aside.rename(folder)
+        (temporary / MANIFEST).write_bytes(prepared.spell())
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _evict(kept: Path, coming: Prepared) -> None:
-    """Make room for a set: delete copies, least recently used first, until all fit into the budget. A copy that a
-    process uses stays, whatever the budget."""
+def _evict(folder: Path, incoming: Prepared) -> None:
+    """Make room for a set: delete copies, least recently used first, until all sets fit into the budget. A copy that a
+    process uses is kept, even if the budget is exceeded."""
     budget = float(os.environ.get(BUDGET) or DEFAULT_BUDGET_GIB) * 2**30
-    for torn in kept.glob("????????????????????????????????????????????????????????????????.????????"):
+    for torn in folder.glob("????????????????????????????????????????????????????????????????.????????"):
         shutil.rmtree(torn, ignore_errors=True)  # left by a killed process; this one holds the lock for copying
-    copies = [place for place in kept.iterdir() if (place / MANIFEST).is_file()]
+    copies = [place for place in folder.iterdir() if (place / MANIFEST).is_file()]
     sizes = {place: sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) for place in copies}
-    needed = sum(file["bytes"] for file in coming.files.values())
+    needed = sum(file["bytes"] for file in incoming.files.values())
     for place in sorted(copies, key=lambda place: place.with_name(f"{place.name}.used").stat().st_mtime):
         if needed + sum(sizes.values()) <= budget:
             return
@@ -275,25 +275,25 @@ def _evict(kept: Path, coming: Prepared) -> None:
             del sizes[place]
 
 
-_held: dict[Path, Any] = {}  # open files whose locks mark the copies that this process uses
+_in_use: dict[Path, Any] = {}  # open files whose locks mark the copies that this process uses
 
 
-def _hold(file: Path) -> None:
-    if file not in _held:
+def _mark_in_use(file: Path) -> None:
+    if file not in _in_use:
         stream = file.open("ab")
         fcntl.flock(stream, fcntl.LOCK_SH)
-        _held[file] = stream
+        _in_use[file] = stream
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Exclude other processes of this machine."""
+def _exclusive_lock(file: Path) -> Iterator[None]:
+    """Hold a lock that only one process of this machine can have at a time."""
     with file.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
-def _noted(file: Path) -> dict[str, list[int]]:
+def _read_stamps(file: Path) -> dict[str, list[int]]:
     try:
         known: dict[str, list[int]] = json.loads(file.read_bytes())
         return known

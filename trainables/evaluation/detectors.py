@@ -19,7 +19,7 @@ from trainables.datasets import catalog, checks
 from trainables.encoders import effnet
 from trainables.evaluation.inception import FEATURES, SPATIAL, Inception, prepare
 
-BATCH = 32  # images per call; the activations of more do not fit a CPU's caches
+BATCH = 32  # images per call; the activations of a larger batch do not fit into a CPU's caches
 
 
 class DetectorOutput(NamedTuple):
@@ -112,6 +112,6 @@ def create(spec: ProbeSpec) -> Detector:
     """
     if spec.detector == "effnet_lite0":
         return EfficientNetLite0()
-    if fault := checks.probe_fault(spec):  # checked on each machine, as files differ between machines
+    if fault := checks.probe_fault(spec):  # checked again here, because files may differ between machines
         raise LookupError(fault)
     return FidInception(catalog.inception_file(spec.detector_weights), spec.resize)

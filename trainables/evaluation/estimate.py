@@ -1,9 +1,10 @@
 """A metric with its sampling error.
 
-Every metric here is a function of the samples' empirical distribution. Its *influence* is the derivative of the metric
-by each sample's weight (the infinitesimal jackknife, Efron 1981). Its standard error is what a bootstrap converges to,
-for the cost of one metric instead of hundreds. All probes of a study draw the same noise and labels, so influences pair
-sample by sample. The difference of two checkpoints therefore has an error of its own, smaller than theirs.
+Every metric here is a function of the samples' empirical distribution. The *influence* of a
+sample is the derivative of the metric by that sample's weight (the infinitesimal jackknife, Efron 1981). The standard
+error from influences is the limit of a bootstrap's, for the cost of one metric instead of hundreds. All probes of a
+study draw the same noise and labels, so samples of two checkpoints form pairs. The error of the checkpoints' difference
+comes from the differences of the influences, and is smaller than for independent samples.
 """
 
 from __future__ import annotations

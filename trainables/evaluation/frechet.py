@@ -42,14 +42,14 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> fl
 
 def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, root2: Tensor) -> float:
     """`frechet_distance` from roots (D, rank) of the covariances."""
-    apart = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum()
+    without_cross = (mu1 - mu2).square().sum() + root1.square().sum() + root2.square().sum()
     product = root1.T @ root2 if root1.shape[1] <= root2.shape[1] else root2.T @ root1
     squares = torch.linalg.eigvalsh(product @ product.T)
     rounding = len(squares) ** 0.5 * torch.finfo(squares.dtype).eps * squares.norm()
-    low, near, high = ((squares + error).clamp(min=0).sqrt().sum() for error in (-rounding, 0, rounding))
-    if high - low > 1e-7 * (apart - 2 * near):
-        near = torch.linalg.svdvals(product).sum()
-    return max(float(apart - 2 * near), 0.0)
+    low, cross, high = ((squares + error).clamp(min=0).sqrt().sum() for error in (-rounding, 0, rounding))
+    if high - low > 1e-7 * (without_cross - 2 * cross):
+        cross = torch.linalg.svdvals(product).sum()
+    return max(float(without_cross - 2 * cross), 0.0)
 
 
 class Target:
@@ -78,15 +78,17 @@ class Target:
         features = features.to(self.mean)
         mean = features.mean(dim=0)
         centred = features - mean
-        influence = 2 * centred @ (mean - self.mean) + centred.square().sum(dim=1) - _carried(centred @ self.root)
-        return Estimate(self._of(features), influence - influence.mean())
+        influence = (
+            2 * centred @ (mean - self.mean) + centred.square().sum(dim=1) - _transported_norms(centred @ self.root)
+        )
+        return Estimate(self._distance_of(features), influence - influence.mean())
 
     def limit(self, features: Tensor) -> Measured:
         """The distance for infinitely many samples (FID-infinity; Chong, Forsyth 2020), from features (N, D).
 
-        Classes must be spread evenly over the rows. The bias falls as 1 / N once N is well over D, so the halves of the
-        sample have twice its bias; as they hold all rows, they have the same first-order error. The difference to an
-        extrapolation with quarters is added to the error.
+        Classes must be spread evenly over the rows. The bias falls as 1 / N once N is well over D, so half-samples have
+        twice the bias of the whole. The mean over both halves has the same first-order error as the whole, because the
+        halves contain all rows. The difference to an extrapolation with quarters is added to the error.
 
         Raises:
             ValueError: fewer than eight features.
@@ -95,12 +97,12 @@ class Target:
         if len(features) < 8:
             raise ValueError(f"{len(features)} features; eight or more are needed to extrapolate")
         whole = self.estimate(features)
-        half, quarter = (sum(map(self._of, features.tensor_split(parts))) / parts for parts in (2, 4))
+        half, quarter = (sum(map(self._distance_of, features.tensor_split(parts))) / parts for parts in (2, 4))
         linear = 2 * whole.value - half
         quadratic = (8 * whole.value - 6 * half + quarter) / 3
         return Measured(linear, math.hypot(whole.se, quadratic - linear))
 
-    def _of(self, features: Tensor) -> float:
+    def _distance_of(self, features: Tensor) -> float:
         """The distance of features (N, D) float64."""
         if len(features) > features.shape[1]:
             return self.distance(FeatureStatistics.of(features))
@@ -108,7 +110,7 @@ class Target:
         return _distance(self.mean, self.root, mean, (features - mean).T / max(1, len(features) - 1) ** 0.5)
 
 
-def _carried(rows: Tensor) -> Tensor:
+def _transported_norms(rows: Tensor) -> Tensor:
     """|S^-1/4 y|^2 (N,) of each row y of (N, R), for S = rows' rows / (N - 1), by the smaller of the two Gram
     matrices."""
     scale = len(rows) - 1
@@ -123,12 +125,12 @@ def _carried(rows: Tensor) -> Tensor:
 
 def root(sigma: Tensor) -> Tensor:
     """R (D, rank) with R R' = sigma, for a symmetric sigma (D, D) without negative eigenvalues."""
-    # An eigenvalue at or below this fraction of the largest is a rounded zero.
+    # Eigenvalues at or below this fraction of the largest are zeros with a rounding error.
     noise = len(sigma) * torch.finfo(sigma.dtype).eps
     triangle, failed = torch.linalg.cholesky_ex(sigma)
     pivots = triangle.diagonal().square()
     if not failed and pivots.amin() > 10 * noise * pivots.amax():  # ten times as fast, for matrices of full rank
         return triangle
     values, vectors = torch.linalg.eigh(sigma)
-    genuine = values > noise * values.abs().amax()  # a rounded zero would have a root that is not small
+    genuine = values > noise * values.abs().amax()  # the root of a rounding error would not be small
     return vectors[:, genuine] * values[genuine].sqrt()

@@ -80,8 +80,8 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches whose outputs are concatenated along the channels. Each is a chain of convolutions; the last is a pool,
-    followed by the convolution `branch_pool` if there is one."""
+    """Branches whose outputs are concatenated along the channels. Each is a chain of convolutions, but the last branch
+    is a pool, followed by the convolution `branch_pool` if there is one."""
 
     def __init__(self, convs: Mapping[str, _Conv], chains: tuple[Chain, ...], pool: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -197,7 +197,8 @@ def prepare(images: Tensor, resize: str) -> Tensor:
 
     Args:
         resize: `tensorflow`: as in the graph, which the papers and torch-fidelity use. `clean`: Pillow's bicubic
-            filter with antialiasing, as in clean-fid. `pytorch`: as in pytorch-fid. Their distances are not comparable.
+            filter with antialiasing, as in clean-fid. `pytorch`: as in pytorch-fid. Distances
+            with different options are not comparable.
 
     Raises:
         ValueError: there is no such option.

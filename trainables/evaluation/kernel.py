@@ -12,7 +12,7 @@ BLOCK = 2048  # rows of a kernel matrix at a time
 
 
 def kernel_estimate(features: Tensor, reference: Tensor) -> Estimate:
-    """The unbiased estimate from all pairs. The usual mean over random subsets is a noisier estimate of the same.
+    """The unbiased estimate from all pairs. The usual mean over random subsets estimates the same with more noise.
 
     Args:
         features, reference: (N, D) and (M, D), any float type; computed in float64 on the device of `features`.
@@ -34,7 +34,7 @@ def kernel_estimate(features: Tensor, reference: Tensor) -> Estimate:
 def kernel_distance(
     features: Tensor, reference: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Mean and standard deviation over random subsets of both, as torch-fidelity and clean-fid compute it.
+    """Mean and standard deviation over random subsets of both sets, as torch-fidelity and clean-fid compute it.
 
     The subsets are those of torch-fidelity (which uses this seed) and of clean-fid (which uses NumPy's global state).
 

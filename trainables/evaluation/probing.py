@@ -1,7 +1,7 @@
 """Probe a snapshot: draw samples from its EMA weights, compute their features, compare them with the real images.
 
 Noise and labels come from the probe's own seed, chunk by chunk, so that every snapshot of a study gets the same ones on
-any number of ranks. Chunks are dealt to the ranks in turn.
+any number of ranks. The ranks take chunks in turn.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ProbeResult:
 
     Args:
         metrics: metrics and their standard errors, by full name.
-        influence: (N,) float32, the influence of each sample on the deciding metric (`Estimate`); None where that is
+        influence: (N,) float32, the influence of each sample on the deciding metric (`Estimate`); None if the metric is
             NaN.
         grid: the first images of the first classes, (rows * columns, 3, H, W) uint8, row by row.
         columns: of the grid, one per class.
@@ -67,7 +67,7 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive samples of a probe; `first` is the index of the first one."""
+    """Consecutive samples of a probe; `first` is the index of the first sample."""
 
     first: int
     labels: Tensor  # (B,) int64, the classes in turn
@@ -149,8 +149,8 @@ def probe(
         progress((number + 1) * spec.batch_size)
 
     gathered = ProcessGroup(rank, world_size).gather(mine)
-    every = [gathered[number % world_size][number // world_size] for number in range(chunks)]
-    whole = {name: torch.cat([shard[name] for shard in every]) for name in every[0]}
+    in_order = [gathered[number % world_size][number // world_size] for number in range(chunks)]
+    whole = {name: torch.cat([shard[name] for shard in in_order]) for name in in_order[0]}
     metrics, influence = dict.fromkeys(spec.reported, math.nan), None
     if whole["finite"].all():
         output = DetectorOutput(whole["features"], whole["probs"], whole.get("spatial"))
@@ -158,9 +158,9 @@ def probe(
         for metric, estimate in estimates.items():
             name = spec.name(metric)
             metrics |= {name: estimate.value, error_name(name): estimate.se}
-        decides = estimates[spec.metrics[0]]
-        assert isinstance(decides, Estimate), "fid and kid have influences, and nothing else decides"
-        influence = decides.influence.float().cpu()
+        deciding = estimates[spec.metrics[0]]
+        assert isinstance(deciding, Estimate), "the deciding metric is fid or kid, which have influences"
+        influence = deciding.influence.float().cpu()
     return ProbeResult(metrics, influence, whole["pictures"], min(num_classes, GRID_COLUMNS))
 
 
@@ -175,7 +175,8 @@ def save_grid(grid: Tensor, path: File, columns: int, scale: int = 2) -> None:
 
 def _shard(latents: Tensor, part: Chunk, num_classes: int, autoencoder: Any, detector: Detector) -> dict[str, Tensor]:
     """What is kept of a chunk: the detector's output, the images of the grid, and whether all latents are finite."""
-    images = decode(autoencoder, latents.nan_to_num())  # uint8 would hide values that are not finite
+    # uint8 images cannot hold values that are not finite; `finite` below records whether there are any.
+    images = decode(autoencoder, latents.nan_to_num())
     output = detector(images).cpu()
     number_of = part.first + torch.arange(len(images))
     shown = (number_of < GRID_ROWS * num_classes) & (part.labels < GRID_COLUMNS)

@@ -24,8 +24,8 @@ from trainables.evaluation.statistics import FeatureStatistics
 from trainables.process_group import ALONE, ProcessGroup
 
 Array = npt.NDArray[np.float32]
-DRAWS = 4  # of real images, for `Reference.floor`
-KEPT = 10_000  # features kept for metrics that compare single images, spread evenly over the images; as many as in ADM
+DRAWS = 4  # sets of real images that are drawn for `Reference.floor`
+KEPT = 10_000  # images, spread evenly, whose features are kept for metrics of single images; as many as in ADM
 
 
 class Reference:
@@ -119,7 +119,9 @@ class Reference:
 
     def _features(self) -> Tensor:
         if "features" not in self.state:
-            raise ValueError("kid, precision and recall compare images, and the reference has statistics alone")
+            raise ValueError(
+                "kid, precision and recall need features of single images, and the reference has only statistics"
+            )
         return self.state["features"]
 
     def _spatial_target(self) -> Target:
@@ -207,8 +209,8 @@ class ReferenceBuilders:
             if name not in self._by_detector:
                 dim = 0 if spatial is None else spatial.shape[1]
                 self._by_detector[name] = ReferenceBuilder(features.shape[1], dim, self._count)
-            around = None if spatial is None else torch.from_numpy(spatial)
-            self._by_detector[name].update(torch.from_numpy(features), around)
+            spatial_tensor = None if spatial is None else torch.from_numpy(spatial)
+            self._by_detector[name].update(torch.from_numpy(features), spatial_tensor)
 
     def save_references(self, folder: Path) -> list[str]:
         """Write the references of all images so far into a folder; returns the names of the files."""

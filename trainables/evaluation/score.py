@@ -28,7 +28,7 @@ def inception_score(probs: Array, splits: int = 10) -> tuple[float, float]:
 def inception_score_estimate(probs: Tensor, splits: int = 10) -> Estimate:
     """The mean of `inception_score` with its standard error, for probs (N, K).
 
-    The standard deviation over parts is no standard error: parts have fewer rows and so scatter more.
+    The standard deviation over parts is not a standard error: parts have fewer rows, so their scores scatter more.
     """
     parts = _parts(probs, splits)
     value = torch.stack([score for score, _ in parts]).mean()

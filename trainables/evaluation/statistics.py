@@ -41,12 +41,12 @@ class FeatureStatistics:
             self._absorb(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of the features of both, as a new object."""
-        both = FeatureStatistics(len(self._mean), self._mean.device)
+        """The statistics of the features of `self` and `other` together, as a new object."""
+        merged = FeatureStatistics(len(self._mean), self._mean.device)
         for part in (self, other):
             if part.count:
-                both._absorb(part.count, part._mean.to(both._mean), part._scatter.to(both._scatter))
-        return both
+                merged._absorb(part.count, part._mean.to(merged._mean), part._scatter.to(merged._scatter))
+        return merged
 
     @property
     def mean(self) -> Tensor:

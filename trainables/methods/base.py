@@ -38,7 +38,7 @@ class View:
 
 
 class Method(nn.Module, ABC):
-    """A loss on hidden states. Frozen networks that it uses are not among its parameters, buffers or submodules."""
+    """A loss on hidden states. Frozen networks that a method uses are not its parameters, buffers or submodules."""
 
     taps: tuple[int, ...] = ()
 

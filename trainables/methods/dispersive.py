@@ -9,7 +9,7 @@ transport.py).
     covariance       sum over channels m != n of Cov_mn(z)^2
 
 h_i is the state of image i after the block. E runs over the full B x B matrix including the diagonal, as in the
-released code. That code has infonce_l2 alone and divides by T D; the scale of z applies this division to the other
+released code. That code has only infonce_l2 and divides by T D; the scale of z applies this division to the other
 forms too, so that the squared covariance of h is divided by (T D)^2. Departure: B is the global batch, as the features
 of all ranks are gathered. The reference compares within a rank, so its loss depends on the number of ranks.
 """
@@ -65,8 +65,8 @@ class Dispersive(Method):
 
 def gathered(z: Tensor) -> Tensor:
     """The features (B, T*D) of all ranks, in the order of ranks."""
-    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-    return z if alone else _AllGather.apply(z)
+    several_ranks = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _AllGather.apply(z) if several_ranks else z
 
 
 class _AllGather(torch.autograd.Function):

@@ -3,8 +3,8 @@
     f_g = f_u + omega (f_c - f_u)          L = mean over batch, tokens and channels of ( projector(h_n) - f_g )^2
 
 f_c and f_u are the teacher's states after block m for the true label and for the null class, at the student's x_t and
-t: classifier-free guidance in feature space. The teacher gets the true label even where the student's is dropped. The
-paper leaves open whether the target is normalised; `target_norm` selects that.
+t. This is classifier-free guidance in feature space. The teacher gets the true label even where the student's is
+dropped. The paper leaves open whether the target is normalised; `target_norm` selects that.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Guide:
     """A frozen teacher that is shared by students. It runs once per batch, for all blocks that any student reads.
 
     Args:
-        precision: precision of the teacher's matrix products, between which states stay in float32. None: the
-            student's.
+        precision: precision of the teacher's matrix products; other operations stay in float32. None: the student's.
     """
 
     def __init__(self, teacher: Teacher, precision: TeacherPrecision | None = None):
@@ -63,7 +62,7 @@ class Guide:
             self._batch, self._states, self._unread = batch, self._compute(batch), len(self._read)
         states = self._states[block]
         self._unread -= 1
-        if not self._unread:  # all students have read it, so the memory can go
+        if not self._unread:  # all students have read the batch, so its states are freed
             self._batch, self._states = None, {}
         return states
 
@@ -82,7 +81,7 @@ def branches(teacher: Teacher, x_t: Tensor, t: Tensor, labels: Tensor, blocks: C
     """The states after `blocks` for the true labels (B,) and for the null class, computed in one batch of 2B."""
     null = torch.full_like(labels, teacher.num_classes)
     states = teacher.states(x_t, t, torch.cat([labels, null]), blocks)  # {block: (2B, T, D)}
-    return {block: Branches(*both.chunk(2)) for block, both in states.items()}
+    return {block: Branches(*state.chunk(2)) for block, state in states.items()}
 
 
 def extrapolate(pair: Branches, guidance_scale: float) -> Tensor:

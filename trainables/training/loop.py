@@ -1,9 +1,9 @@
 """The training loop for every method, of teachers and students.
 
 `train` continues one run from a checkpoint to a later step; `train_together` continues several runs that see the same
-batches. A `Context` gives rank and device and receives progress. The result follows from the description of the run
-alone ("same history, same bits"): draws come from (seed, step), weights of a new network from (seed, name), and nothing
-from global state.
+batches. A `Context` gives rank and device and receives progress. The result depends only on the description of
+the run ("same history, same bits"): random draws come from (seed, step), the weights of a new network from (seed,
+name), and nothing from global state.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass
 class Context:
-    """Where a training runs, and whom it reports to.
+    """Where a training runs, and the functions that it calls.
 
     Args:
         micro_batch: most images that go through the network at once on a rank; gradients add up. None: the rank's
@@ -56,7 +56,8 @@ class Context:
         progress: called on every rank after every step.
         should_checkpoint, should_stop: called on every rank after every step but the last. They return the same on all
             ranks: whether `on_checkpoint` is due while training continues, and whether training ends at this step.
-        on_checkpoint: given the outcomes so far. Their tensors change with the next step, so it copies what it keeps.
+        on_checkpoint: called with the outcomes so far. It must copy what it keeps, because training changes the
+            tensors.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -98,7 +99,7 @@ def build_backbone(recipe: Recipe, data: LatentSet) -> backbones.Backbone:
 
 
 class Guides:
-    """One `Guide` for each teacher of the runs that train together."""
+    """The guides of the runs that train together: one `Guide` for each teacher."""
 
     def __init__(self, load: LoadTeacher | None):
         self._load = load
@@ -215,14 +216,15 @@ class Student:
             self._step = step + 1
 
     def _gradients(self, piece: Batch, step: int, last: bool) -> Tensor:
-        """Add the gradients of one piece of the batch; returns its part of the losses (3,). Ranks reduce at the last.
+        """Add the gradients of one piece of the batch; returns its part of the losses (3,). With the last piece,
+        gradients are reduced over ranks.
 
         DDP takes the mean over ranks. A rank's loss is therefore weighted by its number of images relative to the mean
         number per rank, so that every image counts alike even where ranks have unequal shares.
         """
         part = len(piece.t) * self.context.world_size / self.run.batch_size
-        apart = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
-        with apart:
+        reduction = contextlib.nullcontext() if last or self.replica is self.module else self.replica.no_sync()
+        with reduction:
             with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
                 losses = self.replica(piece, self.weight_at(step), self.view)
             (losses.total * part).backward()
@@ -300,7 +302,7 @@ def _optimizer(module: nn.Module, spec: OptimizerSpec, moments: Tensors, device:
 
 @torch.no_grad()
 def _clip_gradients(backbone: list[nn.Parameter], method: list[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before.
+    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before scaling.
 
     The squares of the backbone are summed separately from those of the method. A method of weight 0 then adds an exact
     zero, and the update of the backbone keeps its bits (torch's own clipping sums in another order).

@@ -1,7 +1,7 @@
-"""What a worker runs, and what it keeps loaded between tasks.
+"""Trains and probes on a worker, and keeps what was loaded for later tasks.
 
-A task trains a segment of runs or probes a snapshot, both given as folders of files. What one task loads (data set,
-autoencoder, detector, teachers) is there for the next.
+A task trains a segment of runs or probes a snapshot, both given as folders of files. Whatever one task loads (data set,
+autoencoder, detector, teachers) is reused by the next.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trainables.process_group import ProcessGroup
 from trainables.training.checkpoint import Checkpoint, load_weights
 from trainables.training.loop import Context, NonFiniteLoss, Outcome, load_backbone, train_together
 
-TEACHERS_KEPT = 2
+TEACHERS_KEPT = 2  # the most recently used ones
 Folder = Callable[[TeacherRef], Path]
 
 
 class WorkerCache:
-    """What a worker keeps between tasks.
+    """Trains runs and probes snapshots. Keeps data sets, autoencoders, detectors and teachers between tasks.
 
     Args:
         cache: a folder of this machine for files that can be computed again.

@@ -1,7 +1,7 @@
 """Sources of images, or of latents that other software made. Each kind of source has a file of its own here.
 
-A source is a list of items, one per image, in an order that depends on the place alone, and a reader. The reader is
-sent to the processes that read items.
+A source is a list of items, one per image, and a reader. The order of the items depends only on the source's files. The
+reader is sent to the processes that read items.
 """
 
 from __future__ import annotations
@@ -15,13 +15,8 @@ from raysweep.prepare.sources.base import Item, Latents, Picture, Reader, Source
 __all__ = ["Item", "Latents", "Picture", "Reader", "Source", "open_source"]
 
 _NAMED = {"emoji9": parquet.emoji9, "fashion-mnist": idx.fashion_mnist}
-_KINDS = (
-    latents,
-    parquet,
-    tars,
-    idx,
-    folders,
-)  # folders come last: other kinds contain folders too
+# Folders come last, because sources of other kinds contain folders too.
+_KINDS = (latents, parquet, tars, idx, folders)
 KNOWN = (
     "a folder of classes; ImageNet's tar, or a folder of its classes' tars; Parquet files; WebDataset's tars; "
     "IDX files; emoji9; fashion-mnist; or latents of REPA, EDM2, LightningDiT or DiT"
@@ -29,7 +24,7 @@ KNOWN = (
 
 
 def open_source(given: str, split: str = "train") -> Source:
-    """The source in a place, or the one with that name.
+    """The source in a file or folder, or the source with a known name such as `emoji9`.
 
     Args:
         split: which split, of sets that have several.

@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """The latents of an image from another software's autoencoder: mean and standard deviation (2, C, H, W)."""
+    """An image's latents that other software encoded: mean and standard deviation (2, C, H, W)."""
 
     source: str
     label: int
@@ -73,7 +73,7 @@ class Source:
             raise UserError(f"{self.about}: no images of {some}; labels run from 0, and every class needs images")
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of names, labels and places, to recognise the list that a preparation began with."""
+        """SHA-256 (hex) of class names and items, to recognise the list that a preparation began with."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for item in self.items:
             digest.update(repr(item).encode())
@@ -81,7 +81,7 @@ class Source:
 
 
 def numbered(labels: Iterable[int]) -> tuple[str, ...]:
-    """Numbers as the names of classes that have none."""
+    """Class names for classes without names: their numbers."""
     return tuple(map(str, range(max(labels, default=-1) + 1)))
 
 

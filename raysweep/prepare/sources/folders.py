@@ -21,7 +21,8 @@ class FolderReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a folder that contains folders; in its folder `train`, or of another split, where it has one."""
+    """The source in a folder of class folders. If the folder contains a folder named like the split, that one is
+    used."""
     if not place.is_dir():
         return None
     if (place / split).is_dir():

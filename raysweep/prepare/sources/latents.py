@@ -22,7 +22,7 @@ class NpyReader:
     """Reads one .npy file per image. Items are (path below root, label).
 
     Args:
-        convert: makes mean and standard deviation (2, C, H, W) of an array, or raises ValueError about its shape.
+        convert: turns an array into mean and standard deviation (2, C, H, W), or raises ValueError about its shape.
     """
 
     def __init__(self, root: Path, convert: Callable[[Latent], Latent]):
@@ -48,7 +48,7 @@ def _from_features(array: Latent) -> Latent:
     """From DiT's (1, C, H, W): one sample of the posterior."""
     if array.ndim != 4 or len(array) != 1:
         raise ValueError(f"shape {array.shape}; expected (1, C, H, W)")
-    return _certain(array[0])
+    return _as_posterior(array[0])
 
 
 class ShardsReader:
@@ -65,7 +65,7 @@ class ShardsReader:
                     shard.get_slice(key)[row] if key in shard.keys() else None  # noqa: SIM118 (shard is not a mapping)
                     for key in ("latents", "latents_flip")
                 )
-            yield Latents(name, label, _certain(own), None if mirror is None else _certain(mirror))
+            yield Latents(name, label, _as_posterior(own), None if mirror is None else _as_posterior(mirror))
 
 
 def find(place: Path, split: str) -> Source | None:
@@ -134,7 +134,7 @@ def _shards(root: Path, files: list[Path]) -> Source | None:
     return Source(f"LightningDiT's latents in {root.name}", items, names, ShardsReader(root), latents=True)
 
 
-def _certain(sample: Any) -> Latent:
+def _as_posterior(sample: Any) -> Latent:
     """A sample as a posterior with standard deviation 0."""
     latent: Latent = np.asarray(sample, np.float32)
     return np.stack([latent, np.zeros_like(latent)])

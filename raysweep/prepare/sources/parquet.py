@@ -35,7 +35,8 @@ class ParquetReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a file or folder. Of a folder, only files whose names begin with the split, if there are any."""
+    """The source in a file or folder. If some files of a folder have names that begin with the split, only those
+    count."""
     files = [place] if place.suffix == ".parquet" and place.is_file() else []
     if place.is_dir():
         files = files_below(place, [".parquet"])

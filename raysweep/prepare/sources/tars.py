@@ -38,7 +38,8 @@ class TarReader:
 
 
 def find(place: Path, split: str) -> Source | None:
-    """The source in a tar or a folder of tars. Of WebDataset's, only those with the split in their names, if any."""
+    """The source in a tar or a folder of tars. If some of WebDataset's tars have the split in their names, only those
+    count."""
     if place.is_file() and place.suffix == ".tar":
         tars = [place]
     elif place.is_dir():
@@ -50,13 +51,13 @@ def find(place: Path, split: str) -> Source | None:
     if all(_CLASS.fullmatch(tar.stem) for tar in tars):
         parts = [(tar.stem, tar, 0, tar.stat().st_size) for tar in tars]
         return _classes(parts, tars[0].parent, place.name)
-    if len(tars) == 1 and (parts := _inner(tars[0])):
+    if len(tars) == 1 and (parts := _class_tars(tars[0])):
         return _classes(parts, tars[0].parent, place.name)
-    mine = [tar for tar in tars if split in tar.name] or tars
-    return _webdataset(mine, place)
+    of_split = [tar for tar in tars if split in tar.name] or tars
+    return _webdataset(of_split, place)
 
 
-def _inner(tar: Path) -> list[tuple[str, Path, int, int]]:
+def _class_tars(tar: Path) -> list[tuple[str, Path, int, int]]:
     """The class tars inside a tar: (class, tar, offset of its content, bytes)."""
     members = list(_members(tar, 0, tar.stat().st_size, most=1))
     if not members or not members[0][0].endswith(".tar"):

@@ -33,7 +33,7 @@ NEVER = "never"
 
 @dataclass(frozen=True)
 class Panel:
-    """Trials that differ from the defaults in one parameter alone.
+    """Trials that differ from the defaults in at most one parameter.
 
     Attributes:
         path: the parameter's.
@@ -53,20 +53,21 @@ class Panel:
 
 def panels(study: StudyState, trials: Sequence[TrialSummary]) -> list[Panel]:
     """A panel for each searched parameter of which several values were tried while all others had their defaults. All
-    trials are shown at the same step, or all at their ends. None if the defaults themselves were not tried."""
+    trials are shown at the same step, or all at their ends. The list is empty if the defaults themselves were not
+    tried."""
     defaults = study.space.defaults
     probed = [trial for trial in trials if trial.repeats is None and trial.probes]
     differing = [(trial, _differing_paths(trial.params, defaults)) for trial in probed]
-    alone = [(trial, paths) for trial, paths in differing if len(paths) <= 1]
-    if all(paths for _, paths in alone):
+    single = [(trial, paths) for trial, paths in differing if len(paths) <= 1]
+    if all(paths for _, paths in single):
         return []
-    step, measured = comparable_probes([trial for trial, _ in alone])
+    step, measured = comparable_probes([trial for trial, _ in single])
     metrics = {trial.number: probe for trial, probe in measured}
     result = []
     for path, domain in domains.all_domains(study.space.tree).items():
         values = [
             (trial.params.get(path, domain.default), trial, metrics[trial.number])
-            for trial, paths in alone
+            for trial, paths in single
             if paths <= {path} and trial.number in metrics
         ]
         if len(values) > 1:
@@ -93,7 +94,7 @@ def axes(study: StudyState, summary: StudySummary) -> Figure | None:
         twins += _draw_reference(cell, panel, reference, last)
     _share_limits(twins)
     _hide(list(grid.flat)[len(shown) :])
-    handles: dict[str, Any] = {}  # by label: each stands in the legend once
+    handles: dict[str, Any] = {}  # by label, so that each label is in the legend once
     for cell in picture.axes:
         for handle, text in zip(*cell.get_legend_handles_labels(), strict=True):
             handles.setdefault(text, handle)
@@ -118,8 +119,8 @@ def _draw_ours(cell: Axes, study: StudyState, panel: Panel) -> None:
 
 
 def _draw_reference(cell: Axes, panel: Panel, name: str, last: bool) -> list[Axes]:
-    """The paper's values for the same rows, on a second axis to the right. Its numbers are written if the panel is the
-    last of its line. Returns the axis, or nothing if the paper has fewer than two of the values."""
+    """Draw the paper's values for the same rows, on a second axis to the right. Only the last panel of a line gets
+    numbers on that axis. Returns the axis in a list, which is empty if the paper has fewer than two of the values."""
     points = [(x, trial.reference[name]) for x, (_, trial, _) in enumerate(panel.shown) if name in trial.reference]
     if len(points) < 2:
         return []
@@ -222,12 +223,13 @@ def _other_params(study: StudyState, point: Point) -> str:
 
 
 def _differing_paths(point: Point, defaults: Point) -> set[str]:
-    """The paths at which two points differ. A path that only one of them has follows from another difference."""
+    """The paths at which two points differ. A path that only one point has is left out, because it follows from another
+    difference."""
     return {path for path in point if path in defaults and label(point[path]) != label(defaults[path])}
 
 
 def _rank(value: Any, options: list[Any]) -> tuple[float, float]:
-    """Numbers in ascending order, then the others as the space lists them."""
+    """A sort key: numbers in ascending order, then other values in the order of the space."""
     if isinstance(value, int | float):
         return (0.0, float(value))
     return (1.0, float(options.index(value)) if value in options else math.inf)

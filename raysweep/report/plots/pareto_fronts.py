@@ -1,4 +1,4 @@
-"""The deciding metric against what it is traded for."""
+"""The deciding metric against a second quantity, with the Pareto front of both."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from raysweep.report.plots.style import BEST, COLOURS, MARKERS, figure, lower_is
 from raysweep.study.state import StudyState
 from raysweep.study.summary import STATE_WORDS, Front, StudySummary
 
-NUMBERED = 12  # members of a front up to which each bears its trial's number
+NUMBERED = 12  # up to this many members of a front are labelled with their trials' numbers
 
 
 def fronts(study: StudyState, summary: StudySummary) -> Figure | None:
-    """A panel for each front: every trial, and the front of those that no other trial beats in both."""
+    """A panel for each front: every trial, and the front of the trials that no other trial dominates."""
     if not any(front.values for front in summary.pareto.values()):
         return None
-    title = f"{study.space.id}: trials that no other beats in both, by number"
+    title = f"{study.space.id}: trials on the Pareto front, by number"
     picture = figure(4.8, title, 5.5 * len(summary.pareto))
     panels = picture.subplots(1, len(summary.pareto), squeeze=False)[0]
     for axes, (name, front) in zip(panels, summary.pareto.items(), strict=True):

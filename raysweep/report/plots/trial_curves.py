@@ -1,4 +1,4 @@
-"""Every trial's metric against steps and against its cost; and our metrics against the paper's."""
+"""Every trial's metric against steps and against its cost, and our metrics against the paper's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from raysweep.study.state import StudyState
 from raysweep.study.summary import STATE_WORDS, StudySummary, TrialSummary, short_path, value_text
 from trainables.config import error_name
 
-BARS = 60  # trials up to which each has its error bars
-TICKS = 9  # rungs up to which each has its number
+BARS = 60  # up to this many trials, each is drawn with error bars
+TICKS = 9  # up to this many steps, each is labelled on the axis
 
 Places = dict[int, list[float]]  # where the probes of a trial lie on the x axis, by the trial's number
 
@@ -52,7 +52,7 @@ def against_reference(study: StudyState, summary: StudySummary) -> Figure | None
     if agreement is None:
         return None
     when = "at its end" if agreement.step is None else f"at step {short(agreement.step)}"
-    picture = figure(5.2, f"{study.space.id}: do ours rank as published?\n{agreement}", width=7.5)
+    picture = figure(5.2, f"{study.space.id}: do our trials rank as published?\n{agreement}", width=7.5)
     axes = picture.subplots()
     for trial, theirs, ours in agreement.pairs:
         probes = trial.probes.values()
@@ -71,7 +71,7 @@ def against_reference(study: StudyState, summary: StudySummary) -> Figure | None
 def _draw(
     axes: Axes, study: StudyState, trials: list[TrialSummary], places: Places, best: int | None, bars: bool = False
 ) -> None:
-    """The curve of each trial with a mark at its end; the best trial above the others."""
+    """Draw the curve of each trial with a mark at its end, and the best trial on top of the others."""
     opacity = max(0.06, min(0.75, 12 / len(trials)))
     many = len(trials) > BARS
     for state, colour in COLOURS.items():
@@ -92,7 +92,7 @@ def _draw(
 
 
 def _bars(axes: Axes, study: StudyState, trials: list[TrialSummary], places: Places, best: int | None) -> None:
-    """Error bars, a little beside each other where many trials were probed at the same step."""
+    """Draw error bars, shifted a little so that those of trials at the same step do not overlap."""
     for order, trial in enumerate(trials):
         is_best = trial.number == best
         shift = 1.0 if is_best else 1 + 0.09 * ((order + 0.5) / len(trials) - 0.5)
