@@ -216,7 +216,7 @@ def test_latents_of_others_are_taken_over(tmp_path, capsys):
     own = catalog.files("emoji9")[1]
     options = [tmp_path / "source", "--out", tmp_path / "out", "--mirrored", "--normalise", "channels"]
     code, _, err = run(capsys, *options)
-    assert code == 2 and "--autoencoder: name the one that made these latents" in err
+    assert code == 2 and "--autoencoder: name the autoencoder that made these latents" in err
     assert run(capsys, *options, "--autoencoder", own)[0] == 0
     data = load_latents(str(tmp_path / "out"), tmp_path, mirrored=True)
     everyone, noise = torch.arange(20), torch.zeros(20, 8, 4, 4)

@@ -110,7 +110,7 @@ WRONG_FILES = {
     "only numbers": ("a.pt", 3, "no state dict"),
     "of nobody known": ("a.pt", {"weight": torch.ones(2)}, "--source, one of repa, sit"),
     "no raw weights": ("a.pt", {"ema": {"weight": torch.ones(2)}}, "--weights ema"),
-    "another ending": ("a.bin", {}, "known: .pt, .pth, .ckpt, .safetensors"),
+    "another ending": ("a.bin", {}, "known endings: .pt, .pth, .ckpt, .safetensors"),
 }
 
 
