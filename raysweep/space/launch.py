@@ -40,7 +40,7 @@ class Launch(Spec):
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 600
     """Seconds of training between checkpoints, besides those at rungs and ends."""
     timeout_s: Annotated[float, Field(ge=1)] = 600
-    """Seconds that workers wait for each other before they restart."""
+    """Seconds that workers wait for each other before they restart. A lane silent for twice as long is ended."""
     start_timeout_s: Annotated[float, Field(ge=1)] = 900
     """Seconds that a lane's workers may take to start, new nodes included."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"

@@ -254,7 +254,8 @@ def load(
     """
     document = yaml_file.read(Path(path))
     if profile not in PROFILES:
-        raise UserError(f"profile {profile}: no such profile; known: {', '.join(PROFILES)}")
+        written = "profile=" if isinstance(overrides, Mapping) else "--profile "
+        raise UserError(f"{written}{profile}: no such profile; known: {', '.join(PROFILES)}")
     raw = merge(document.tree, profile)
     if isinstance(overrides, Mapping):
         given = [(f"overrides[{key!r}]", key, value) for key, value in overrides.items()]

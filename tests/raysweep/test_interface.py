@@ -52,6 +52,11 @@ def test_a_wrong_override_is_one_line(overrides, message):
     assert "\n" not in str(refused.value) and str(refused.value).startswith("overrides['")
 
 
+def test_a_wrong_profile_is_named_as_it_was_written():
+    with pytest.raises(raysweep.UserError, match="^profile=huge: no such profile; known: cluster, laptop, smoke$"):
+        raysweep.load(TABLE5, "huge")
+
+
 def test_a_plan_counts_what_sharing_saves():
     table5 = raysweep.load(TABLE5)
     alone = raysweep.plan(table5).grid
