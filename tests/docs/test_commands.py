@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.commands, pytest.mark.ray, pytest.mark.slow, pytest.ma
 
 ELSEWHERE = {  # how a command begins -> who runs it, or why nobody does
   r"make (test|browser|cluster|chaos)$": ".ci/run runs it, whole or in a short form",
+  r"make commands$": "this suite",
   r"make bench$": "tests/benchmarks runs its scripts at tiny sizes; whole, it takes an idle machine",
   r"make docs$": "tests/docs/test_docs.py builds the site",
   r"git clone": ".ci/run begins with a clone",
