@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.cluster.connection import PlacementRequest, last_line, shortage, worker_resources
 from raysweep.execution.actor import DispatcherActor
-from raysweep.execution.pool import PoolReport
+from raysweep.execution.pool import PoolStatus
 from raysweep.execution.tasks import LaneConfig
 from raysweep.space.launch import Launch
 from raysweep.store.store import Store
@@ -76,7 +76,7 @@ class Lanes:
         self.actor = remote_class.remote(store.uri, store.files.mark, milestones, launch, self._session)
         self._lanes = {number: _Lane() for number in range(launch.lanes)}
         self._removed: set[str] = set()  # placement groups
-        self._latest = PoolReport()
+        self._latest = PoolStatus()
         self._start_due_lanes()
 
     def activity(self, timeout_s: float = ANSWER_S) -> Activity:
@@ -85,7 +85,7 @@ class Lanes:
         self._restart_ended()
         # The machine may be too busy to answer in time, or the dispatcher may be restarting.
         with contextlib.suppress(GetTimeoutError, RayActorError):
-            self._latest = ray.get(self.actor.pool.remote("report"), timeout=timeout_s)
+            self._latest = ray.get(self.actor.pool.remote("status"), timeout=timeout_s)
             for number, group in self._latest.groups.items():
                 lane = self._lanes.get(number)
                 if lane is None or lane.host is None:

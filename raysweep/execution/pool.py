@@ -64,16 +64,17 @@ class LaneState:
 
 
 @dataclass(frozen=True)
-class PoolReport:
+class PoolStatus:
     """What a pool reports to its driver.
 
     Attributes:
+        activity: what the lanes are doing, for the terminal.
         groups: lane -> Ray's id of the placement group of its workers; absent until they have started.
         served: lane -> how often it has finished what it was given.
         silent_s: lane -> seconds since its last message.
     """
 
-    activity: Activity = Activity()
+    activity: Activity = field(default_factory=Activity)
     groups: dict[int, str] = field(default_factory=dict)
     served: dict[int, int] = field(default_factory=dict)
     silent_s: dict[int, float] = field(default_factory=dict)
@@ -288,10 +289,10 @@ class Pool:
         if self.leases:
             await asyncio.to_thread(self.leases.close)
 
-    async def report(self) -> PoolReport:
-        """The report for the driver, which shows it and restarts lanes by it."""
+    async def status(self) -> PoolStatus:
+        """What the driver shows, and by which it restarts lanes."""
         now, lanes = time.monotonic(), self.lanes.items()
-        return PoolReport(
+        return PoolStatus(
             Activity(
                 [_activity(state) for _, state in lanes if state.tasks],
                 self.computed_steps,
@@ -398,7 +399,7 @@ class Pool:
 def _activity(state: LaneState) -> LaneActivity:
     task = state.tasks[0]
     return LaneActivity(
-        task.kind,
+        kind=task.kind,
         trials=[member.owner for member in state.tasks if member.owner],
         teacher=task.is_teacher,
         method=task.run.phase_after(task.begin - (task.kind == "probe")).term.kind,

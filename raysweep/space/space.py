@@ -298,7 +298,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
 
 
 def _override(raw: dict[str, Any], written: str, key: str, value: Any) -> tuple[str, ...]:
-    """Set a value at a dotted key; returns the key's parts."""
+    """Set a value at a dotted key; returns the key's parts. An error names the override as it was `written`."""
     path = tuple(key.split("."))
     if not all(path):
         raise UserError(f"{written}: '{key}' is not a dotted key; write it like search.trials")

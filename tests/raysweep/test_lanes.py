@@ -83,7 +83,7 @@ def test_a_lane_is_not_ended_while_its_workers_are_starting(tmp_path, cache):
         reference = (space.trial({})[0].data, space.probe)
         lanes = Lanes(space.launch, Store(str(tmp_path)), [], reference, alone=True)
         until = time.monotonic() + 120
-        while not ray.get(lanes.actor.pool.remote("report")).groups:  # of workers that have started
+        while not ray.get(lanes.actor.pool.remote("status")).groups:  # of workers that have started
             assert time.monotonic() < until
             assert lanes.activity().notes == []
             time.sleep(0.5)
