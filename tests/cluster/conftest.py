@@ -38,18 +38,8 @@ class Cluster(Lab):
         self.file.write_text(text, encoding="utf-8")
 
     def up(self) -> None:
-        """Run `ray up` and wait for all nodes.
-
-        Ray gives its raylet 30 s to start, which no setting changes. On a machine that is too busy for that, the user
-        runs `ray up` again, and so does this, once.
-        """
-        line = ("ray", "up", "-y", str(self.file))
-        try:
-            self.laptop(*line)
-        except RuntimeError as error:
-            if "The current node timed out during startup" not in str(error):
-                raise
-            self.laptop(*line)
+        """Run `ray up` and wait for all nodes."""
+        self.laptop("ray", "up", "-y", str(self.file))
         self.await_nodes(NODES)
 
     def await_nodes(self, count: int, timeout_s: float = 150) -> None:

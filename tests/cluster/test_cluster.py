@@ -120,7 +120,7 @@ def forwarding(cluster, line: str, port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_the_commands_of_the_guide_run(cluster, tmp_path):
+def test_the_commands_of_the_guide_run(cluster):
     """Those of docs/how-to/cluster.md that begin with `ray`, as they stand there, but for a sweep that fits."""
     storage = cluster.store / "guide"
     small = f"search_spaces/table5.yaml --profile smoke --set search.trials=1 --storage {storage}"
