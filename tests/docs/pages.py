@@ -34,9 +34,9 @@ def commands(page: Path) -> list[str]:
 
 def commands_of_spaces() -> list[tuple[Path, str]]:
     """(file, command) from the head of every search space: without a profile, and with the laptop's."""
-    commands = []
+    pairs = []
     for path in SPACES:
         (line,) = re.findall(r"^# Command\s+(.*)$", text_of(path), re.M)
         command, _, option = line.partition(" [")
-        commands += [(path, command), (path, f"{command} {option.rstrip(']')}")]
-    return commands
+        pairs += [(path, command), (path, f"{command} {option.rstrip(']')}")]
+    return pairs

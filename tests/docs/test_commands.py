@@ -67,8 +67,8 @@ class Shell:
     """
 
     def __init__(self, folder: Path):
-        self._folder, self._servers = folder / "raysweep", list[subprocess.Popen[bytes]]()
-        self._variables = folder / "variables.sh"
+        self._folder, self._variables = folder / "raysweep", folder / "variables.sh"
+        self._servers: list[subprocess.Popen[bytes]] = []
         self._folder.mkdir()
         for entry in ROOT.iterdir():
             if entry.name not in ("docs", "runs", "data"):
