@@ -1,74 +1,93 @@
-"""Files on any filesystem that pyarrow knows: written whole or exclusively, sealed with a checksum, copied and checked.
+"""Files in a folder of a file system or of an object store: written whole or created exclusively, copied and checked.
 
-Only files on a local disk are renamed or appended to: object stores can do neither. Paths are relative to the root,
-with `/` between their parts.
+obstore reads and writes them. Paths are relative to the root, with `/` between their parts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 import socket
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import pyarrow as pa
-from pyarrow import fs
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
 
 from raysweep.errors import UserError
 from raysweep.uris import public
 from trainables.errors import one_line
+from trainables.location import Location
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 CHUNK = 1 << 22  # bytes
+PART = 1 << 24  # bytes of a large object that are read with one request
+PARALLEL_PARTS = 8  # requests of one large object at a time
+PARALLEL_READS = 32  # requests for small files at a time
 MARK = "raysweep.json"  # tells a storage from an empty mount point, whose storage is not mounted
-SETTLE_S = 0.3  # on an object store: more than a small write takes; see `create`
+ABSENT = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")  # in S3's, Azure's, GCS's answers
+
+Result = TypeVar("Result")
 
 
-class StorageGone(OSError):
+class StorageError(OSError):
+    """The storage does not do what it was asked for."""
+
+
+class StorageGone(StorageError):
     """The storage is not where it was: unmounted, moved or deleted."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a listing: its path below the root, its size in bytes, and when it was written (seconds since 1970)."""
+    """A file in a listing.
+
+    Attributes:
+        path: below the root.
+        modified: when it was written, in seconds since 1970, by the storage's clock.
+        version: changes whenever the file is written.
+    """
 
     path: str
     bytes: int
     modified: float
+    version: str
 
 
 class Files:
     """A folder that all hosts see.
 
     Args:
-        uri: a path, or a URI of pyarrow's such as `s3://bucket/folder`.
-        mark: the content of the mark file, which `check_writable` reads or writes. With a mark, a storage that is no
-            longer there is not mistaken for an empty one: methods that read or write raise `StorageGone`, an OSError.
+        uri: a folder or a URI, as `trainables.location` takes them.
+        mark: the content of the mark file, which `check_writable` reads or writes. With a mark, a folder that is no
+            longer there is not mistaken for an empty one: methods that read or write raise `StorageGone`.
+
+    Every method that reads or writes raises an OSError when the storage cannot be used.
 
     Raises:
-        UserError: the storage cannot be reached.
+        UserError: the URI is wrong, or a setting that the storage needs is missing.
     """
 
     def __init__(self, uri: str, mark: str | None = None):
-        self.uri, self.mark = uri, mark
         try:
-            if "://" in uri:
-                self._fs, self._root = fs.FileSystem.from_uri(uri)
-            else:
-                # Absolute from here on: a worker has another working directory.
-                self.uri = self._root = str(Path(uri).expanduser().absolute())
-                self._fs = fs.LocalFileSystem()
-        except (pa.ArrowException, OSError, ValueError) as error:
+            self.location = Location.parse(uri)
+            self._objects = None if self.location.folder else self.location.open()
+        except (ValueError, BaseError) as error:
             raise UserError(
                 f"--storage {public(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
             ) from None
+        self.uri, self.mark = str(self.location), mark
 
     def check_writable(self) -> None:
         """Check that a byte can be written, and create the mark file or read the existing one.
@@ -81,118 +100,115 @@ class Files:
             self.delete("probe-of-storage")
             self.create(MARK, json.dumps({"storage": uuid.uuid4().hex}).encode())
             self.mark = (self.read(MARK) or b"").decode()
-        except (pa.ArrowException, OSError) as error:
+        except OSError as error:
             raise UserError(f"--storage {public(self.uri)}: cannot write there ({one_line(error)})") from None
 
     def check_available(self) -> None:
-        """Compare the mark, where one is known, with the mark in the storage.
+        """Compare the mark, where one is known, with the mark in the folder. An object store reports by itself that a
+        bucket is missing.
 
         Raises:
             StorageGone: the storage is not there, or another storage is in its place.
         """
-        if self.mark is None:
+        folder = self.location.folder
+        if self.mark is None or folder is None:
             return
-        with contextlib.suppress(OSError), self._fs.open_input_stream(self._absolute(MARK)) as stream:
-            if stream.read() == self.mark.encode():
+        with contextlib.suppress(OSError):
+            if (folder / MARK).read_bytes() == self.mark.encode():
                 return
         raise StorageGone(f"{public(self.uri)} is not there any more, or not seen from {socket.gethostname()}")
 
     def local(self, *parts: str) -> Path | None:
         """The path on this machine, or None where the storage is not a local folder."""
-        return Path(self._absolute(*parts)) if isinstance(self._fs, fs.LocalFileSystem) else None
+        folder = self.location.folder
+        return None if folder is None else folder.joinpath(*(_inside(part) for part in parts))
 
     # --- listing
 
     def names(self, folder: str) -> list[str]:
         """The names of the files and folders in a folder; none where it does not exist."""
-        return [info.base_name for info in self._list(folder)]
+        _inside(folder)
+        with self._errors():
+            listing = obstore.list_with_delimiter(self._store, folder or None) if self._exists else None
+        paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])] if listing else []
+        if not paths:
+            self.check_available()
+        return sorted(path.rpartition("/")[2] for path in paths)
 
-    def walk(self, folder: str) -> Iterator[Entry]:
-        """All files below a folder."""
-        for info in self._list(folder, recursive=True):
-            if info.is_file:
-                yield Entry(info.path.removeprefix(f"{self._root}/"), info.size, info.mtime.timestamp())
+    def walk(self, folder: str, after: str = "") -> Iterator[Entry]:
+        """All files below a folder, in no order.
+
+        Args:
+            after: leave out the files whose path is not greater than this one. An object store does not read them.
+        """
+        _inside(folder)
+        found = False
+        with self._errors():
+            chunks = obstore.list(self._store, folder or None, offset=after or None) if self._exists else ()
+            for entry in (entry for chunk in chunks for entry in chunk):
+                if not after or entry["path"] > after:  # not every server can begin a listing there
+                    found = True
+                    yield Entry(entry["path"], entry["size"], entry["last_modified"].timestamp(), entry["e_tag"] or "")
+        if not found:
+            self.check_available()
 
     def exists(self, path: str) -> bool:
         """Whether that is a file."""
-        return bool(self._fs.get_file_info(self._absolute(path)).type == fs.FileType.File)
+        return self.size(path) is not None
 
     def size(self, path: str) -> int | None:
         """The size of a file in bytes, or None where there is none."""
-        size: int | None = self._fs.get_file_info(self._absolute(path)).size
-        return size
+        return self._look(path, lambda: obstore.head(self._store, path)["size"])
 
     # --- small files
 
     def read(self, path: str) -> bytes | None:
         """The content of a small file, or None where there is none."""
-        try:
-            with self._fs.open_input_stream(self._absolute(path)) as stream:
-                content: bytes = stream.read()
-                return content
-        except OSError as error:  # an object that is deleted while it is read counts as missing
-            self._check_missing(path, error)
-            return None
+        return self._look(path, lambda: obstore.get(self._store, path).bytes().to_bytes())
+
+    def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
+        """The contents of several small files, read in parallel; None where there is none."""
+        with ThreadPoolExecutor(PARALLEL_READS) as threads:
+            return list(threads.map(self.read, paths))
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new one."""
+        _inside(path)
         self.check_available()
-        if (local := self.local(path)) is None:
-            with self._fs.open_output_stream(self._absolute(path)) as stream:  # an object appears when it is closed
-                stream.write(content)
-            return
-        temporary = _beside(local)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(local)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._errors():
+            obstore.put(self._store, path, content)
+        self._flush(path)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file unless it exists. True if this call wrote it. Of several simultaneous calls, exactly one does.
 
-        pyarrow offers no such operation for object stores. There, a writer first announces itself with a file of its
-        own, waits until every earlier announcement is visible, and writes only if its announcement has the first name.
-        A writer slower than `SETTLE_S` can break this: two drivers may then train the same segment, with the same bits.
+        The content must name its writer. An answer may get lost; the repeated call then finds the file, and its content
+        says that this call wrote it.
         """
+        _inside(path)
         self.check_available()
-        if (local := self.local(path)) is not None:
-            temporary = _beside(local)
-            try:
-                temporary.write_bytes(content)
-                os.link(temporary, local)  # exclusive on every NFS, unlike O_EXCL
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
-        folder, _, name = path.rpartition("/")
-        if self.read(path) is not None:
-            return False
-        mine = f"{name}.wanted.{uuid.uuid4().hex[:12]}"
-        self.write(f"{folder}/{mine}", content)
         try:
-            time.sleep(SETTLE_S)
-            announced = [other for other in self.names(folder) if other.startswith(f"{name}.wanted.")]
-            if mine != min(announced, default=mine) or self.read(path) is not None:
-                return False
-            self.write(path, content)
-            return True
-        finally:
-            self.delete(f"{folder}/{mine}")
+            with self._errors():
+                obstore.put(self._store, path, content, mode="create")
+        except FileExistsError:
+            return self.read(path) == content
+        self._flush(path)
+        return True
 
     def delete(self, path: str) -> None:
         """Delete a file, if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(self._absolute(path))
+        self._look(path, lambda: obstore.delete(self._store, path))
 
     def delete_folder(self, path: str) -> None:
         """Delete a folder and all that is in it, if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_dir(self._absolute(path))
+        if (folder := self.local(path)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+            return
+        with self._errors():
+            paths = [entry.path for entry in self.walk(path)]
+            if paths:
+                obstore.delete(self._store, paths)
 
     def write_sealed(self, path: str, content: Mapping[str, Any]) -> None:
         """Write plain data as JSON together with its SHA-256."""
@@ -200,60 +216,41 @@ class Files:
 
     def read_sealed(self, path: str) -> dict[str, Any] | None:
         """The data that `write_sealed` wrote, or None where it is missing, torn or altered."""
-        try:
-            sealed = json.loads(self.read(path) or b"{}")
-            content: dict[str, Any] = sealed["manifest"]
-            return content if sealed["sha256"] == _seal(content) else None
-        except (ValueError, LookupError, TypeError):
-            return None
+        return unsealed(self.read(path))
 
     # --- large files
 
     def sha256(self, path: str) -> str | None:
         """SHA-256, in hex, of a file's content, or None where there is no file."""
-        try:
-            with self._fs.open_input_stream(self._absolute(path)) as stream:
-                digest = hashlib.sha256()
-                while chunk := stream.read(CHUNK):
-                    digest.update(chunk)
-                return digest.hexdigest()
-        except OSError as error:
-            self._check_missing(path, error)
-            return None
+        return self._look(path, lambda: _digest(self._content(path)))
 
     def open(self, path: str) -> BinaryIO:
-        """A file, opened for reading at any position.
+        """A small file, opened for reading.
 
         Raises:
             FileNotFoundError: there is none.
         """
-        stream: BinaryIO = self._fs.open_input_file(self._absolute(path))
-        return stream
+        content = self.read(path)
+        if content is None:
+            raise FileNotFoundError(path)
+        return io.BytesIO(content)
 
     def copy_in(self, source: Path, path: str) -> str:
         """Copy a file of this machine into the storage; returns its SHA-256 in hex."""
+        _inside(path)
         self.check_available()
-        if local := self.local(path):
-            local.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with source.open("rb") as reader, self._fs.open_output_stream(self._absolute(path)) as writer:
-            while chunk := reader.read(CHUNK):
-                digest.update(chunk)
-                writer.write(chunk)
-        return digest.hexdigest()
+        with self._writer(path) as writer:
+            return _digest(_chunks(source), writer.write)
 
-    def copy_out(self, path: str, target: Path) -> bool:
-        """Copy a file of the storage to this machine, with the folders above it. False where there is no such file."""
-        source = self._absolute(path)
+    def copy_out(self, path: str, target: Path) -> str | None:
+        """Copy a file of the storage to this machine, with the folders above it. Returns its SHA-256 in hex, or None
+        where there is no such file. An object is read in several parts at a time."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._fs.open_input_stream(source) as reader, target.open("wb") as writer:
-                while chunk := reader.read(CHUNK):
-                    writer.write(chunk)
-        except OSError as error:
-            self._check_missing(path, error)
-            return False
-        return True
+        with target.open("wb") as writer:
+            digest = self._look(path, lambda: _digest(self._content(path), writer.write))
+        if digest is None:
+            target.unlink()
+        return digest
 
     @contextlib.contextmanager
     def local_copy(self, folder: str) -> Iterator[Path]:
@@ -268,33 +265,101 @@ class Files:
 
     # --- inside
 
-    def _absolute(self, *parts: str) -> str:
-        """A path as the filesystem takes it.
+    @property
+    def _exists(self) -> bool:
+        """Whether there can be any files: a folder of this machine may not be there yet."""
+        folder = self.location.folder
+        return folder is None or folder.is_dir()
+
+    @property
+    def _store(self) -> ObjectStore:
+        """The opened storage. A folder of this machine is created when something is first written to it."""
+        if self._objects is None:
+            self._objects = self.location.open()
+        return self._objects
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn obstore's exceptions into OSErrors of one line.
 
         Raises:
-            ValueError: it would lead out of the root.
+            FileNotFoundError, FileExistsError: as their names say.
+            StorageGone: the bucket or container is missing.
         """
-        if any(part.startswith("/") or ".." in part.split("/") or "\0" in part for part in parts):
-            raise ValueError(f"{'/'.join(parts)!r} leads out of the storage")
-        return "/".join((self._root, *parts))
+        try:
+            yield
+        except AlreadyExistsError as error:
+            raise FileExistsError(public(one_line(error))) from None
+        except (BaseError, FileNotFoundError) as error:
+            if any(word in str(error) for word in ABSENT):
+                raise StorageGone(f"there is no bucket or container {self.location.bucket}") from None
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise StorageError(public(one_line(error))) from None
 
-    def _list(self, folder: str, recursive: bool = False) -> list[fs.FileInfo]:
-        infos: list[fs.FileInfo] = self._fs.get_file_info(
-            fs.FileSelector(self._absolute(folder), allow_not_found=True, recursive=recursive)
-        )
-        if not infos:
-            self.check_available()
-        return infos
-
-    def _check_missing(self, path: str, error: OSError) -> None:
-        """Raise `error`, which reading `path` has raised, unless the cause is that the file does not exist.
+    def _look(self, path: str, read: Callable[[], Result]) -> Result | None:
+        """The result of reading a file, or None where it does not exist.
 
         Raises:
             StorageGone: the whole storage is missing.
         """
-        if self.exists(path):
-            raise error
+        _inside(path)
+        with contextlib.suppress(FileNotFoundError):
+            if self._exists:
+                with self._errors():
+                    return read()
         self.check_available()
+        return None
+
+    def _content(self, path: str) -> Iterator[bytes]:
+        """The content of a file, piece by piece. Several parts of an object are read at a time."""
+        if (local := self.local(path)) is not None:
+            yield from _chunks(local)
+            return
+        size = obstore.head(self._store, path)["size"]
+        with ThreadPoolExecutor(PARALLEL_PARTS) as threads:
+            parts: list[Future[obstore.Bytes]] = []
+            for start in range(0, size, PART):
+                if len(parts) == PARALLEL_PARTS:
+                    yield parts.pop(0).result().to_bytes()
+                end = min(start + PART, size)
+                parts.append(threads.submit(obstore.get_range, self._store, path, start=start, end=end))
+            for part in parts:
+                yield part.result().to_bytes()
+
+    @contextlib.contextmanager
+    def _writer(self, path: str) -> Iterator[Any]:
+        """A large file, opened for writing. A folder of this machine gets it under its own name at once, so that `gc`
+        finds what a killed process has left."""
+        if (local := self.local(path)) is not None:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with local.open("wb") as stream:
+                yield stream
+            return
+        with self._errors(), obstore.open_writer(self._store, path) as writer:
+            yield writer
+
+    def _flush(self, path: str) -> None:
+        """Have a local file and its name on the disk, so that they survive the loss of power."""
+        if (local := self.local(path)) is None:
+            return
+        for place in (local, local.parent):
+            with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
+                descriptor = os.open(place, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+
+def unsealed(content: bytes | None) -> dict[str, Any] | None:
+    """The data that `Files.write_sealed` wrote, or None where it is missing, torn or altered."""
+    try:
+        sealed = json.loads(content or b"{}")
+        data: dict[str, Any] = sealed["manifest"]
+        return data if sealed["sha256"] == _seal(data) else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def sha256_of(file: Path) -> str:
@@ -303,10 +368,30 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _beside(local: Path) -> Path:
-    """A new name in the same folder, for content that is then renamed into place."""
-    local.parent.mkdir(parents=True, exist_ok=True)
-    return local.with_name(f"{local.name}.{uuid.uuid4().hex[:8]}")
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk
+
+
+def _digest(chunks: Iterable[bytes], write: Callable[[bytes], object] = lambda chunk: None) -> str:
+    """SHA-256, in hex, of pieces that are also written somewhere."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        write(chunk)
+    return digest.hexdigest()
+
+
+def _inside(path: str) -> str:
+    """The path, if it stays below the root.
+
+    Raises:
+        ValueError: it would lead out of the root.
+    """
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ValueError(f"{path!r} leads out of the storage")
+    return path
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -173,9 +173,10 @@ class Store:
                 continue
             temporary = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}")
             try:
-                if not self.files.copy_out(f"{_folder(checkpoint.step, checkpoint.key)}/{name}", temporary):
+                sha256 = self.files.copy_out(f"{_folder(checkpoint.step, checkpoint.key)}/{name}", temporary)
+                if sha256 is None:
                     raise self.set_aside(checkpoint, f"{name} is missing")
-                if sha256_of(temporary) != expected.sha256:
+                if sha256 != expected.sha256:
                     raise self.set_aside(checkpoint, f"{name} was altered")
                 temporary.replace(copy)
             finally:
