@@ -32,7 +32,7 @@ from raysweep.store.leases import LeaseFacts, Leases
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
-from raysweep.study.journal import JournalWriter
+from raysweep.study.journal import Journal
 from raysweep.study.state import StudyState
 from raysweep.study.summary import StepCount, StudySummary, summarize
 from raysweep.uris import check_tracking_uri, is_loopback, public
@@ -227,8 +227,9 @@ class _Sweep:
                 waiting = True
                 self.console.print(f"{space.id} is being run by {lease.holder}; waiting for it to end", highlight=False)
             time.sleep(1)
-        writer = JournalWriter(leases.generation(name), lambda: leases.check(name), self.notify)
-        study = StudyState(space, store, writer, changed_from(space, store))
+        journal = Journal(store.files, space.id, self.notify)
+        journal.take_over()
+        study = StudyState(space, store, journal, changed_from(space, store))
         study.record_driver(environment())
         for trial in study.retry():
             self.console.print(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from obstore.store import MemoryStore as MemoryObjects
+
 from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import Pool
 from raysweep.execution.tasks import Task
@@ -34,6 +36,7 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
+from trainables.location import Location
 
 TRIALS_PER_LANE = 4  # trials that may be under way, per lane
 IDLE_S = 1e9  # how long an idle lane waits for a task: for ever, on a virtual clock
@@ -67,19 +70,7 @@ class MemoryFiles(Files):
 
     def __init__(self) -> None:
         self.uri, self.mark = "memory", None
-        self._contents: dict[str, bytes] = {}
-
-    def local(self, *parts: str) -> None:
-        return None
-
-    def names(self, folder: str) -> list[str]:
-        return [name.rpartition("/")[2] for name in self._contents if name.rpartition("/")[0] == folder]
-
-    def read(self, path: str) -> bytes | None:
-        return self._contents.get(path)
-
-    def write(self, path: str, content: bytes) -> None:
-        self._contents[path] = content
+        self.location, self._objects = Location("memory", "", ""), MemoryObjects()
 
 
 class MemoryStore(Store):

@@ -168,7 +168,10 @@ class Files:
 
     def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
         """The contents of several small files, read in parallel; None where there is none."""
-        with ThreadPoolExecutor(PARALLEL_READS) as threads:
+        paths = list(paths)
+        if len(paths) < 2:
+            return [self.read(path) for path in paths]
+        with ThreadPoolExecutor(min(PARALLEL_READS, len(paths))) as threads:
             return list(threads.map(self.read, paths))
 
     def write(self, path: str, content: bytes) -> None:
@@ -191,7 +194,9 @@ class Files:
             with self._errors():
                 obstore.put(self._store, path, content, mode="create")
         except FileExistsError:
-            return self.read(path) == content
+            if (found := self.read(path)) is None:  # S3 also refuses while another write is under way
+                raise StorageError(f"{path} is being written by another process") from None
+            return found == content
         self._flush(path)
         return True
 
