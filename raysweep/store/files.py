@@ -345,16 +345,11 @@ class Files:
             yield writer
 
     def _flush(self, path: str) -> None:
-        """Have a local file and its name on the disk, so that they survive the loss of power."""
+        """Have a local file on the disk, so that it survives the loss of power."""
         if (local := self.local(path)) is None:
             return
-        for place in (local, local.parent):
-            with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
-                descriptor = os.open(place, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError), local.open("rb") as stream:  # another process may have deleted it
+            os.fsync(stream.fileno())
 
 
 def unsealed(content: bytes | None) -> dict[str, Any] | None:

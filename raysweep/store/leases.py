@@ -113,6 +113,7 @@ class Leases:
         # By owner: the version of its last heartbeat, and when it changed, in seconds of `time.monotonic`.
         self._beats: dict[str, tuple[str, float]] = {}
         self._seen: dict[str, Lease] = {}  # by path: leases of the last look, whose content may have been read
+        self._count = 0  # heartbeats
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._heartbeat: threading.Thread | None = None
@@ -160,6 +161,15 @@ class Leases:
     def holder(self, name: str) -> Lease | None:
         """The lease of that name, if another living owner holds it."""
         return next((lease for lease in self.others() if lease.name == name), None)
+
+    def beat(self) -> None:
+        """Write the heartbeat, then what the storage did not accept when leases were given back."""
+        self._count += 1
+        self._files.write(self._own_path, str(self._count).encode())
+        with self._lock:
+            undone, self._undone = self._undone, []
+        for action in undone:
+            self._do(action)
 
     def close(self) -> None:
         """Give all leases back and stop the heartbeat."""
@@ -232,27 +242,19 @@ class Leases:
         return f"owners/{self.owner}.{_scope()}.{os.getpid()}"
 
     def _start_heartbeat(self) -> None:
+        if self._heartbeat:
+            return
+        self._files.write(self._own_path, b"0")  # without the lock: the storage may take any time
         with self._lock:
-            if self._heartbeat:
-                return
-            self._write_heartbeat(0)
-            self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
-            self._heartbeat.start()
+            if not self._heartbeat:
+                self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
+                self._heartbeat.start()
 
     def _keep_alive(self) -> None:
-        count = 0
         while not self._stop.wait(self._beat_s):
-            count += 1
             # A storage that is away for a moment must not end this thread: the next heartbeat may get through.
             with contextlib.suppress(OSError):
-                self._write_heartbeat(count)
-            with self._lock:
-                undone, self._undone = self._undone, []
-            for action in undone:
-                self._do(action)
-
-    def _write_heartbeat(self, count: int) -> None:
-        self._files.write(self._own_path, str(count).encode())
+                self.beat()
 
     def _do(self, action: Callable[[], None]) -> None:
         """Do it now; if the storage does not accept it, the heartbeat's thread does it later."""
