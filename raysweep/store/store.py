@@ -181,8 +181,7 @@ class Store:
             UserError: there is no safe place for a copy.
         """
         files = checkpoint.manifest.files
-        nonce, _, _ = next(iter(files)).partition("/")
-        place = f"{_folder(checkpoint.step, checkpoint.key)}/{nonce}"
+        place = f"{_folder(checkpoint.step, checkpoint.key)}/{_nonce(checkpoint)}"
         contents = {name.rpartition("/")[2]: (facts.bytes, facts.sha256) for name, facts in files.items()}
         try:
             if (folder := self.files.local(place)) is None:
@@ -237,7 +236,7 @@ class Store:
         manifest = self.files.read_sealed(f"{_folder(step, key)}/manifest.json")
         if manifest and Manifest.from_dict(manifest).files == checkpoint.manifest.files:
             content = json.dumps({"wrong": wrong, "manifest": manifest}).encode()
-            self.files.write(f"aside/{step}-{key}-{uuid.uuid4().hex[:6]}.json", content)
+            self.files.write(f"aside/{step}-{key}-{_nonce(checkpoint)[:6]}.json", content)
             self.files.delete(f"{_folder(step, key)}/manifest.json")
         return CheckpointDamaged(f"checkpoint {key[:12]} at step {step}: {wrong}; set aside")
 
@@ -288,6 +287,11 @@ class Store:
 
 def _folder(step: int, key: str) -> str:
     return f"checkpoints/{step}/{key}"
+
+
+def _nonce(checkpoint: StoredCheckpoint) -> str:
+    """The folder of a checkpoint's files: each commit of a checkpoint has another one."""
+    return next(iter(checkpoint.manifest.files)).partition("/")[0]
 
 
 def _freed(step: int, key: str) -> str:
