@@ -136,19 +136,21 @@ class Copies:
     def __init__(self, folder: Path, verified: Verified, budget: float):
         self.folder, self._verified, self._budget = folder, verified, budget
 
-    def get(self, contents: Contents, copy: Copy) -> Path:
+    def get(self, source: str, contents: Contents, copy: Copy) -> Path:
         """A folder with these files, each compared with its SHA-256. It stays until this process ends or calls
         `release`.
 
         One process copies and the others wait. If it fails, those that waited raise its error, so that a storage that
         does not answer delays each of them only once. If it is killed, one of them copies.
 
+        Args:
+            source: names the place that the files come from.
+
         Raises:
             Altered: a file is missing or is not what `contents` says.
             OSError: a file cannot be read, or there is no room on this machine.
         """
-        name = _name(contents)
-        place = self.folder / name
+        place = self.folder / _name([source, contents])
         _hold(self._beside(place, "used"))
         if not self._intact(place, contents):
             with _one_at_a_time(self._beside(place, "making")):

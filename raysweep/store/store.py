@@ -185,7 +185,8 @@ class Store:
         contents = {name.rpartition("/")[2]: (facts.bytes, facts.sha256) for name, facts in files.items()}
         try:
             if (folder := self.files.local(place)) is None:
-                return self._copies.get(contents, lambda name, copy: self.files.copy_out(f"{place}/{name}", copy))
+                source = f"{_name(self.files.location)}/{place}"
+                return self._copies.get(source, contents, lambda name, to: self.files.copy_out(f"{place}/{name}", to))
             self._verified.check(folder, contents)
             return folder
         except Altered as error:

@@ -58,7 +58,7 @@ from test_node_cache import CONTENT, contents_of, copies, hashlib
 def copy(name, target):
     {copy}
     return hashlib.sha256(CONTENT).hexdigest()
-copies().get(contents_of({name!r}), copy)
+copies().get("source", contents_of({name!r}), copy)
 print("opened", flush=True)
 {then}
 """
@@ -137,9 +137,9 @@ def test_of_many_that_ask_at_once_one_copies(cache_home):
         return write(name, target)
 
     with ThreadPoolExecutor(4) as threads:
-        places = list(threads.map(lambda _: copies().get(contents_of("a"), copy), range(4)))
+        places = list(threads.map(lambda _: copies().get("source", contents_of("a"), copy), range(4)))
     assert copied == ["a"] and len(set(places)) == 1 and (places[0] / "a").read_bytes() == CONTENT
-    assert copies().get(contents_of("a"), no_copy) == places[0]
+    assert copies().get("source", contents_of("a"), no_copy) == places[0]
 
 
 @pytest.mark.parametrize("error", [OSError("no answer"), None], ids=["no answer", "altered"])
@@ -155,18 +155,20 @@ def test_those_that_wait_for_a_copy_that_fails_get_its_error_and_do_not_try(erro
 
     def attempt(_: int) -> str:
         with pytest.raises(OSError if error else Altered) as caught:
-            copies().get(contents_of("a"), fail)
+            copies().get("source", contents_of("a"), fail)
         return str(caught.value)
 
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(attempt, range(4))) == {"no answer" if error else "a was altered"}
     assert tried == ["a"]
-    assert (copies().get(contents_of("a"), write) / "a").read_bytes() == CONTENT  # the next attempt is a new one
+    assert (
+        copies().get("source", contents_of("a"), write) / "a"
+    ).read_bytes() == CONTENT  # the next attempt is a new one
 
 
 def test_a_file_that_is_missing_is_named(cache_home):
     with pytest.raises(Altered, match="a is missing"):
-        copies().get(contents_of("a"), lambda name, target: None)
+        copies().get("source", contents_of("a"), lambda name, target: None)
     assert not list(cache_home.rglob("a")) and not list(cache_home.rglob("*.part"))
 
 
@@ -176,7 +178,7 @@ def test_a_copy_whose_process_was_killed_is_made_by_one_that_waits(cache_home):
     )
     assert killed.stdout.readline() == "copying\n"
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(lambda: copies().get(contents_of("a"), write))
+        waiting = threads.submit(lambda: copies().get("source", contents_of("a"), write))
         wait_for(lambda: waiting_in(cache_home / "raysweep" / "checkpoints") == 1)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
@@ -189,13 +191,13 @@ def test_what_a_killed_process_left_is_deleted_with_the_next_copy(cache_home):
     killed = other_process("a", copy="target.write_bytes(CONTENT); import os; os.kill(os.getpid(), 9)")
     killed.communicate()
     (left,) = (cache_home / "raysweep" / "checkpoints").glob("*.part")
-    copies().get(contents_of("b"), write)
+    copies().get("source", contents_of("b"), write)
     assert not left.exists() and not list(left.parent.glob(f"{left.stem}.*"))
 
 
 @pytest.mark.parametrize("how", ["another size", "same size", "same size and time", "deleted", "emptied folder"])
 def test_a_copy_that_was_altered_is_made_again(how):
-    file = copies().get(contents_of("a"), write) / "a"
+    file = copies().get("source", contents_of("a"), write) / "a"
     status = file.stat()
     if how == "another size":
         file.write_bytes(b"short")
@@ -209,7 +211,7 @@ def test_a_copy_that_was_altered_is_made_again(how):
         file.write_bytes(CONTENT[::-1])
         if how == "same size and time":
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert (copies().get(contents_of("a"), write) / "a").read_bytes() == CONTENT
+    assert (copies().get("source", contents_of("a"), write) / "a").read_bytes() == CONTENT
 
 
 def test_a_full_disk_leaves_nothing_and_is_named(cache_home):
@@ -218,9 +220,9 @@ def test_a_full_disk_leaves_nothing_and_is_named(cache_home):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left on device.*checkpoints"):
-        copies().get(contents_of("a"), fill)
+        copies().get("source", contents_of("a"), fill)
     assert not list(cache_home.rglob("a")) and not list(cache_home.rglob("*.part"))
-    assert (copies().get(contents_of("a"), write) / "a").read_bytes() == CONTENT
+    assert (copies().get("source", contents_of("a"), write) / "a").read_bytes() == CONTENT
 
 
 def test_copies_make_room_on_a_small_disk(tmp_path, monkeypatch):
@@ -232,7 +234,7 @@ def test_copies_make_room_on_a_small_disk(tmp_path, monkeypatch):
     try:
         monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
         for number in range(20):
-            assert (copies().get(contents_of(str(number)), write) / str(number)).read_bytes() == CONTENT
+            assert (copies().get("source", contents_of(str(number)), write) / str(number)).read_bytes() == CONTENT
             node_cache.release()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -249,7 +251,7 @@ def use(budget: float, *names: str) -> set[str]:
     """Open copies one after another, each only for a moment; returns the names of those that are kept."""
     for name in names:
         time.sleep(0.02)  # a kernel's clock for files is this coarse
-        folder = copies(budget).get(contents_of(name), write).parent
+        folder = copies(budget).get("source", contents_of(name), write).parent
         node_cache.release()
     return kept(folder)
 
@@ -261,12 +263,12 @@ def test_the_least_recently_used_copies_make_room():
 
 
 def test_a_copy_larger_than_the_budget_is_kept_while_it_is_used():
-    place = copies(0).get(contents_of("a"), write)
-    assert copies(0).get(contents_of("a"), no_copy) == place
-    copies(0).get(contents_of("b"), write)
+    place = copies(0).get("source", contents_of("a"), write)
+    assert copies(0).get("source", contents_of("a"), no_copy) == place
+    copies(0).get("source", contents_of("b"), write)
     assert kept(place.parent) == {"a", "b"}
     node_cache.release()
-    copies(0).get(contents_of("c"), write)
+    copies(0).get("source", contents_of("c"), write)
     assert kept(place.parent) == {"c"}
 
 
@@ -288,7 +290,7 @@ def test_copies_that_nobody_uses_fit_into_the_budget(tmp_path_factory, opened, b
         for number, let_go in opened:
             there = kept(private_folder("checkpoints"))
             made = str(number) not in there
-            place = copies(budget * SIZE).get(contents_of(str(number)), write)
+            place = copies(budget * SIZE).get("source", contents_of(str(number)), write)
             assert (place / str(number)).read_bytes() == CONTENT
             used.add(str(number))
             now = kept(place.parent)
