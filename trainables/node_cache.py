@@ -75,8 +75,8 @@ class Verified:
 
     A file has changed when its size, its inode, or the time of its last write or change of status is another one. What
     the machine verified before it was last started counts no more, because a crash can take the contents of a file and
-    leave its times. A disk that alters bits by itself is noticed later: when the machine has been started again, or the
-    file has not been verified for some 30 days.
+    leave its times; nor does what it verified more than 30 days ago. A disk that alters bits by itself is noticed only
+    then.
 
     Args:
         memory: the folder in which the machine remembers what it has verified; None: every call reads every byte.
@@ -114,11 +114,13 @@ class Verified:
             os.replace(stream.name, self._file(self._memory, folder))
 
     def _remembered(self, folder: Path) -> Any:
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(self._file(self._memory, folder).read_bytes()) if self._memory else None
+        if self._memory and not _is_old(file := self._file(self._memory, folder)):
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(file.read_bytes())
         return None
 
-    def _file(self, memory: Path, folder: Path) -> Path:
+    @staticmethod
+    def _file(memory: Path, folder: Path) -> Path:
         return memory / f"{_name([str(folder), _started()])}.json"
 
 
@@ -331,8 +333,12 @@ def _compare(contents: Contents, digests: Mapping[str, str | None]) -> None:
 def _forget(memory: Path) -> None:
     """Delete what was written too long ago: what was verified then, and files that killed processes have left."""
     for file in memory.iterdir():
-        if time.time() - _written(file) > REMEMBERED_S:
+        if _is_old(file):
             file.unlink(missing_ok=True)
+
+
+def _is_old(file: Path) -> bool:
+    return time.time() - _written(file) > REMEMBERED_S
 
 
 def _started() -> str:

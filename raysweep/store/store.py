@@ -22,7 +22,6 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Protocol, TypeVar
@@ -193,12 +192,13 @@ class Store:
             self.files.check_available()  # in a storage that is gone, files are missing too
             raise self.set_aside(checkpoint, str(error)) from None
 
-    @cached_property
+    @property
     def _copies(self) -> Copies:
-        with _user_errors():  # one folder for all stores, because they share the budget
+        # Made anew each time, because a user may delete the cache. One folder for all stores: they share the budget.
+        with _user_errors():
             return Copies(private_folder("checkpoints"), Verified(private_folder("verified")), self._budget)
 
-    @cached_property
+    @property
     def _verified(self) -> Verified:
         try:
             return Verified(private_folder("verified"))

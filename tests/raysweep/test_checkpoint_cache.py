@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,14 @@ def test_a_wrong_budget_is_one_line_and_exit_code_2(storage, tmp_path, monkeypat
     assert store_command.main(["ls", "--storage", storage]) == 2
     message = capsys.readouterr().err
     assert f"RAYSWEEP_CACHE_GIB={text}: give the GiB" in message and "Traceback" not in message
+
+
+def test_a_cache_that_a_user_deletes_is_made_again(bucket, tmp_path, cache_home):
+    store = Store(bucket)
+    checkpoint = commit(store, tmp_path / "files")
+    for _ in range(2):
+        assert (store.open(checkpoint) / "state.safetensors").read_bytes() == LARGE
+        shutil.rmtree(cache_home)
 
 
 # --- the store's cache

@@ -382,11 +382,15 @@ def test_what_was_verified_before_the_machine_was_started_again_is_read_again(da
     assert sorted(reads) == ["a", "b"]
 
 
-def test_what_was_verified_long_ago_is_forgotten(data, tmp_path):
+def test_what_was_verified_long_ago_is_forgotten(data, reads, tmp_path):
     (tmp_path / "data" / "c").write_bytes(CONTENT)
     verified = Verified(private_folder("verified"))
     verified.check(data, TWO)
     (memory,) = private_folder("verified").iterdir()
+    os.utime(memory, (0, 0))
+    reads.clear()
+    verified.check(data, TWO)
+    assert sorted(reads) == ["a", "b"]
     os.utime(memory, (0, 0))
     verified.check(tmp_path, {"data/c": contents_of("c")["c"]})
     assert not memory.exists()
