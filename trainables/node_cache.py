@@ -349,17 +349,16 @@ def _started() -> str:
 
 
 def _written(file: Path) -> float:
-    try:
+    """When a file was last written, in seconds since 1970; 0 where there is none."""
+    with contextlib.suppress(OSError):
         return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    return 0.0
 
 
 def _size(file: Path) -> int:
-    try:
+    with contextlib.suppress(FileNotFoundError):  # another process has renamed or deleted it
         return file.stat().st_size
-    except FileNotFoundError:  # another process has renamed or deleted it
-        return 0
+    return 0
 
 
 def _sha256(file: Path) -> str:
