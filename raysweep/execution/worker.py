@@ -32,6 +32,7 @@ from raysweep.store.manifest import DataFiles, Platform, TrainingFacts
 from raysweep.store.probe_shards import Shards
 from raysweep.store.records import Certificate, FailureRecord, ProbeRecord
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store, StoredCheckpoint
+from trainables import node_cache
 from trainables.config import Run, TeacherRef
 from trainables.datasets import catalog
 from trainables.training.loop import Context, NonFiniteLoss, Outcome
@@ -137,6 +138,8 @@ class _Worker:
             raise
         else:
             self._report("done", result)
+        finally:
+            node_cache.release()
 
     def _do(self, tasks: list[Task], folder: Path) -> list[int | None] | None:
         kind = tasks[0].kind
