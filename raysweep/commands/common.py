@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without argparse's usage text before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, public(f"{self.prog}: {message}\n"))
 
 
 def add_storage(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -88,7 +88,7 @@ def guarded(command: Callable[[argparse.Namespace, Console], int | None], option
     try:
         return command(options, console) or 0
     except (UserError, SweepError) as error:
-        console.print(public(str(error)), style="red", highlight=False, soft_wrap=True, markup=False)
+        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         console.print("\nInterrupted. Finished work is kept; run the same command again to continue.", highlight=False)

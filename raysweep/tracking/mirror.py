@@ -26,9 +26,10 @@ from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
-from raysweep.uris import public
+from raysweep.uris import public, public_data
 from trainables import config
 from trainables.config import ProbeSpec, TeacherRef
+from trainables.errors import one_line
 
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}
 _NOTE = 5000  # characters of a description, below MLflow's limit
@@ -63,9 +64,9 @@ class Mirror:
             self.parent = self._log_sweep()
         except ModuleNotFoundError as error:  # the driver of a database
             reason = f"needs {error.name}, which is not installed; for PostgreSQL: pip install 'raysweep[postgres]'"
-            raise UserError(public(f"--tracking-uri {uri}: {reason}")) from None
+            raise UserError(f"--tracking-uri {uri}: {reason}") from None
         except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
-            raise UserError(public(f"--tracking-uri {uri}: {str(error).splitlines()[0]}")) from None
+            raise UserError(f"--tracking-uri {uri}: {one_line(error)}") from None
 
     def close(self, files: Sequence[Path], best: TrialState | None) -> None:
         """Log the files of the report and the best trial to the sweep's run, and end it if the study is finished."""
@@ -215,7 +216,7 @@ class Mirror:
     # --- pieces
 
     def _describe(self, run_id: str, run: config.Run, tags: dict[str, str], params: dict[str, Any]) -> None:
-        self._client.log_text(run_id, json.dumps(run.model_dump(mode="json"), indent=1), "run.json")
+        self._client.log_text(run_id, json.dumps(public_data(run.model_dump(mode="json")), indent=1), "run.json")
         self._models.log_dataset(run_id, run)
         self._runs.log(run_id, tags=tags, params=params)
 

@@ -1,0 +1,110 @@
+"""Hides secrets in texts and data before they are shown or stored.
+
+A secret is the user part of a URI, or the value of a parameter whose name says so: `password`, `api_key`, `sig`. Texts
+come from anywhere, also from the exceptions of libraries, so too much is hidden rather than too little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+HIDDEN = "***"
+# Words of a parameter's name: those that stand anywhere in a word, at its end, for a whole word, for the last word.
+_ANYWHERE = ("secret", "password", "passwd", "passphrase", "credential", "signature", "authorization")
+_AT_END = ("token", "pwd", "apikey", "accesskey", "accountkey", "privatekey", "sharedkey", "authkey", "masterkey")
+_WHOLE = {"sig", "sas", "bearer", "jwt"}
+_LAST = {"auth", "pass"}
+# What `key` may belong to without being secret. Alone, it is a secret only in the query of a URI.
+_PLAIN_KEYS = {"history", "teacher", "cohort", "probe", "point", "primary", "foreign", "public", "object", "cache"}
+_CONTAINERS = {"abfs", "abfss", "wasb", "wasbs"}  # schemes in which a container stands before the @
+_STORES = {"s3", "gs", "gcs", "az", "azure"}  # schemes in which a key stands there, never a user's name
+
+_PORT = r"\d{1,5}(?:[/?#\s]|$)"
+# The user part may hold any character that should have been written as %xx: `@`, `/`, and in the last form a space.
+_USER = re.compile(
+    rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
+)
+_QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
+_ASSIGNED = re.compile(
+    rf"([?&]?)(?<![\w.%-])([\w.%-]+)([\"']?\s?=\s?)({_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+)"
+)
+_LISTED = re.compile(rf"(?<![\w.%-])([A-Za-z][\w.-]*)([\"']?\s*:\s*)({_QUOTED}|(?!//)\S+)")
+_OPTION = re.compile(rf"(?<!\S)--([A-Za-z][\w-]*)(\s+)({_QUOTED}|[^\s-]\S*)")
+_HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token)|bearer)\s+[^\s\"',]+")
+_ENCODED = re.compile(r"\S*%[0-9A-Fa-f]{2}\S*")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def public(text: str) -> str:
+    """A text in which secrets are replaced by ***, also those that are percent-encoded.
+
+    Of a user and a password, the user is shown if it is a short word in lower-case letters.
+    """
+    return _ENCODED.sub(_decoded, _hidden(text))
+
+
+def public_data(data: Any) -> Any:
+    """Plain data in which secrets are replaced by ***, by their keys and in texts."""
+    if isinstance(data, str):
+        return public(data)
+    if isinstance(data, Mapping):
+        return {
+            key: HIDDEN if isinstance(value, str) and is_secret(str(key)) else public_data(value)
+            for key, value in data.items()
+        }
+    return [public_data(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def is_secret(name: str) -> bool:
+    """Whether a parameter of this name holds a secret."""
+    words = [word.lower() for word in _WORD.findall(unquote(name))]
+    for before, word in zip(["", *words], words, strict=False):
+        if any(part in word for part in _ANYWHERE) or word.endswith(_AT_END) or word in _WHOLE:
+            return True
+        if word == "key" and before and before not in _PLAIN_KEYS:
+            return True
+    return bool(words) and words[-1] in _LAST
+
+
+def _hidden(text: str) -> str:
+    text = _HEADER.sub(rf"\1 {HIDDEN}", _USER.sub(_user, text))
+    text = _ASSIGNED.sub(_assigned, text)
+    return _OPTION.sub(_named, _LISTED.sub(_named, text))
+
+
+def _user(found: re.Match[str]) -> str:
+    scheme, user = found[1], found[2]
+    if scheme.lower() in _CONTAINERS and ":" not in user:
+        return found[0]
+    named = re.match(r"[a-z]{1,12}(?=:)", user)
+    shown = f"{named[0]}:" if named and scheme.lower() not in _STORES else ""
+    return f"{scheme}://{shown}{HIDDEN}@"
+
+
+def _assigned(found: re.Match[str]) -> str:
+    before, name, sign, value = found.groups()
+    in_query = before and name.lower() in ("key", "session")
+    return f"{before}{name}{sign}{_asterisks(value)}" if in_query or is_secret(name) else found[0]
+
+
+def _named(found: re.Match[str]) -> str:
+    name, value = found[1], found[3]
+    return f"{found[0].removesuffix(value)}{_asterisks(value)}" if is_secret(name) else found[0]
+
+
+def _asterisks(value: str) -> str:
+    quote = value[0] if value[0] in "\"'" and value[0] == value[-1] else ""
+    return f"{quote}{HIDDEN}{quote}"
+
+
+def _decoded(found: re.Match[str]) -> str:
+    """A word with %xx in it: decoded and with its secrets hidden if there are any, else as it is."""
+    decoded = found[0]
+    for _ in range(4):  # several libraries may each have encoded it
+        decoded = unquote(decoded)
+        if (hidden := _hidden(decoded)) != decoded:
+            return re.sub(r"\s", " ", hidden)
+    return found[0]
