@@ -28,9 +28,7 @@ _USER = re.compile(
     rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
 )
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
-_ASSIGNED = re.compile(
-    rf"([?&]?)(?<![\w.%-])([\w.%-]+)([\"']?\s?=\s?)({_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+)"
-)
+_ASSIGNED = re.compile(rf"([?&]?)(?<![\w.%-])([\w.%-]+)([\"']?\s?=\s?)({_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+)")
 _LISTED = re.compile(rf"(?<![\w.%-])([A-Za-z][\w.-]*)([\"']?\s*:\s*)({_QUOTED}|(?!//)\S+)")
 _OPTION = re.compile(rf"(?<!\S)--([A-Za-z][\w-]*)(\s+)({_QUOTED}|[^\s-]\S*)")
 _HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token)|bearer)\s+[^\s\"',]+")

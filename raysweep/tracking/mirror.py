@@ -20,7 +20,6 @@ from raysweep.space.space import PROBE_PATHS, dump
 from raysweep.store import curves, history
 from raysweep.store.curves import Point
 from raysweep.store.history import probe_key
-from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
@@ -258,15 +257,3 @@ class Mirror:
 
 def _kind(teacher: TeacherRef) -> str:
     return teacher.run.phases[0].term.kind
-
-
-def default_uri(store: Store) -> str:
-    """The tracking URI of a store's own MLflow, a SQLite file.
-
-    Raises:
-        UserError: the store is not a local folder.
-    """
-    folder = store.files.local()
-    if folder is None:
-        raise UserError("--tracking-uri: give MLflow's address; only a storage that is a local folder has a default")
-    return f"sqlite:///{folder / 'mlflow.db'}"
