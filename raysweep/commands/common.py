@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -80,7 +81,8 @@ def number_type(
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
-    An expected failure is printed as one line, without a traceback. The command gets a console on stderr. With `--json`
+    An expected failure is printed as one line, without a traceback. Any other one is an error of ours, whose traceback
+    is printed without secrets. The command gets a console on stderr. With `--json`
     that console does not count as a terminal: `ray exec` merges stderr into stdout, where a live table would mix with
     the JSON.
     """
@@ -90,6 +92,9 @@ def guarded(command: Callable[[argparse.Namespace, Console], int | None], option
     except (UserError, SweepError) as error:
         console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
         return 2 if isinstance(error, UserError) else 1
+    except Exception:
+        console.print(public(traceback.format_exc()), highlight=False, soft_wrap=True, markup=False)
+        return 1
     except KeyboardInterrupt:
         console.print("\nInterrupted. Finished work is kept; run the same command again to continue.", highlight=False)
         return 130
