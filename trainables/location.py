@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
@@ -141,8 +143,6 @@ class Location:
         Raises:
             ValueError, OSError, Exception: obstore's errors, such as a missing account name.
         """
-        from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-
         options, prefix = dict(self.options), self.path or None
         settings: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": _RETRIES, "prefix": prefix}
         if options.get("anonymous") in ("true", "1"):

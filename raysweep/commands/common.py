@@ -14,6 +14,7 @@ from rich.console import Console
 from raysweep.errors import SweepError, UserError
 from raysweep.space.profile import PROFILES
 from raysweep.uris import public
+from trainables.errors import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,17 +82,19 @@ def number_type(
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
-    An expected failure is printed as one line, without a traceback. Any other one is an error of ours, whose traceback
-    is printed without secrets. The command gets a console on stderr. With `--json`
-    that console does not count as a terminal: `ray exec` merges stderr into stdout, where a live table would mix with
-    the JSON.
+    An expected failure is printed as one line, without a traceback; so is a file or storage that cannot be used. Any
+    other failure is a fault of ours, whose traceback is printed without secrets.
+
+    The command gets a console on stderr. With `--json` that console does not count as a terminal: `ray exec` merges
+    stderr into stdout, where a live table would mix with the JSON.
     """
     console = Console(stderr=True, force_terminal=False if getattr(options, "json", False) else None)
     try:
         return command(options, console) or 0
-    except (UserError, SweepError) as error:
-        console.print(str(error), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2 if isinstance(error, UserError) else 1
+    except (UserError, SweepError, OSError) as error:
+        message = public(one_line(error)) if isinstance(error, OSError) else str(error)
+        console.print(message, style="red", highlight=False, soft_wrap=True, markup=False)
+        return 1 if isinstance(error, SweepError) else 2
     except Exception:
         console.print(public(traceback.format_exc()), highlight=False, soft_wrap=True, markup=False)
         return 1
