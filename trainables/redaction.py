@@ -27,6 +27,7 @@ _PORT = r"\d{1,5}(?:[/?#\s]|$)"
 _USER = re.compile(
     rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
 )
+_NAMELESS = re.compile(r"(://[^\s?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _ASSIGNED = re.compile(rf"([?&]?)(?<![\w.%-])([\w.%-]+)([\"']?\s?=\s?)({_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+)")
 _LISTED = re.compile(rf"(?<![\w.%-])([A-Za-z][\w.-]*)([\"']?\s*:\s*)({_QUOTED}|(?!//)\S+)")
@@ -68,7 +69,7 @@ def is_secret(name: str) -> bool:
 
 
 def _hidden(text: str) -> str:
-    text = _HEADER.sub(rf"\1 {HIDDEN}", _USER.sub(_user, text))
+    text = _HEADER.sub(rf"\1 {HIDDEN}", _NAMELESS.sub(rf"\1{HIDDEN}", _USER.sub(_user, text)))
     text = _ASSIGNED.sub(_assigned, text)
     return _OPTION.sub(_named, _LISTED.sub(_named, text))
 
