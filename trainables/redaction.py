@@ -29,9 +29,14 @@ _USER = re.compile(
 )
 _NAMELESS = re.compile(r"(://[^\s?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
-_ASSIGNED = re.compile(rf"([?&]?)(?<![\w.%-])([\w.%-]+)([\"']?\s?=\s?)({_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+)")
-_LISTED = re.compile(rf"(?<![\w.%-])([A-Za-z][\w.-]*)([\"']?\s*:\s*)({_QUOTED}|(?!//)\S+)")
-_OPTION = re.compile(rf"(?<!\S)--([A-Za-z][\w-]*)(\s+)({_QUOTED}|[^\s-]\S*)")
+_NAMED = (  # how a parameter's name stands before its value, and what the value may be
+    (
+        re.compile(r"(?P<query>[?&]?)(?<![\w.%-])(?P<name>[\w.%-]+)[\"']?\s?=\s?"),
+        re.compile(rf"{_QUOTED}|(?:[^\s&;]|[&;](?![\w.%-]+=))+"),
+    ),
+    (re.compile(r"(?P<query>)(?<![\w.%-])(?P<name>[A-Za-z][\w.-]*)[\"']?\s*:\s*"), re.compile(rf"{_QUOTED}|(?!//)\S+")),
+    (re.compile(r"(?P<query>)(?<!\S)--(?P<name>[A-Za-z][\w-]*)\s+"), re.compile(rf"{_QUOTED}|[^\s-]\S*")),
+)
 _HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token)|bearer)\s+[^\s\"',]+")
 _ENCODED = re.compile(r"\S*%[0-9A-Fa-f]{2}\S*")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -70,8 +75,22 @@ def is_secret(name: str) -> bool:
 
 def _hidden(text: str) -> str:
     text = _HEADER.sub(rf"\1 {HIDDEN}", _NAMELESS.sub(rf"\1{HIDDEN}", _USER.sub(_user, text)))
-    text = _ASSIGNED.sub(_assigned, text)
-    return _OPTION.sub(_named, _LISTED.sub(_named, text))
+    for name, value in _NAMED:
+        text = _without_values(text, name, value)
+    return text
+
+
+def _without_values(text: str, name: re.Pattern[str], value: re.Pattern[str]) -> str:
+    """The text with the values of secret parameters hidden. The value of another parameter may contain such ones."""
+    pieces, end = [], 0
+    for found in name.finditer(text):
+        in_query = found["query"] and found["name"].lower() in ("key", "session")
+        if found.start() >= end and (in_query or is_secret(found["name"])):
+            if secret := value.match(text, found.end()):
+                quote = secret[0][0] if secret[0][0] in "\"'" and secret[0][0] == secret[0][-1] else ""
+                pieces += [text[end : found.end()], quote, HIDDEN, quote]
+                end = secret.end()
+    return "".join([*pieces, text[end:]])
 
 
 def _user(found: re.Match[str]) -> str:
@@ -81,22 +100,6 @@ def _user(found: re.Match[str]) -> str:
     named = re.match(r"[a-z]{1,12}(?=:)", user)
     shown = f"{named[0]}:" if named and scheme.lower() not in _STORES else ""
     return f"{scheme}://{shown}{HIDDEN}@"
-
-
-def _assigned(found: re.Match[str]) -> str:
-    before, name, sign, value = found.groups()
-    in_query = before and name.lower() in ("key", "session")
-    return f"{before}{name}{sign}{_asterisks(value)}" if in_query or is_secret(name) else found[0]
-
-
-def _named(found: re.Match[str]) -> str:
-    name, value = found[1], found[3]
-    return f"{found[0].removesuffix(value)}{_asterisks(value)}" if is_secret(name) else found[0]
-
-
-def _asterisks(value: str) -> str:
-    quote = value[0] if value[0] in "\"'" and value[0] == value[-1] else ""
-    return f"{quote}{HIDDEN}{quote}"
 
 
 def _decoded(found: re.Match[str]) -> str:

@@ -147,7 +147,9 @@ def put_set(place: str, detector: str) -> Prepared:
     }
     names = ("shards/00000.arrow", f"reference-{detector}.safetensors")
     made = Prepared(place, content, None, {name: {"bytes": 1, "sha256": "0"} for name in names}, {})
-    made.about.update(source="noise", class_names=list("abcdefghi"))
+    job = {"source": "s", "autoencoder": "a", "size": 32, "mirrored": False, "keep_images": False}
+    job |= {"normalise": "autoencoder", "detectors": [], "images_per_shard": 64}
+    made.about.update(source="noise", class_names=list("abcdefghi"), job=job)
     files = Files(place)
     for name in names:
         files.write(name, b"x")
