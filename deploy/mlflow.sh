@@ -16,13 +16,22 @@ fi
 exec 9>~/mlflow/lock
 flock --nonblock 9 || exit 0 # it is running already
 cd ~/mlflow
+artifacts=$(python - <<'PYTHON'
+import os
+
+from raysweep.store.files import Files
+from raysweep.tracking.artifacts import artifact_uri
+
+print(artifact_uri(Files(os.environ["RAYSWEEP_STORAGE"]), "mlflow-artifacts"))
+PYTHON
+)
 server=
 while pgrep -x gcs_server >/dev/null; do
   if ! kill -0 "$server" 2>/dev/null; then
     # On a busy machine a worker may take longer than 5 s, uvicorn's default, to answer; it would be killed and restarted.
     mlflow server --host 127.0.0.1 --port 5000 --workers 2 --uvicorn-opts '--timeout-worker-healthcheck 60' \
       --backend-store-uri "${MLFLOW_BACKEND_STORE_URI:-sqlite:///$PWD/mlflow.db}" \
-      --artifacts-destination "${RAYSWEEP_STORAGE%/}/mlflow-artifacts" 9>&- &
+      --artifacts-destination "$artifacts" 9>&- &
     server=$!
   fi
   sleep 3

@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +27,7 @@ from raysweep.retry import retry_storage
 from raysweep.space import runs
 from raysweep.space.space import Space
 from raysweep.store.leases import LeaseFacts, Leases
+from raysweep.store.local_files import Database
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
@@ -125,8 +124,12 @@ def run_sweep(spaces: Sequence[Space], options: SweepOptions, console: Console) 
         SweepError: the sweep cannot go on; what is finished is kept.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was being trained is committed.
     """
+    sweep = _Sweep(spaces, options, console)
     with _sigterm_interrupts():
-        return _Sweep(spaces, options, console).run()
+        try:
+            return sweep.run()
+        finally:
+            sweep.save_databases()
 
 
 @contextlib.contextmanager
@@ -170,11 +173,12 @@ class _Sweep:
     options: SweepOptions
     console: Console
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    databases: list[Database] = field(default_factory=list)
 
     def run(self) -> SweepResult:
         store = Store(self.options.storage)
         self._check(store)
-        tracking_uri = self.options.tracking_uri or f"sqlite:///{self._database(store, 'mlflow.db')}"
+        tracking_uri = self.options.tracking_uri or self._database(store, "mlflow.db")
         leases = Leases(store.files)
         self.stopwatch.ended("checks")
         try:
@@ -198,7 +202,12 @@ class _Sweep:
 
     def notify(self, message: str) -> None:
         """Print a message that the user may have to act on."""
-        self.console.print(message, style="yellow", highlight=False, markup=False)
+        self.console.print(public(message), style="yellow", highlight=False, markup=False)
+
+    def save_databases(self) -> None:
+        """Copy SQLite's files into a store that is an object store, also after a sweep that was interrupted."""
+        for database in self.databases:
+            database.save()
 
     def _check(self, store: Store) -> None:
         """Refuse what cannot be run here, before anything is written."""
@@ -290,8 +299,7 @@ class _Sweep:
         from raysweep.tracking.optuna_dashboard import Dashboard
 
         for study in studies:
-            database = self._database(study.store, "studies", study.space.id, "optuna.db")
-            Dashboard(study, f"sqlite:///{database}", self.notify)
+            Dashboard(study, self._database(study.store, f"studies/{study.space.id}/optuna.db"), self.notify)
         return [Proposals(study) for study in studies]
 
     def _report(self, studies: list[StudyState], mirrors: list[BackgroundMirror], computed: int) -> list[StudyResult]:
@@ -311,15 +319,11 @@ class _Sweep:
             results.append(StudyResult(study, summary, files))
         return results
 
-    def _database(self, store: Store, *parts: str) -> Path:
-        """The path of a SQLite file on this machine. A damaged file is set aside: it is made again from the journal."""
-        database = store.files.local(*parts) or store.cache.joinpath(*parts)
-        database.parent.mkdir(parents=True, exist_ok=True)
-        if database.exists() and not _is_sound(database):
-            aside = database.with_name(f"{database.name}.damaged-{uuid.uuid4().hex[:6]}")
-            database.replace(aside)
-            self.notify(f"{database.name} was damaged and is made again; the old one is {aside.name}")
-        return database
+    def _database(self, store: Store, path: str) -> str:
+        """The URI of a SQLite file of the store. A damaged file is made again from the journal."""
+        database = retry_storage(lambda: Database(store, path, self.notify), self.notify)
+        self.databases.append(database)
+        return database.uri
 
 
 def check_here(space: Space, cache: Path) -> None:
@@ -354,11 +358,3 @@ def _exposures(tracking_uri: str) -> Iterator[str]:
     if tracking_uri.startswith("http://") and not is_loopback(tracking_uri):
         server = public(tracking_uri)
         yield f"{server} is not on this machine and not encrypted: use https, or a tunnel to its loopback"
-
-
-def _is_sound(database: Path) -> bool:
-    try:
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
-    except sqlite3.DatabaseError:
-        return False

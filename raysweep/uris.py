@@ -1,20 +1,26 @@
-"""URIs: hides their secrets before they are shown or stored, and checks whether they are local or supported."""
+"""URIs: made from paths, checked before they are used, and shown without their secrets."""
 
 from __future__ import annotations
 
 import ipaddress
-import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from raysweep.errors import UserError
+from trainables.redaction import public, public_data
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/\s]+)(?=@)")
-_PARAMETER = re.compile(r"(?i)\b((?:secret|token|password|access|session)[a-z_-]*)=([^&\s]+)")
+__all__ = ["check_tracking_uri", "is_loopback", "public", "public_data", "sqlite_uri"]
 
 
-def public(text: str) -> str:
-    """A text in which the passwords, keys and tokens of URIs are replaced by ***."""
-    return _PARAMETER.sub(r"\1=***", _PASSWORD.sub(r"\1:***", text))
+def sqlite_uri(file: Path) -> str:
+    """The URI of a SQLite file as SQLAlchemy reads it, and with it MLflow, Optuna and optuna-dashboard.
+
+    SQLAlchemy decodes %xx and begins the options at a `?`. For MLflow the URI then names the driver too, because MLflow
+    takes the rest of `sqlite:///…` for a path, undecoded, and creates the folders in it.
+    """
+    if "%" not in str(file) and "?" not in str(file):
+        return f"sqlite:///{file}"
+    return f"sqlite+pysqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
 def is_loopback(uri: str) -> bool:

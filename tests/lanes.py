@@ -17,6 +17,7 @@ from raysweep.store import history
 from raysweep.store.files import sha256_of
 from raysweep.store.history import probe_key
 from raysweep.store.leases import Leases
+from raysweep.store.local_files import Database
 from raysweep.store.manifest import Platform, TrainingFacts
 from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
@@ -96,9 +97,8 @@ class Lane:
 
 def sweep(study: StudyState, cache: Path) -> None:
     """All that a study asks for, one trial after another: the same files as of a real sweep, without Ray."""
-    database = Path(study.store.uri, "studies", study.space.id, "optuna.db")
-    database.parent.mkdir(parents=True, exist_ok=True)
-    Dashboard(study, f"sqlite:///{database}")
+    database = Database(study.store, f"studies/{study.space.id}/optuna.db", print)
+    Dashboard(study, database.uri)
     proposals = Proposals(study)
     lane = Lane(study.store, runs.milestones(study.space), cache)
 
@@ -114,6 +114,7 @@ def sweep(study: StudyState, cache: Path) -> None:
                 study.probed(trial.number, step, record.metrics)
 
     lane.run(ask())
+    database.save()
 
 
 def alone(run: Run, step: int, worker_cache: WorkerCache, scratch: Path) -> dict[str, str]:

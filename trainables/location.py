@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -31,6 +34,8 @@ OPTIONS = {  # scheme -> what may follow the ? of its URIs
     "gs": ("anonymous",),
     "az": ("account", "endpoint_override", "scheme", "anonymous"),
 }
+_BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
+_PLAIN_NAME = re.compile(r"[a-z_]{1,30}")
 # Our own code waits for a storage that is away and says so. The library repeats only what a moment mends.
 _RETRIES = {
     "max_retries": 3,
@@ -89,13 +94,16 @@ class Location:
         rest, _, query = rest.partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
         if unknown := sorted(set(options) - set(OPTIONS[scheme])):
-            raise ValueError(f"has the unknown option '{unknown[0]}'; known are {', '.join(OPTIONS[scheme])}")
+            named = f" '{unknown[0]}'" if _PLAIN_NAME.fullmatch(unknown[0]) else ""  # else it may be a secret
+            raise ValueError(f"has the unknown option{named}; known are {', '.join(OPTIONS[scheme])}")
         if "endpoint_override" in options and options.get("scheme", "https") not in ("http", "https"):
             raise ValueError("has a scheme that is neither http nor https")
+        if "@" in options.get("endpoint_override", ""):
+            raise ValueError("names a user in its endpoint; give credentials as the cloud's own tools take them")
         authority, _, path = rest.partition("/")
         user, at, bucket = authority.rpartition("@")
         credentials = None
-        if at and scheme == "az":  # abfss://container@account.dfs.core.windows.net/path
+        if at and scheme == "az" and "." in bucket:  # abfss://container@account.dfs.core.windows.net/path
             user, bucket, options = "", user, {"account": bucket.partition(".")[0], **options}
         elif at and user == "anonymous":
             options["anonymous"] = "true"
@@ -105,8 +113,8 @@ class Location:
         elif at:
             raise ValueError("names a user; give credentials as the cloud's own tools take them")
         parts = [part for part in _decoded(path).split("/") if part]
-        if not bucket or ".." in parts or "." in parts:
-            raise ValueError("names no bucket, or has '.' or '..' in its path")
+        if not _BUCKET.fullmatch(bucket) or ".." in parts or "." in parts:
+            raise ValueError("has no bucket's name after its ://, or '.' or '..' in its path")
         return cls(scheme, bucket, "/".join(parts), tuple(sorted(options.items())), credentials)
 
     def __truediv__(self, name: str) -> Location:
@@ -115,9 +123,7 @@ class Location:
         Raises:
             ValueError: it would not lie in this one.
         """
-        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
-            raise ValueError(f"{name!r} leads out of the folder")
-        return replace(self, path=f"{self.path.rstrip('/')}/{name}" if self.path else name)
+        return replace(self, path=f"{self.path.rstrip('/')}/{inside(name)}" if self.path else inside(name))
 
     def __str__(self) -> str:
         if self.scheme == "file":
@@ -137,8 +143,6 @@ class Location:
         Raises:
             ValueError, OSError, Exception: obstore's errors, such as a missing account name.
         """
-        from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-
         options, prefix = dict(self.options), self.path or None
         settings: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": _RETRIES, "prefix": prefix}
         if options.get("anonymous") in ("true", "1"):
@@ -168,6 +172,17 @@ class Location:
             settings["credential_provider"] = Boto3CredentialProvider()
         region = options.get("region") or (endpoint and _environment_region()) or _bucket_region(self.bucket, endpoint)
         return settings | {"region": region}
+
+
+def inside(name: str) -> str:
+    """The name of a file relative to a folder, as it may stand in a foreign file, if the file lies in the folder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return name
 
 
 def _decoded(path: str) -> str:

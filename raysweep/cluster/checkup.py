@@ -56,7 +56,7 @@ def examine(address: str, storage: str) -> list[Check]:
         checks = list(_of_nodes(facts, silent))
         if nodes:
             checks += [_clocks(nodes), *_storage(nodes, files), _network(nodes, facts)]
-        return checks
+        return [check._replace(found=public(check.found)) for check in checks]
 
 
 def table(checks: list[Check]) -> Table:
@@ -148,10 +148,10 @@ def _storage(nodes: Nodes, files: Files) -> Iterator[Check]:
             wrong = [address for address, read in reads.items() if read != content]
             if wrong or silent:
                 blind, reasons = ", ".join([*wrong, *silent]), "; ".join(silent.values())
-                finding = f"{public(files.uri)}: {blind} did not see what was written {reasons}"
+                finding = f"{files.uri}: {blind} did not see what was written {reasons}"
                 yield Check("storage", "wrong", finding.strip(), NOT_SHARED)
                 return
-        yield Check("storage", "fine", f"{public(files.uri)}: all nodes see what one writes, and replaces")
+        yield Check("storage", "fine", f"{files.uri}: all nodes see what one writes, and replaces")
         asked = {at: node.create.remote(*store, f"{folder}/one", at.encode()) for at, node in nodes.items()}
         created, silent = _answers(asked)
         winners = [address for address, won in created.items() if won]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -13,13 +14,14 @@ from rich.console import Console
 from raysweep.errors import SweepError, UserError
 from raysweep.space.profile import PROFILES
 from raysweep.uris import public
+from trainables.errors import one_line
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without argparse's usage text before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, public(f"{self.prog}: {message}\n"))
 
 
 def add_storage(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -80,16 +82,22 @@ def number_type(
 def guarded(command: Callable[[argparse.Namespace, Console], int | None], options: argparse.Namespace) -> int:
     """Run a command and return its exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
-    An expected failure is printed as one line, without a traceback. The command gets a console on stderr. With `--json`
-    that console does not count as a terminal: `ray exec` merges stderr into stdout, where a live table would mix with
-    the JSON.
+    An expected failure is printed as one line, without a traceback; so is a file or storage that cannot be used. Any
+    other failure is a fault of ours, whose traceback is printed without secrets.
+
+    The command gets a console on stderr. With `--json` that console does not count as a terminal: `ray exec` merges
+    stderr into stdout, where a live table would mix with the JSON.
     """
     console = Console(stderr=True, force_terminal=False if getattr(options, "json", False) else None)
     try:
         return command(options, console) or 0
-    except (UserError, SweepError) as error:
-        console.print(public(str(error)), style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2 if isinstance(error, UserError) else 1
+    except (UserError, SweepError, OSError) as error:
+        message = public(one_line(error)) if isinstance(error, OSError) else str(error)
+        console.print(message, style="red", highlight=False, soft_wrap=True, markup=False)
+        return 1 if isinstance(error, SweepError) else 2
+    except Exception:
+        console.print(public(traceback.format_exc()), highlight=False, soft_wrap=True, markup=False)
+        return 1
     except KeyboardInterrupt:
         console.print("\nInterrupted. Finished work is kept; run the same command again to continue.", highlight=False)
         return 130

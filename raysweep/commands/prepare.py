@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shlex
 import signal
 import time
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,6 +27,7 @@ from raysweep.space.launch import Launch
 from raysweep.uris import public
 from trainables.datasets import prepared
 from trainables.datasets.prepared import Prepared
+from trainables.location import Location
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,13 +88,19 @@ def _show(finished: Prepared, as_json: bool) -> None:
         f"{about['source']}: {about['images']:,} images{skipped}, {len(counts)} classes of {spread}", highlight=False
     )
     out.print(f"latents {shape}, {size / 2**20:,.0f} MiB, statistics for {names}", highlight=False, soft_wrap=True)
-    out.print(f"--set trial.data={public(_data_name(finished.location))}", highlight=False, soft_wrap=True)
+    data = yaml.safe_dump(public(_data_name(finished.location)), width=math.inf).partition("\n")[0]
+    out.print(f"--set {shlex.quote(f'trial.data={data}')}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _data_name(place: str) -> str:
     """What a search space writes for `trial.data`."""
-    name = place.rstrip("/").rpartition("/")[2]
-    return name if prepared.locate(name) == place else place
+    location = Location.parse(place)
+    name = location.path.rpartition("/")[2]
+    try:
+        by_name = prepared.locate(name)
+    except LookupError:
+        return place
+    return name if by_name and Location.parse(by_name) == location else place
 
 
 def parser() -> argparse.ArgumentParser:

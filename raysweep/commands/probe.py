@@ -21,6 +21,7 @@ from raysweep.execution.checkpoint_probe import CheckpointProbe
 from raysweep.space.explain import explain
 from raysweep.store.snapshots import choose_data, describe
 from raysweep.store.store import Store
+from raysweep.uris import public
 from trainables.config import ProbeSpec, error_name
 from trainables.datasets import checks
 from trainables.evaluation.probing import ProbeResult, save_grid
@@ -54,7 +55,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     facts = {
         "checkpoint": options.checkpoint,
         **describe(snapshot),
-        "reference": spec.reference or f"training images of {data.name}",
+        "reference": spec.reference or f"training images of {public(data.name)}",
         "probe": spec.model_dump(mode="json"),
         "metrics": result.metrics,
         "seconds": round(seconds, 1),

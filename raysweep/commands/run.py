@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -52,8 +53,8 @@ def _show(result: SweepResult, out: Console) -> None:
     if len(result.studies) > 1:
         out.print(report.steps_line(result.steps))
     uri = result.tracking_uri
-    ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
-    out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True)
+    ui = uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    out.print(f"MLflow: {ui}", highlight=False, soft_wrap=True, markup=False)
     if result.certificates:
         out.print(str(result.certificates))
 

@@ -11,11 +11,12 @@ from rich.progress import track
 from raysweep.commands.common import Parser, add_storage, add_tracking_uri, guarded
 from raysweep.errors import UserError
 from raysweep.report import report
+from raysweep.store.local_files import Database
 from raysweep.store.store import Store
 from raysweep.study.journal import studies
 from raysweep.study.state import StudyState
 from raysweep.study.summary import summarize
-from raysweep.tracking import Mirror, default_uri
+from raysweep.tracking.mirror import Mirror
 from raysweep.uris import check_tracking_uri, public
 
 
@@ -40,15 +41,20 @@ def sync(options: argparse.Namespace, console: Console) -> None:
         UserError: there is no such study, or no MLflow.
     """
     store = Store(options.storage)
-    uri = options.tracking_uri or default_uri(store)
-    check_tracking_uri(uri)
+    if options.tracking_uri:
+        check_tracking_uri(options.tracking_uri)
     names = options.study or studies(store.files)
     if not names:
         raise UserError(f"--storage {options.storage}: no study is stored there; give the storage of a sweep")
-    for study in [StudyState.reopen(store, name) for name in names]:
+    opened = [StudyState.reopen(store, name) for name in names]
+    database = None if options.tracking_uri else Database(store, "mlflow.db", console.print)
+    uri = database.uri if database else options.tracking_uri
+    for study in opened:
         mirror = Mirror(study, uri)
         quiet = not console.is_terminal
         for trial in track(study.trials, study.space.id, console=console, transient=True, disable=quiet):
             mirror.log_trial(trial)
         mirror.close(report.write(study, summarize(study)), study.best)
         console.print(f"{study.space.id}: {len(study.trials)} trials are in {public(uri)}", highlight=False)
+    if database:
+        database.save()

@@ -16,6 +16,7 @@ from raysweep.space.configurations import Configuration, configurations
 from raysweep.space.space import Space
 from raysweep.study.rungs import Rungs
 from trainables.config import ProbeSpec
+from trainables.datasets import catalog
 
 DRAWS = 8  # random outcomes to average over, where some configurations have no reference value
 MANY = 500  # from this many configurations on, one outcome is precise enough
@@ -84,12 +85,20 @@ class Plan:
         configurations: every configuration that would be proposed. Random configurations stand for those that a sampler
             would propose.
         notes: sentences about what the plan leaves out of these spaces or assumes about them.
+
+    Raises:
+        UserError: nothing is known of a data set, so that the size of its latents is unknown.
     """
 
     def __init__(self, spaces: Sequence[Space]):
         self.notes: list[str] = []
         self.configurations = [chosen for space in spaces for chosen in configurations(space, self.notes)]
         self.spaces = list(spaces)
+        for chosen in {chosen.run.data: chosen for chosen in self.configurations}.values():
+            try:
+                catalog.find(chosen.run.data)
+            except LookupError as error:
+                raise chosen.space.error(("trial", "data"), str(error.args[0])) from None
         self._tree = Tree(sorted({step for space in spaces for step in runs.milestones(space)}))
         for chosen in self.configurations:
             self._tree.add(chosen.run, chosen.run.steps)

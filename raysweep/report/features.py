@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from raysweep.errors import UserError
 from raysweep.store.snapshots import describe
+from raysweep.uris import public
 from trainables import features
 from trainables.datasets.autoencoders import Autoencoder
 from trainables.datasets.catalog import DataSet
@@ -105,12 +106,12 @@ def write(
         panels.append([_panel(snapshot, points, view.at, block, scale, view.seed) for scale in view.scales])
 
     out.mkdir(parents=True, exist_ok=True)
-    title = f"{model} on {data.name}'s test images"
+    title = f"{model} on {public(data.name)}'s test images"
     _save_blocks(maps, images, title, out / "blocks.png")
     labels = [label for label, _ in labelled]
     _save_guidance(panels, labels, points, data, f"{title}, after block {block} at t = {view.at:g}", out)
     facts = {
-        "data": data.name,
+        "data": public(data.name),
         "block": block,
         "t": view.at,
         "points": len(points.labels),

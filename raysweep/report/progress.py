@@ -17,6 +17,7 @@ from raysweep.study.activity import Activity, LaneActivity
 from raysweep.study.state import StudyState
 from raysweep.study.summary import STATE_WORDS
 from raysweep.study.trial import TrialState
+from raysweep.uris import public
 
 REFRESH_S = 1.0
 ROWS = 14  # of the live table
@@ -50,7 +51,7 @@ class Progress:
             while not stop.wait(REFRESH_S):
                 self.latest = activity()
                 for note in self.latest.notes[self._noted :]:
-                    self.console.print(Text(note, style="yellow"))
+                    self.console.print(Text(public(note), style="yellow"))
                 self._noted = len(self.latest.notes)
                 if live:
                     live.update(Group(*map(self._table, self.studies), *self._other_drivers()), refresh=True)

@@ -9,20 +9,24 @@ from rich.console import Console
 
 from raysweep.report import lineage, lineage_svg, page, plots, tables
 from raysweep.report.agreement import rank_agreement
+from raysweep.store.local_files import copy_into_store, local_place
 from raysweep.study.costs import Charge
 from raysweep.study.state import StudyState
 from raysweep.study.summary import LEVEL, StepCount, StudySummary, value_text
+from raysweep.uris import public
 
 SHOWN = 100  # the most trials in the terminal's table
 
 
 def write(study: StudyState, summary: StudySummary) -> list[Path]:
-    """Write tables, pictures and the page beside the study's journal, or into the cache if the store is not a folder.
+    """Write tables, pictures and the page beside the study's journal. If the store is not a folder, they are also in
+    this machine's cache.
 
     Returns:
-        The files, report.html first.
+        The files on this machine, report.html first.
     """
-    folder = study.store.files.local("studies", study.space.id) or study.store.cache / study.space.id
+    place = f"studies/{study.space.id}"
+    folder = local_place(study.store, place)
     study.store.files.check_available()
     folder.mkdir(parents=True, exist_ok=True)
     trials = tables.ordered(summary.trials)
@@ -46,6 +50,8 @@ def write(study: StudyState, summary: StudySummary) -> list[Path]:
         for name, text in texts.items():
             (drafts / name).write_text(text, encoding="utf-8")
         files = [file.replace(folder / file.name) for file in sorted(drafts.iterdir())]
+    for file in files:
+        copy_into_store(study.store, f"{place}/{file.name}", file)
     return sorted(files, key=lambda file: (file.name != "report.html", file.name))
 
 
@@ -78,7 +84,10 @@ def show(study: StudyState, summary: StudySummary, files: list[Path], console: C
         line = f"Order of the rows {when} against the published one: {agreement}"
         console.print(line, highlight=False, soft_wrap=True)
     suffixes = sorted({file.suffix for file in files[1:]})
-    console.print(f"Report: {files[0]}, and beside it {', '.join(suffixes)}", highlight=False, soft_wrap=True)
+    stored = study.store.files.location / f"studies/{study.space.id}"
+    copied = "" if stored.folder else f"; all of it is also in {public(str(stored))}"
+    line = f"Report: {files[0]}, and beside it {', '.join(suffixes)}{copied}"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def cost_line(cost: Charge) -> str:

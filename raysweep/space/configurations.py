@@ -11,6 +11,7 @@ from raysweep.space import domains, runs
 from raysweep.space.domains import Point, PointKey, WrongDomain, point_key
 from raysweep.space.space import Space
 from trainables.config import ProbeSpec, Run, Trial
+from trainables.redaction import public
 
 
 @dataclass
@@ -68,7 +69,7 @@ def configurations(space: Space, notes: list[str]) -> Iterator[Configuration]:
         notes.append(f"{space.study}: {len(seen) - rows} random configurations stand for what TPE will propose")
     if outside:
         notes.append(f"{space.study}: {outside} rows lie outside the space and are left out")
-    notes.extend(f"{space.study}: {count} rows cannot be run here: {why}" for why, count in unavailable.items())
+    notes.extend(f"{space.study}: {count} rows cannot be run here: {public(why)}" for why, count in unavailable.items())
 
 
 def _add_if_new(point: Point, seen: set[PointKey]) -> bool:

@@ -25,6 +25,7 @@ from raysweep.space.schedulers import Asha, Scheduler
 from raysweep.space.yaml_file import Document
 from trainables.config import Family, ProbeSpec, Spec, Steps, Trial, WrongKey, count_name
 from trainables.datasets import checks, prepared
+from trainables.redaction import public_data
 
 # Paths of a probe's files. They do not identify a probe: the SHA-256 of the files does.
 PROBE_PATHS = ("detector_weights", "reference")
@@ -382,5 +383,5 @@ def _check_workers(trial: Trial, launch: Launch) -> None:
 
 
 def dump(space: Space) -> str:
-    """The resolved space as YAML."""
-    return yaml.safe_dump(space.resolved, sort_keys=False, allow_unicode=True)
+    """The resolved space as YAML for people, without secrets."""
+    return yaml.safe_dump(public_data(space.resolved), sort_keys=False, allow_unicode=True)

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysweep.errors import UserError
+from raysweep.uris import public
+from trainables.location import inside
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -122,7 +126,7 @@ class TrainingFacts:
             "session": self.session,
             "between": self.between,
             "cohort": self.cohort,
-            "data": None if self.data is None else {"name": self.data.name, "files": self.data.files},
+            "data": None if self.data is None else {"name": public(self.data.name), "files": self.data.files},
         }
 
     @property
@@ -159,8 +163,15 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Manifest:
-        """The manifest that was written, by this version or an earlier one."""
-        files = {name: FileFacts(file["bytes"], file["sha256"]) for name, file in content["files"].items()}
+        """The manifest that was written, by this version or an earlier one.
+
+        Raises:
+            UserError: a file of it would lie outside the checkpoint's folder. Nobody but an attacker writes that.
+        """
+        try:
+            files = {inside(name): FileFacts(file["bytes"], file["sha256"]) for name, file in content["files"].items()}
+        except ValueError as error:
+            raise UserError(f"the manifest of checkpoint {content['key'][:12]}: {error}; delete it") from None
         return cls(content["key"], content["step"], files, content["history"], TrainingFacts.from_dict(content))
 
     def as_dict(self) -> dict[str, Any]:

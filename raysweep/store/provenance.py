@@ -8,6 +8,7 @@ from typing import Any
 from raysweep.store import history
 from raysweep.store.manifest import DataFiles, Manifest
 from raysweep.store.store import Store
+from raysweep.uris import public
 
 
 @dataclass
@@ -57,7 +58,7 @@ def trace(store: Store, description: dict[str, Any]) -> Origin:
 
 def _data(description: dict[str, Any], manifest: Manifest | None) -> Origin:
     data = (manifest and manifest.training.data) or DataFiles("data", {})
-    title = f"latents of {data.name}: images and autoencoder"
+    title = f"latents of {public(data.name)}: images and autoencoder"
     return Origin(title, description["data"], files=dict(data.files))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from raysweep.errors import SweepError, UserError
 from raysweep.store.lookup import find_key
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
+from raysweep.uris import public
 from trainables import snapshot as snapshots
 from trainables.datasets import catalog
 from trainables.datasets.catalog import DataSet
@@ -64,7 +65,7 @@ def describe(snapshot: Snapshot) -> dict[str, Any]:
         "parameters": snapshot.parameters,
         "latent_shape": list(snapshot.latent_shape),
         "num_classes": snapshot.num_classes,
-        "data": snapshot.data,
+        "data": snapshot.data and public(snapshot.data),
     }
 
 

@@ -7,6 +7,7 @@ probed step.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ from raysweep.space import domains, runs
 from raysweep.space.domains import Domain, Point, label
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
+from raysweep.uris import public
 
 DIRECTIONS = {
     None: (StudyDirection.MINIMIZE,),
@@ -109,7 +111,7 @@ class View:
         def choose(path: str, domain: Domain) -> Any:
             known = self.distribution(domain)
             if isinstance(known, CategoricalDistribution):
-                value = domain.match(asked.suggest_categorical(path, known.choices), path)
+                value = domain.options[_position(known.choices, asked.suggest_categorical(path, known.choices))]
             elif isinstance(known, IntDistribution):
                 number = asked.suggest_int(path, known.low, known.high)
                 value = sorted(domain.options)[number] if _by_position(domain, self._ordered) else number
@@ -132,12 +134,30 @@ def distribution(domain: Domain, ordered: bool = False) -> BaseDistribution:
         return FloatDistribution(low, high, log=domain.kind == "log_uniform")
     if _by_position(domain, ordered):
         return IntDistribution(0, len(domain.options) - 1)
-    return CategoricalDistribution([label(option) for option in domain.options])
+    return CategoricalDistribution(_labels(domain))
 
 
 def optuna_value(domain: Domain, value: Any, ordered: bool = False) -> Any:
     """The value of a domain in Optuna's terms."""
-    return sorted(domain.options).index(value) if _by_position(domain, ordered) else label(value)
+    if _by_position(domain, ordered):
+        return sorted(domain.options).index(value)
+    return _labels(domain)[_position(domain.options, value)] if domain.kind == "choice" else value
+
+
+def _labels(domain: Domain) -> list[Any]:
+    """The options of a choice as Optuna stores and shows them: without secrets, and still different from each other."""
+    labels = [label(option) for option in domain.options]
+    shown = [public(text) if isinstance(text, str) else text for text in labels]
+    return [
+        f"{text} ({position})" if text != labels[position] and shown.count(text) > 1 else text
+        for position, text in enumerate(shown)
+    ]
+
+
+def _position(values: Sequence[Any], wanted: Any) -> int:
+    """The position of a value, where True and 1 are two values."""
+    same = (value == wanted and isinstance(value, bool) == isinstance(wanted, bool) for value in values)
+    return list(same).index(True)
 
 
 def _by_position(domain: Domain, ordered: bool) -> bool:

@@ -15,7 +15,7 @@ from raysweep.study.pareto import Direction, front
 from raysweep.study.rungs import Decision
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
-from raysweep.uris import public
+from raysweep.uris import public, public_data
 
 LEVEL = 0.95  # of confidence: a trial is clearly worse than another if a one-sided test at this level says so
 STATE_WORDS: dict[State, str] = {
@@ -74,7 +74,7 @@ class TrialSummary:
         return {
             "trial": self.number,
             "row": self.row,
-            "params": self.params,
+            "params": public_data(self.params),
             "state": self.state,
             "reason": self.reason,
             "steps": self.step,
@@ -277,12 +277,12 @@ def short_path(path: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value as text: `[8, 6]` is `8 → 6`."""
+    """A parameter's value as text, without secrets: `[8, 6]` is `8 → 6`."""
     if isinstance(value, list) and len(value) == 2:
         return f"{value[0]} → {value[1]}"
     if isinstance(value, Mapping) and "kind" in value:
-        return str(value["kind"])
-    return f"{value:g}" if isinstance(value, float) else str(label(value))
+        return public(str(value["kind"]))
+    return f"{value:g}" if isinstance(value, float) else public(str(label(value)))
 
 
 def params_text(params: Point) -> str:

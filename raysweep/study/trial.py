@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from raysweep.space.domains import Point
 from raysweep.study.rungs import Decision, Recheck
+from raysweep.uris import public
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
 
@@ -18,6 +19,7 @@ class TrialState:
 
     Attributes:
         row: the enqueued row that it comes from, counted from 0.
+        reason: why it ended, in one line without secrets.
         at: when it began, in the study's own time (`raysweep.study.ordering`). Waiting at a rung moves it forward.
         again: whether it failed and the next driver tries it again, because the cause may lie outside the trial.
         repeats: the number of an earlier trial of the same configuration, whose results it takes; None if there is
@@ -45,6 +47,9 @@ class TrialState:
     probed_at: dict[int, float] = field(default_factory=dict, compare=False)
     ended_at: float = field(default=0.0, compare=False)
     driver: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        self.reason = public(self.reason)
 
     @property
     def ended(self) -> bool:
@@ -80,6 +85,6 @@ class TrialState:
             self.waits, self.at, self.decisions[facts["step"]] = False, facts["at"], Decision(**decision)
         elif kind == "ended":
             self.waits, self.state, self.ended_at = False, facts["state"], when
-            self.reason, self.again = facts["reason"], facts.get("again", False)
+            self.reason, self.again = public(facts["reason"]), facts.get("again", False)
         elif kind == "retried":
             self.state, self.reason = "RUNNING", ""

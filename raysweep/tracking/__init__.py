@@ -7,12 +7,9 @@ rebuilt from the store (`raysweep sync-mlflow`).
 """
 
 import os
+import sys
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the caller retries without a limit
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per run
+if "mlflow" not in sys.modules:  # else it may be MLflow that loads `artifacts`, in a process that is not ours
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from raysweep.tracking.mirror import Mirror, default_uri
-
-__all__ = ["Mirror", "default_uri"]
+import mlflow  # noqa: E402, F401  whole before `artifacts`, which it loads

@@ -12,8 +12,9 @@ from raysweep.errors import UserError
 from raysweep.retry import Notify
 from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
-from raysweep.tracking import Mirror
+from raysweep.tracking.mirror import Mirror
 from raysweep.uris import public
+from trainables.errors import one_line
 
 RETRY_S = 5.0  # between attempts to reach an MLflow that does not answer
 POLL_S = 60.0  # between looks for new checkpoints of running trials
@@ -107,7 +108,7 @@ class BackgroundMirror:
     def _note_failure(self, error: Exception) -> None:
         if not self._unreachable:
             self._unreachable = True
-            reason = public(str(error).splitlines()[0] if str(error) else repr(error))
+            reason = public(one_line(error))
             self._notify(f"MLflow does not answer; the missing data will be logged later: {reason}")
 
 

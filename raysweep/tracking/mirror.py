@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from raysweep.space.space import PROBE_PATHS, dump
 from raysweep.store import curves, history
 from raysweep.store.curves import Point
 from raysweep.store.history import probe_key
-from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
-from raysweep.uris import public
+from raysweep.uris import public, public_data
 from trainables import config
 from trainables.config import ProbeSpec, TeacherRef
+from trainables.errors import one_line
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the caller retries without a limit
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per run
 
 _STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "UNAVAILABLE": "KILLED"}
 _NOTE = 5000  # characters of a description, below MLflow's limit
@@ -63,9 +68,9 @@ class Mirror:
             self.parent = self._log_sweep()
         except ModuleNotFoundError as error:  # the driver of a database
             reason = f"needs {error.name}, which is not installed; for PostgreSQL: pip install 'raysweep[postgres]'"
-            raise UserError(public(f"--tracking-uri {uri}: {reason}")) from None
+            raise UserError(f"--tracking-uri {uri}: {reason}") from None
         except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
-            raise UserError(public(f"--tracking-uri {uri}: {str(error).splitlines()[0]}")) from None
+            raise UserError(f"--tracking-uri {uri}: {one_line(error)}") from None
 
     def close(self, files: Sequence[Path], best: TrialState | None) -> None:
         """Log the files of the report and the best trial to the sweep's run, and end it if the study is finished."""
@@ -215,7 +220,7 @@ class Mirror:
     # --- pieces
 
     def _describe(self, run_id: str, run: config.Run, tags: dict[str, str], params: dict[str, Any]) -> None:
-        self._client.log_text(run_id, json.dumps(run.model_dump(mode="json"), indent=1), "run.json")
+        self._client.log_text(run_id, json.dumps(public_data(run.model_dump(mode="json")), indent=1), "run.json")
         self._models.log_dataset(run_id, run)
         self._runs.log(run_id, tags=tags, params=params)
 
@@ -257,15 +262,3 @@ class Mirror:
 
 def _kind(teacher: TeacherRef) -> str:
     return teacher.run.phases[0].term.kind
-
-
-def default_uri(store: Store) -> str:
-    """The tracking URI of a store's own MLflow, a SQLite file.
-
-    Raises:
-        UserError: the store is not a local folder.
-    """
-    folder = store.files.local()
-    if folder is None:
-        raise UserError("--tracking-uri: give MLflow's address; only a storage that is a local folder has a default")
-    return f"sqlite:///{folder / 'mlflow.db'}"

@@ -50,7 +50,7 @@ class Models:
         """
         key = history.key(run, step)
         if key not in self._ids:
-            place = f"{public(self._store.uri)}/checkpoints/{step}/{key}"
+            place = public(str(self._store.files.location / f"checkpoints/{step}/{key}"))
             tags = {_KEY: key, "raysweep.place": place, "mlflow.model.isExternal": "true"}
             created = self._client.create_logged_model(
                 self._experiment, name, source, tags, {"step": str(step), "history_key": key}, run.backbone
@@ -75,10 +75,10 @@ class Models:
         data, identity = catalog.find(run.data), catalog.identity(run.data)
         profile = {"images": data.num_images, "classes": data.num_classes, "latent": data.latent_shape}
         dataset = Dataset(
-            name=run.data,
+            name=public(run.data),
             digest=identity[:_DIGEST],
             source_type="raysweep",
-            source=json.dumps({"name": run.data, "identity": identity}),
+            source=json.dumps({"name": public(run.data), "identity": identity}),
             profile=json.dumps(profile),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])

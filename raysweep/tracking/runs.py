@@ -11,6 +11,8 @@ from mlflow.tracking import MlflowClient
 from raysweep.space.domains import label
 from raysweep.store.curves import Point
 from raysweep.store.store import Store
+from raysweep.tracking.artifacts import artifact_uri
+from raysweep.uris import public
 
 _BATCH = 1000  # entries of a call, MLflow's own limit
 _PARAMS = 100  # parameters of a call, likewise
@@ -60,11 +62,13 @@ class Runs:
         tags = tags or {}
         metrics = [Metric(point.name, point.value, milliseconds(point.time) or 0, point.step) for point in points]
         metrics += probed
-        entries = [Param(name, str(label(value))) for name, value in (params or {}).items() if value is not None]
+        entries = [
+            Param(name, public(str(label(value)))) for name, value in (params or {}).items() if value is not None
+        ]
         while len(metrics) + len(entries) + len(tags) > _BATCH or len(entries) > _PARAMS:
             self._client.log_batch(run_id, metrics=metrics[: _BATCH - _PARAMS], params=entries[:_PARAMS])
             metrics, entries = metrics[_BATCH - _PARAMS :], entries[_PARAMS:]
-        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        run_tags = [RunTag(name, public(value)) for name, value in tags.items()]
         if metrics or entries or run_tags:
             self._client.log_batch(run_id, metrics=metrics, params=entries, tags=run_tags)
         self._tags[run_id] |= tags
@@ -85,9 +89,8 @@ class Runs:
             if experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
-        folder = store.files.local("mlartifacts", name)
         # A server chooses the place of artifacts itself; without a server they would go to the working directory.
-        location = folder.as_uri() if folder and direct else None
+        location = artifact_uri(store.files, f"mlartifacts/{name}") if direct else None
         return str(self._client.create_experiment(name, location, {"mlflow.experimentKind": _KIND}))
 
     def _find_existing(self) -> dict[str, Run]:

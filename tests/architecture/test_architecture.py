@@ -21,6 +21,7 @@ IMPORTS_INSIDE = {
     ("raysweep/driver.py", "_train"): "imported while worker groups come up",
     ("raysweep/driver.py", "_proposals"): "imported while worker groups come up",
     ("raysweep/driver.py", "_report"): "imported while worker groups come up",
+    ("trainables/location.py", "_s3"): "boto3 comes with the extra `aws`",
     **{("raysweep/__init__.py", name): "importing raysweep takes milliseconds" for name in INTERFACE},
 }
 LIGHT = [
@@ -160,6 +161,13 @@ def test_ray_tune_and_ray_train_have_one_home_each():
             assert not re.search(r"^\s*(from|import) ray\.tune|^from ray import tune", text, re.M), path
         if name != "raysweep/execution/lane.py":
             assert not re.search(r"^\s*(from|import) ray\.train", text, re.M), path
+
+
+def test_storage_is_read_and_written_by_one_library():
+    """Two would read credentials, endpoints and URIs in two ways."""
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pyarrow\.fs|from pyarrow import .*\bfs\b|import (boto3|fsspec|s3fs|gcsfs)", text), path
 
 
 def test_no_path_of_a_machine_is_committed():

@@ -1,4 +1,4 @@
-"""Prepared data sets: folders of latents that `raysweep prepare` writes, on any filesystem that pyarrow knows.
+"""Prepared data sets: folders of latents that `raysweep prepare` writes, wherever `trainables.location` finds them.
 
     manifest.json                        the list of contents; written last
     shards/00000.arrow …                 the latents (latent_files.py)
@@ -24,19 +24,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from pyarrow import fs
+import obstore
+from obstore.exceptions import BaseError
 
 from trainables.errors import one_line
+from trainables.location import Location, inside
+from trainables.redaction import public
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 ROOT = "RAYSWEEP_DATA"  # environment variable: the folder or URI that contains sets by name
 BUDGET = "RAYSWEEP_DATA_CACHE_GIB"  # environment variable: most GiB of copies of remote sets on a machine
 DEFAULT_BUDGET_GIB = 500.0
 MANIFEST = "manifest.json"
 FORMAT = 1
-_CHUNK = 1 << 22
+_PART = 1 << 24  # bytes of a remote file that are read with one request
 _THREADS = 8  # threads that copy or read files; enough to saturate a disk or a network
 
 
@@ -89,21 +94,25 @@ def _sealed(facts: dict[str, Any]) -> str:
 
 def locate(name: str) -> str | None:
     """The folder or URI of a set. A name with a slash is one itself; other names are looked up in `RAYSWEEP_DATA`. None
-    if that is not set."""
+    if that is not set.
+
+    Raises:
+        LookupError: `RAYSWEEP_DATA` is neither a folder nor a URI, or the name leads out of it.
+    """
     if "/" in name:
-        return name if "://" in name else os.path.abspath(os.path.expanduser(name))
+        return absolute(name)
     root = os.environ.get(ROOT)
     if not root:
         return None
-    if "://" not in root:
-        return str(Path(root).expanduser().absolute() / name)
-    place, mark, options = root.partition("?")
-    return f"{place.rstrip('/')}/{name}{mark}{options}"
+    try:
+        return str(Location.parse(root) / name)
+    except ValueError as error:
+        raise LookupError(f"no data set '{public(name)}': {ROOT}={public(root)}: {error}") from None
 
 
 def absolute(name: str) -> str:
     """`name`, with a relative folder made absolute, so that it means the same set in every working directory."""
-    return locate(name) or name if "/" in name else name
+    return os.path.abspath(os.path.expanduser(name)) if "/" in name and "://" not in name else name
 
 
 def names() -> list[str]:
@@ -111,12 +120,16 @@ def names() -> list[str]:
     root = os.environ.get(ROOT)
     if not root:
         return []
-    with contextlib.suppress(OSError, pa.ArrowException):
-        filesystem, path = _filesystem(root)
-        below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        places = {entry.path: entry.base_name for entry in below if entry.type == fs.FileType.Directory}
-        manifests = filesystem.get_file_info([f"{place}/{MANIFEST}" for place in places])
-        return sorted(places[info.path.rpartition("/")[0]] for info in manifests if info.type == fs.FileType.File)
+    with contextlib.suppress(OSError, BaseError, ValueError):
+        place = Location.parse(root)
+        if place.folder:
+            return sorted(folder.name for folder in place.folder.iterdir() if (folder / MANIFEST).is_file())
+        store = place.open()
+        folders = obstore.list_with_delimiter(store)["common_prefixes"]
+        manifests = {f"{folder}/{MANIFEST}" for folder in folders}
+        with ThreadPoolExecutor(_THREADS) as threads:
+            there = threads.map(lambda manifest: _has(store, manifest), sorted(manifests))
+            return [name.split("/")[0] for name, has in zip(sorted(manifests), there, strict=True) if has]
     return []
 
 
@@ -129,23 +142,30 @@ def read(location: str) -> Prepared:
             altered or of another format.
     """
     try:
-        filesystem, path = _filesystem(location)
-        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
-            written = stream.read()
+        place = Location.parse(location)
+        written = _read_manifest(place)
     except FileNotFoundError:
-        raise Absent(f"nothing prepared at {location}: raysweep prepare makes a set") from None
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise LookupError(f"the data set at {location} cannot be read: {one_line(error)}") from None
+        raise Absent(f"nothing prepared at {public(location)}: raysweep prepare makes a set") from None
+    except (OSError, BaseError, ValueError) as error:
+        reason = public(one_line(error))
+        raise LookupError(f"the data set at {public(location)} cannot be read: {reason}") from None
+    manifest = _shown(place, MANIFEST)
     try:
         facts = json.loads(written)
         intact, written_as = facts.pop("sha256") == _sealed(facts), facts["format"]
         parts = {name: facts[name] for name in ("content", "pictures", "files", "about")}
-    except (ValueError, LookupError, TypeError):
-        raise LookupError(f"{location}/{MANIFEST} is truncated; prepare the set again") from None
+        names = list(parts["files"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise LookupError(f"{manifest} is truncated; prepare the set again") from None
     if written_as != FORMAT:
-        raise LookupError(f"{location}/{MANIFEST}: of format {written_as}, but this version reads {FORMAT}")
+        raise LookupError(f"{manifest}: of format {written_as}, but this version reads {FORMAT}")
     if not intact:
-        raise LookupError(f"{location}/{MANIFEST} was altered since it was written; prepare the set again")
+        raise LookupError(f"{manifest} was altered since it was written; prepare the set again")
+    try:
+        for name in names:
+            inside(name)
+    except ValueError as error:  # a copy of the set would be written outside the cache
+        raise LookupError(f"{manifest}: {error}; raysweep prepare wrote no such set") from None
     return Prepared(location, **parts)
 
 
@@ -159,18 +179,22 @@ def fetch(prepared: Prepared, cache: Path) -> Path:
     Raises:
         LookupError: a file is missing, truncated or altered; the message names it.
     """
-    filesystem, path = _filesystem(prepared.location)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        with _exclusive_lock(Path(tempfile.gettempdir()) / f"raysweep-{os.getuid()}-{prepared.identity[:16]}.lock"):
-            _compare(prepared, Path(path), _stamps_file(prepared))
-        return Path(path)
+    place = Location.parse(prepared.location)
+    if place.folder:
+        stamps = _stamps_file(prepared)
+        with contextlib.ExitStack() as locks:
+            with contextlib.suppress(OSError):  # without a folder of its own, each process compares for itself
+                stamps.parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(_exclusive_lock(stamps.with_suffix(".lock")))
+            _compare(prepared, place.folder, stamps)
+        return place.folder
     (copies := cache / "data").mkdir(parents=True, exist_ok=True)
     folder = copies / prepared.identity
     _mark_in_use(copies / f"{prepared.identity}.used")
     with _exclusive_lock(copies / "copying"):
         if not (folder / MANIFEST).is_file():
             _evict(copies, prepared)
-            _copy(prepared, filesystem, path, folder)
+            _copy(prepared, place, folder)
         os.utime(copies / f"{prepared.identity}.used")
     return folder
 
@@ -182,13 +206,11 @@ def examine(prepared: Prepared, cache: Path) -> None:
     Raises:
         LookupError: a file is missing, truncated or altered; the message names it.
     """
-    filesystem, path = _filesystem(prepared.location)
-    if isinstance(filesystem, fs.LocalFileSystem):
+    place = Location.parse(prepared.location)
+    if place.folder:
         fetch(prepared, cache)
-        return
-    for info in filesystem.get_file_info([f"{path}/{name}" for name in prepared.files]):
-        name = info.path.removeprefix(f"{path}/")
-        _check_size(f"{prepared.location}/{name}", info.size, prepared.files[name]["bytes"])
+    else:
+        _compare_sizes(prepared, place)
 
 
 def _compare(prepared: Prepared, folder: Path, stamps_file: Path) -> None:
@@ -215,6 +237,18 @@ def _compare(prepared: Prepared, folder: Path, stamps_file: Path) -> None:
         _write(stamps_file, json.dumps(known).encode())
 
 
+def _compare_sizes(prepared: Prepared, place: Location) -> None:
+    """Compare the sizes of all files of a remote set, which one listing tells."""
+    try:
+        chunks = obstore.list(place.open())
+        sizes = {entry["path"]: entry["size"] for chunk in chunks for entry in chunk}
+    except (OSError, BaseError, ValueError) as error:
+        reason = public(one_line(error))
+        raise LookupError(f"the data set at {public(prepared.location)} cannot be read: {reason}") from None
+    for name, wanted in prepared.files.items():
+        _check_size(_shown(place, name), sizes.get(name), wanted["bytes"])
+
+
 def _check_size(place: str, size: int | None, wanted: int) -> None:
     if size is None:
         raise LookupError(f"{place} is missing; prepare the set again")
@@ -229,21 +263,25 @@ def _stamps_file(prepared: Prepared) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
 
 
-def _copy(prepared: Prepared, filesystem: fs.FileSystem, path: str, folder: Path) -> None:
+def _copy(prepared: Prepared, place: Location, folder: Path) -> None:
+    _compare_sizes(prepared, place)
+    store = place.open()
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
 
     def copy(name: str) -> None:
-        digest, target = hashlib.sha256(), temporary / name
+        digest, target, size = hashlib.sha256(), temporary / name, prepared.files[name]["bytes"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filesystem.open_input_stream(f"{path}/{name}") as source, target.open("wb") as stream:
-                while chunk := source.read(_CHUNK):
-                    digest.update(chunk)
-                    stream.write(chunk)
-        except FileNotFoundError:
-            raise LookupError(f"{prepared.location}/{name} is missing; prepare the set again") from None
+        with target.open("wb") as stream:
+            for start in range(0, size, _PART):
+                try:
+                    part = obstore.get_range(store, name, start=start, end=min(start + _PART, size))
+                except (OSError, BaseError) as error:
+                    reason = public(one_line(error))
+                    raise LookupError(f"{_shown(place, name)} cannot be read: {reason}") from None
+                digest.update(part)
+                stream.write(part)
         if digest.hexdigest() != prepared.files[name]["sha256"]:
-            raise LookupError(f"{prepared.location}/{name} is truncated or altered; prepare the set again")
+            raise LookupError(f"{_shown(place, name)} was altered; prepare the set again")
 
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -310,11 +348,23 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(stream.name, file)
 
 
-def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in location:
-        return fs.LocalFileSystem(), location
-    filesystem, path = fs.FileSystem.from_uri(location)
-    return filesystem, path
+def _read_manifest(place: Location) -> bytes:
+    if place.folder:
+        return (place.folder / MANIFEST).read_bytes()
+    return obstore.get(place.open(), MANIFEST).bytes().to_bytes()
+
+
+def _has(store: ObjectStore, path: str) -> bool:
+    try:
+        obstore.head(store, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _shown(place: Location, name: str) -> str:
+    """The place of a file of a set, for people."""
+    return public(str(place / name))
 
 
 def _sha256(file: Path) -> str:
