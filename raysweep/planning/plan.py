@@ -90,7 +90,8 @@ class Plan:
         self.notes: list[str] = []
         self.configurations = [chosen for space in spaces for chosen in configurations(space, self.notes)]
         self.spaces = list(spaces)
-        self._tree = Tree(sorted({step for space in spaces for step in runs.milestones(space)}))
+        steps = {step for space in spaces for step in runs.milestones(space)}
+        self._tree = Tree(steps, [(chosen.run, chosen.rungs) for chosen in self.configurations])
         for chosen in self.configurations:
             self._tree.add(chosen.run, chosen.run.steps)
 
