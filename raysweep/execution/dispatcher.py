@@ -120,6 +120,7 @@ class Dispatcher:
         """Have `run` trained to `step`, from the latest checkpoint or milestone before `step`."""
         damaged = 0
         while damaged <= ATTEMPTS:
+            looked = self.pool.mark()
             # Another study may have a checkpoint where this one has no milestone.
             latest = await self._query_store(partial(self.store.deepest, run, step))
             deepest = latest.step if latest else 0
@@ -134,7 +135,7 @@ class Dispatcher:
                 inputs.append(self._reach(teacher.run, teacher.step, trial, True, ahead))
             try:
                 await asyncio.gather(*inputs)
-                task = Task("train", run, begin, step, demand, owner=trial, is_teacher=demand.teaches)
+                task = Task("train", run, begin, step, demand, None, trial, demand.teaches, looked)
                 reached = await self.pool.submit(task)
             except TaskOutdated:
                 continue

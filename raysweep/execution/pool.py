@@ -136,8 +136,9 @@ class Pool:
         self._ready = Queue()
         self._under_way: dict[int, Task] = {}  # by ticket
         self._blocked: dict[int, list[Task]] = {}  # ticket of a task under way -> tasks that share steps with it
+        self._committed: dict[tuple[str, int], int] = {}  # (trunk, step) -> the mark of its commit
         self._answers: dict[int, asyncio.Future[int | None]] = {}  # by ticket
-        self._tickets = itertools.count()
+        self._marks = itertools.count()
         self._watching: set[asyncio.Task[None]] = set()  # waits for other drivers' leases
         self._lease_calls: set[asyncio.Task[None]] = set()  # leases that are being taken or given back
         self._memory = Memory(workers, micro_batch)
@@ -164,7 +165,7 @@ class Pool:
             InputDamaged: an input of the task is damaged: have it computed again, then submit the task again.
             TaskOutdated: look at the store again, and submit what is still to be done.
         """
-        task.ticket = next(self._tickets)
+        task.ticket = self.mark()
         answer = self._answers[task.ticket] = asyncio.get_running_loop().create_future()
         try:
             if self._closed:
@@ -173,6 +174,10 @@ class Pool:
             return await answer
         finally:
             del self._answers[task.ticket]
+
+    def mark(self) -> int:
+        """A number larger than that of everything that has happened so far."""
+        return next(self._marks)
 
     def cuts(self, run: Run, begin: int, end: int) -> list[int]:
         """The steps after `begin` and before `end` at which `run` is cut, ascending: the milestones of this driver, and
@@ -295,6 +300,7 @@ class Pool:
             if task.kind == "train":
                 workers = self._lane(lane).workers or f"lane {lane}"
                 self.trained[workers] = self.trained.get(workers, 0) + step - task.begin
+                self._committed[task.trunk, step] = self.mark()
             self._answer(task, step)
 
     async def failed(self, lane: int, message: str) -> None:
@@ -426,8 +432,8 @@ class Pool:
 
     def _begin(self, task: Task) -> bool:
         """Set a task that has left the queue under way. False if it cannot begin: its callers ask again, at once where
-        it has to be cut, or once the task under way that trains some of its steps has ended."""
-        if self._is_cut(task):
+        it is outdated, or once the task under way that trains some of its steps has ended."""
+        if self._is_outdated(task):
             self._answer(task, TaskOutdated())
             return False
         for other in self._under_way.values():
@@ -446,9 +452,13 @@ class Pool:
         for blocked in self._blocked.pop(task.ticket, []):
             self._answer(blocked, TaskOutdated())
 
-    def _is_cut(self, task: Task) -> bool:
-        """Whether a checkpoint is needed inside a task's segment."""
-        return task.kind == "train" and bool(self.cuts(task.run, task.begin, task.end))
+    def _is_outdated(self, task: Task) -> bool:
+        """Whether a checkpoint is needed inside a task's segment, or the one at its end has been committed since its
+        callers looked into the store."""
+        if task.kind != "train":
+            return False
+        committed = self._committed.get((task.trunk, task.end), -1) > task.looked
+        return committed or bool(self.cuts(task.run, task.begin, task.end))
 
     async def _claim(self, lane: int, state: LaneState, task: Task) -> None:
         """Take the leases on a task that is under way and on the members of its cohort, and give them to the lane. If
@@ -457,7 +467,7 @@ class Pool:
         if tasks:
             tasks += await self._take_leases(await self._members(lane, task))
         state.claiming = False
-        for outdated in [task for task in tasks if self._is_cut(task)]:  # a milestone came in the meantime
+        for outdated in [task for task in tasks if self._is_outdated(task)]:  # since it left the queue
             tasks.remove(outdated)
             self._leave(outdated)
             self._answer(outdated, TaskOutdated())

@@ -74,6 +74,7 @@ class Task:
     Attributes:
         owner: the name of the trial that asked for it first.
         is_teacher: whether it trains a teacher rather than a trial's own run.
+        looked: the pool's mark from before its callers looked into the store.
         ticket: its number in the order of submission, set by `Pool.submit`.
         attempts: how often it was given to a lane.
         micro_batch: images that a worker puts through the network at once; None: the worker's whole share.
@@ -88,6 +89,7 @@ class Task:
     probe: ProbeSpec | None = None
     owner: str | None = None
     is_teacher: bool = False
+    looked: int = -1
     ticket: int = -1
     attempts: int = 0
     micro_batch: int | None = None

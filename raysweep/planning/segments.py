@@ -1,7 +1,8 @@
 """The tree of segments behind runs, derived from the structure of their histories alone.
 
-A *segment* is the part of a history between two consecutive milestones of its run. Two runs share a segment when their histories
-at its end are equal. No key is computed here and no file is read, so a plan works for data that is not on this machine.
+A *segment* is the part of a history between two consecutive milestones of its run. Two runs share a segment when their
+histories at its end are equal. No key is computed here and no file is read, so a plan works for data that is not on
+this machine.
 """
 
 from __future__ import annotations

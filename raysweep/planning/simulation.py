@@ -11,10 +11,11 @@ import contextlib
 import math
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 
 from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import Pool
@@ -37,6 +38,8 @@ from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
 
 TRIALS_PER_LANE = 4  # trials that may be under way, per lane
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 IDLE_S = 1e9  # how long an idle lane waits for a task: for ever, on a virtual clock
 
 
@@ -51,8 +54,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        done = self.create_future()
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Arguments], Result], *args: *Arguments
+    ) -> asyncio.Future[Result]:
+        done: asyncio.Future[Result] = self.create_future()
         done.set_result(func(*args))
         return done
 

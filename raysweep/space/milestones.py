@@ -31,7 +31,7 @@ class Milestones:
         self._trunk = lru_cache(REMEMBERED)(trunk)
         self._needed: dict[
             Hashable, list[int]
-        ] = {}  # by trunk: the steps of checkpoints that some run needs, ascending
+        ] = {}  # by trunk: the steps at which a run needs a checkpoint
         self.extend(steps)
 
     def extend(self, steps: Iterable[int]) -> None:
