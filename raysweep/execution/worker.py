@@ -24,7 +24,7 @@ from ray.util import get_current_placement_group
 
 from raysweep.execution.actor import call
 from raysweep.execution.checkpointer import Checkpointer, Facts
-from raysweep.execution.ranks import Ranks
+from raysweep.execution.ranks import Pauses, Ranks
 from raysweep.execution.tasks import LaneConfig, Tally, Task, describe
 from raysweep.store import history
 from raysweep.store.files import sha256_of
@@ -42,9 +42,6 @@ IDLE_S = 5.0  # how long rank 0 waits for a task before it sends the other ranks
 ANSWER_S = 120.0  # how long the dispatcher's actor may take to answer
 REPORT_EVERY_S = 0.5
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages on a GPU, and on the CPU
-
-# What ranks exchange while they train; the largest value of any rank counts. STOP + n: stop at step n.
-GO_ON, SAVE, STOP = range(3)
 
 Result = TypeVar("Result")
 
@@ -102,7 +99,6 @@ class _Worker:
         self.worker_cache = WorkerCache(context, self.store.cache)
         self.leads = context.rank == 0
         self.tally = Tally(uuid.uuid4().hex, 0)
-        self.stop_at: int | None = None  # the step at which the ranks have agreed to stop; 0: at once
         self.ranks = Ranks(context.rank, context.world_size, config.launch.timeout_s)
 
     def run(self) -> None:
@@ -184,7 +180,7 @@ class _Worker:
         taken, device = time.time(), self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        task = tasks[0]
+        task, pauses = tasks[0], Pauses(self.ranks, self.config.launch.checkpoint_every_s)
 
         def facts(run: Run, step: int) -> TrainingFacts:
             return TrainingFacts(
@@ -193,15 +189,15 @@ class _Worker:
                 time=time.time(),
                 platform=self._platform(task),
                 session=self.config.session,
-                between=step not in (task.end, self.stop_at),
+                between=step not in (task.end, pauses.stop_at),
                 cohort=len(tasks),
                 data=DataFiles(run.data, catalog.parts(run.data)),
             )
 
-        results = self._train_once(tasks, facts)
+        results = self._train_once(tasks, facts, pauses)
         if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware would not recur
             self._report("note", f"{results[0]}; tried once more from step {task.begin}")
-            results = self._train_once(tasks, facts)
+            results = self._train_once(tasks, facts, pauses)
             if isinstance(results[0], NonFiniteLoss):
                 raise results[0]
         reached = [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
@@ -209,25 +205,27 @@ class _Worker:
         self.tally = self.tally._replace(steps=self.tally.steps + steps)
         return reached
 
-    def _train_once(self, tasks: list[Task], facts: Facts) -> list[Outcome | NonFiniteLoss]:
+    def _train_once(self, tasks: list[Task], facts: Facts, pauses: Pauses) -> list[Outcome | NonFiniteLoss]:
         checkpointer = Checkpointer(self.store, [task.run for task in tasks], tasks[0].begin, facts)
         try:
-            results = self._advance(tasks, checkpointer)
+            results = self._advance(tasks, checkpointer, pauses)
             finite = [result for result in results if isinstance(result, Outcome)]
             self._on_lead(lambda: checkpointer.finish(finite))
             return results
         finally:
             checkpointer.close()
 
-    def _advance(self, tasks: list[Task], checkpointer: Checkpointer | None = None) -> list[Outcome | NonFiniteLoss]:
+    def _advance(
+        self, tasks: list[Task], checkpointer: Checkpointer | None = None, pauses: Pauses | None = None
+    ) -> list[Outcome | NonFiniteLoss]:
         """Train from the tasks' begin to their end. With a checkpointer, save checkpoints in between, and stop if the
         pool asks for it."""
         begin, end = tasks[0].begin, tasks[0].end
         runs = [task.run for task in tasks]
-        self.context, self.stop_at = replace(self.context, micro_batch=tasks[0].micro_batch), None
+        self.context = replace(self.context, micro_batch=tasks[0].micro_batch)
         progress = self._show_progress(begin)
-        if checkpointer:
-            self.worker_cache.context = self._saving(checkpointer, progress)
+        if checkpointer and pauses:
+            self.worker_cache.context = self._saving(checkpointer, pauses, progress)
         try:
             starts = [(self._folder(run, begin), begin) if begin else None for run in runs]
             return self.worker_cache.train(runs, end, starts, self._teacher_folder)
@@ -237,33 +235,18 @@ class _Worker:
     def _teacher_folder(self, teacher: TeacherRef) -> Path:
         return self._folder(teacher.run, teacher.step)
 
-    def _saving(self, checkpointer: Checkpointer, progress: _Progress) -> Context:
+    def _saving(self, checkpointer: Checkpointer, pauses: Pauses, progress: _Progress) -> Context:
         """The context of a training whose ranks agree when to save a checkpoint, every `launch.checkpoint_every_s`, and
-        at which step to stop: at once, or at a step that rank 0 has not reached yet."""
-        every_s = self.config.launch.checkpoint_every_s
-        due = time.monotonic() + every_s
+        at which step to stop."""
 
         def should_save(step: int) -> bool:
-            nonlocal due
-            own, asked = GO_ON, progress.stop_at
-            if self.leads and asked is not None and (step < asked or not asked) and not self._stops_by(asked):
-                own = STOP + asked
-            elif self.leads and time.monotonic() > due and checkpointer.idle:
-                own, due = SAVE, time.monotonic() + every_s
-            agreed = self.ranks.agree(own)
-            if agreed >= STOP and not self._stops_by(agreed - STOP):
-                self.stop_at = agreed - STOP
-            return agreed == SAVE
+            return pauses.should_save(step, progress.stop_at, checkpointer.idle)
 
         def save(outcomes: list[Outcome]) -> None:
             if self.leads:
                 checkpointer.begin(outcomes)
 
-        return replace(self.context, should_checkpoint=should_save, should_stop=self._stops_by, on_checkpoint=save)
-
-    def _stops_by(self, step: int) -> bool:
-        """Whether the ranks have agreed to have stopped by that step."""
-        return self.stop_at is not None and self.stop_at <= step
+        return replace(self.context, should_checkpoint=should_save, should_stop=pauses.should_stop, on_checkpoint=save)
 
     def _show_progress(self, begin: int) -> _Progress:
         """Have rank 0 report to the pool, from now on, how far the task is."""

@@ -29,9 +29,7 @@ class Milestones:
     def __init__(self, trunk: Trunk, steps: Iterable[int] = ()):
         self._steps: list[int] = []  # ascending
         self._trunk = lru_cache(REMEMBERED)(trunk)
-        self._needed: dict[
-            Hashable, list[int]
-        ] = {}  # by trunk: the steps at which a run needs a checkpoint
+        self._needed: dict[Hashable, list[int]] = {}  # by trunk: the steps at which a run needs a checkpoint
         self.extend(steps)
 
     def extend(self, steps: Iterable[int]) -> None:
