@@ -67,9 +67,9 @@ def _run_rung_task(config: dict[str, Any]) -> None:
     step, name = config["step"], config["name"]
     ask = partial(call, config["actor"], "dispatcher")
     try:
-        for run_json, probe_json in config["probes"]:
+        for run_json, rungs, probe_json in config["probes"]:
             run, spec = Run.model_validate_json(run_json), ProbeSpec.model_validate_json(probe_json)
-            ask("reach", run, step, name)
+            ask("reach", run, step, name, rungs)
             record = ask("probe", run, step, spec, name)
     except TaskFailed as error:
         kinds = {ExecutionStopped: "stopped", RetriesExhausted: "lost"}
@@ -112,7 +112,11 @@ class _Searcher(Searcher):
             "name": study.name(probed[0]),
             "step": rung_task.step,
             "probes": [
-                (study.run(trial).model_dump_json(), study.probe(trial, rung_task.recheck).model_dump_json())
+                (
+                    study.run(trial).model_dump_json(),
+                    study.rungs(trial),
+                    study.probe(trial, rung_task.recheck).model_dump_json(),
+                )
                 for trial in probed
             ],
             "actor": self._actor,
