@@ -200,22 +200,26 @@ class Lanes:
             for number, lane in self._lanes.items()
             if lane.host is None and now - lane.ended > delay_s * min(lane.starts, 20)
         ]
-        if due and self._alone and all_up:
-            self._remove_leftovers({lane.placement_group for lane in running})
+        if due and self._alone and all_up and self._remove_leftovers({lane.placement_group for lane in running}):
+            return  # a controller that is about to end may ask for another group: look again before starting
         for number in due:
             if self._alone or self._has_resources(number, now):
                 self._start(number)
 
-    def _remove_leftovers(self, used: set[str | None]) -> None:
+    def _remove_leftovers(self, used: set[str | None]) -> bool:
         """Remove the placement groups that killed controllers have left behind. Otherwise the next controller would
         wait for their resources for ever: Ray Train's own cleaner needs the dashboard, which is off on a single
-        machine."""
+        machine. Returns whether there were any."""
         shape = worker_resources(self._launch)
         possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
-        for key, group in placement_group_table().items():
-            own = list(group["bundles"].values()) in possible
-            if own and group["state"] != "REMOVED" and key not in used:
-                self._remove(key)
+        leftovers = {
+            key
+            for key, group in placement_group_table().items()
+            if list(group["bundles"].values()) in possible and group["state"] != "REMOVED"
+        } - {*used, *self._removed}
+        for key in leftovers:
+            self._remove(key)
+        return bool(leftovers)
 
     def _has_resources(self, number: int, now: float) -> bool:
         """Whether the cluster has the resources that the lane needs to start. They may come later, when nodes start.
