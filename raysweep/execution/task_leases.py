@@ -102,7 +102,7 @@ class TaskLeases:
             return None
         for look in range(LOOKS):
             rival = self._holder(task)
-            if rival is None or (rival.facts.begin or 0) < task.begin:
+            if rival is None or (rival.begin or 0) < task.begin:
                 return rival
             if look < LOOKS - 1:
                 time.sleep(YIELD_S)
@@ -126,6 +126,7 @@ class TaskLeases:
     def _other_leases(self) -> list[Lease]:
         """Read all leases that other drivers hold, and note their milestones."""
         leases = list(self._leases.others())
-        self.milestones = frozenset(step for lease in leases for step in lease.facts.milestones or ())
+        studies = (lease for lease in leases if lease.name.startswith("study-"))  # the content of others is not read
+        self.milestones = frozenset(step for lease in studies for step in lease.facts.milestones or ())
         self._read_at = time.monotonic()
         return leases

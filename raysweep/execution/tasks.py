@@ -132,17 +132,18 @@ class Task:
 
     def overlaps(self, lease: Lease) -> bool:
         """Whether another driver's lease is on a segment that has steps in common with this task's."""
-        facts = lease.facts
-        if self.kind != "train" or facts.kind != "train" or facts.begin is None or facts.end is None or not facts.run:
+        if self.kind != "train" or lease.begin is None or lease.end is None:
             return False
-        begin = max(self.begin, facts.begin)
-        if begin >= min(self.end, facts.end):
+        begin = max(self.begin, lease.begin)
+        if begin >= min(self.end, lease.end) or lease.name != history.key(self.run, lease.begin + 1):
             return False
-        try:
-            other_key = history.key(Run.model_validate_json(facts.run), begin + 1)
+        if begin == lease.begin:
+            return True
+        try:  # the runs agree where the lease begins; they may part before this task begins
+            other = Run.model_validate_json(lease.facts.run or "")
+            return history.key(other, begin + 1) == history.key(self.run, begin + 1)
         except (LookupError, ValueError):  # data or an encoder that this machine lacks, or another version's run
             return False
-        return other_key == history.key(self.run, begin + 1)
 
     def __str__(self) -> str:
         return describe([self])

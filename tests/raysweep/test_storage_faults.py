@@ -4,7 +4,6 @@ The storage is a small tmpfs.
 """
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
