@@ -27,7 +27,7 @@ _PORT = r"\d{1,5}(?:[/?#\s]|$)"
 _USER = re.compile(
     rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
 )
-_NAMELESS = re.compile(r"(://[^\s?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
+_NAMELESS = re.compile(r"(://[^\n?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _NAMED = (  # how a parameter's name stands before its value, and what the value may be
     (
