@@ -20,6 +20,7 @@ _LAST = {"auth", "pass"}
 # What `key` may belong to without being secret. Alone, it is a secret only in the query of a URI.
 _PLAIN_KEYS = {"history", "teacher", "cohort", "probe", "point", "primary", "foreign", "public", "object", "cache"}
 _CONTAINERS = {"abfs", "abfss", "wasb", "wasbs"}  # schemes in which a container stands before the @
+_ACCOUNT = re.compile(r"[\w-]+\.")  # what follows a container and its @
 _STORES = {"s3", "gs", "gcs", "az", "azure"}  # schemes in which a key stands there, never a user's name
 
 _PORT = r"\d{1,5}(?:[/?#\s]|$)"
@@ -27,7 +28,7 @@ _PORT = r"\d{1,5}(?:[/?#\s]|$)"
 _USER = re.compile(
     rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
 )
-_NAMELESS = re.compile(r"(://[^\s?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
+_NAMELESS = re.compile(r"(://[^\n?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _NAMED = (  # how a parameter's name stands before its value, and what the value may be
     (
@@ -95,7 +96,7 @@ def _without_values(text: str, name: re.Pattern[str], value: re.Pattern[str]) ->
 
 def _user(found: re.Match[str]) -> str:
     scheme, user = found[1], found[2]
-    if scheme.lower() in _CONTAINERS and ":" not in user:
+    if scheme.lower() in _CONTAINERS and ":" not in user and _ACCOUNT.match(found.string, found.end()):
         return found[0]
     named = re.match(r"[a-z]{1,12}(?=:)", user)
     shown = f"{named[0]}:" if named and scheme.lower() not in _STORES else ""

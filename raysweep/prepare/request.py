@@ -14,6 +14,7 @@ from trainables.config import ProbeSpec
 from trainables.datasets import catalog, checks, prepared
 from trainables.datasets.autoencoders import Autoencoder, autoencoder_identity, open_autoencoder
 from trainables.datasets.prepared import Prepared
+from trainables.location import Location
 
 DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)), "inception": ProbeSpec()}
 
@@ -40,6 +41,10 @@ def open_request(request: Request) -> Prepared | Preparation:
     Raises:
         UserError: an option is wrong, the source cannot be read, or something else is in the place.
     """
+    try:
+        Location.parse(request.out)
+    except ValueError as error:
+        raise UserError(f"--out {request.out}: {error}; give a folder or a URI such as s3://…") from None
     source = open_source(request.source, request.split)
     autoencoder = _autoencoder(request, source)
     shape = _latent_shape(request, source, autoencoder)

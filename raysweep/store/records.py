@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 from raysweep.store.manifest import Platform
+from raysweep.uris import public_data
 
 
 class Record(Protocol):
@@ -124,7 +125,7 @@ class FailureRecord:
         terms: the loss terms at that step by name, some of them not finite.
         before: the terms at the step before it.
         from_step: where the segment began.
-        run: as plain data.
+        run: as plain data. On disk it is without secrets, such as credentials in the place of its data.
     """
 
     KIND: ClassVar[str] = "failures"
@@ -145,4 +146,4 @@ class FailureRecord:
     def as_dict(self) -> dict[str, Any]:
         """As plain data, in the order in which it stands on disk."""
         own = {name: value for name, value in vars(self).items() if name != "platform"}
-        return own | self.platform.as_dict()
+        return public_data(own) | self.platform.as_dict()

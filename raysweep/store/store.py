@@ -7,7 +7,7 @@
     shards/<probe>/<number>                     parts of probes that are not finished
     aside/…                                     manifests of damaged checkpoints, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
-    leases/…, owners/…                          which driver works on what: leases.py
+    leases/…, generations/…, owners/…           which driver works on what: leases.py
     studies/<id>/…                              a study's journal, tables and plots
 
 A checkpoint is committed when its manifest is written. A damaged checkpoint loses its manifest and is never used again.

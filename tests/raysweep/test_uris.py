@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from raysweep.errors import SweepError, UserError
+from raysweep.store.manifest import DataFiles, Platform, TrainingFacts
+from raysweep.store.records import FailureRecord
 from raysweep.uris import is_loopback, public, public_data, sqlite_uri
 
 
@@ -121,3 +123,13 @@ def test_sqlite_files_lie_where_their_uri_says(tmp_path, monkeypatch):
         optuna.storages.get_storage(sqlite_uri(tmp_path / name / "optuna.db"))
         sqlite3.connect(tmp_path / name / "optuna.db").execute("select * from studies")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a b#c", "a%20b", "a?b"]
+
+
+def test_the_record_of_a_failed_training_and_a_manifest_name_their_data_without_credentials():
+    data = "s3://KEY:SECRET@bucket/set"
+    failure = FailureRecord(
+        1, {"loss": 1.0}, {}, 0, {"data": data, "phases": [{"teacher": {"data": data}}]}, Platform()
+    )
+    facts = TrainingFacts(data=DataFiles(data, {}))
+    for content in (failure.as_dict(), facts.as_dict()):
+        assert "SECRET" not in str(content) and "s3://***@bucket/set" in str(content)
