@@ -132,6 +132,9 @@ class Leases:
             return False
         path = f"leases/{name}.{generation:06d}.{self.owner}.{_steps(facts)}"
         self._files.write(path, json.dumps(_process() | {"facts": facts.as_dict()}).encode())
+        if self._last_generation(name) > generation:  # this process stood still, and was taken for dead
+            self._files.delete(path)
+            return False
         with self._lock:
             self._held[name] = generation, path
         return True
@@ -184,15 +187,18 @@ class Leases:
 
     def _latest(self, name: str) -> tuple[int, str]:
         """The last generation of a lease, and its owner; no owner where it was released. (0, "") before the first."""
-        names = [file for file in self._files.names(f"generations/{name}") if file.isdigit()]
-        if not names:
+        generation = self._last_generation(name)
+        if not generation:
             return 0, ""
-        generation = max(int(file) for file in names)
         try:
             claim = json.loads(self._files.read(_generation(name, generation)) or b"")
             return generation, "" if claim["released"] else claim["owner"]
         except (ValueError, LookupError, TypeError):  # damaged: nobody holds it
             return generation, ""
+
+    def _last_generation(self, name: str) -> int:
+        numbers = (int(file) for file in self._files.names(f"generations/{name}") if file.isdigit())
+        return max(numbers, default=0)
 
     def _claim(self, released: bool) -> bytes:
         return json.dumps({"owner": self.owner, "released": released}).encode()

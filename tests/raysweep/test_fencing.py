@@ -7,6 +7,7 @@ call of a driver is made, whether it is made at all, and whether its answer arri
 
 from __future__ import annotations
 
+import itertools
 import queue
 import tempfile
 import threading
@@ -172,11 +173,15 @@ class Drivers(RuleBasedStateMachine):
     @precondition(lambda self: len(self.drivers) < 4)
     @rule()
     def start(self) -> None:
+        self.add()
+
+    def add(self) -> Driver:
         driver = Driver(f"driver {len(self.drivers)}", self.uri)
         driver.files.check_writable()
         self.storage.drivers[id(driver.files._store)] = driver
         self.drivers.append(driver)
         driver.start()
+        return driver
 
     def living(self) -> list[Driver]:
         return [driver for driver in self.drivers if not driver.ended]
@@ -204,18 +209,21 @@ class Drivers(RuleBasedStateMachine):
     @precondition(lambda self: self.living())
     @rule(data=st.data(), steps=st.sampled_from([0, 3, 8, 100]), beats=st.booleans())
     def overtake(self, data: st.DataObject, steps: int, beats: bool) -> None:
-        """Let a driver wait until it has the lease, and work on for some calls, while the others are stopped."""
+        """A driver waits until it has the lease, and works on for some calls, while the others are stopped."""
         driver = data.draw(st.sampled_from(self.living()))
-        for _ in range(60):
-            if driver.ended or driver.holds:
-                break
-            self.clock += 1.0
-            self.step(driver, "made")
+        self.work(driver, steps)
+        if beats and not driver.ended:
+            self.beat(driver)
+
+    def work(self, driver: Driver, steps: int) -> None:
+        """Let a driver wait until it has the lease, and make some calls afterwards."""
+        for _ in range(100):
+            if not (driver.ended or driver.holds):
+                self.clock += 1.0
+                self.step(driver, "made")
         for _ in range(steps):
             if not driver.ended:
                 self.step(driver, "made")
-        if beats and not driver.ended:
-            self.beat(driver)
 
     @precondition(lambda self: self.late)
     @rule(data=st.data())
@@ -308,3 +316,36 @@ def test_of_several_drivers_one_counts_and_nothing_is_lost(
             max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize("others", [1, 2])
+@pytest.mark.parametrize("steps", [0, 3, 12, 200])
+def test_a_driver_that_is_stopped_before_any_storage_call_does_no_harm(
+    steps: int, others: int, memory_folder: Path
+) -> None:
+    """The first driver is stopped before its n-th call, for each n. Others overtake it and come some calls further, or
+    to their end. Then it goes on, and one more driver begins."""
+    Drivers.make_uri = staticmethod(lambda: str(memory_folder / uuid.uuid4().hex[:8]))
+    for calls in itertools.count():
+        machine = Drivers()
+        machine.begin()
+        try:
+            first = machine.add()
+            for _ in range(calls):
+                if not first.ended:
+                    machine.step(first, "made")
+            if first.ended:
+                return
+            for _ in range(others):
+                other = machine.add()
+                machine.work(other, steps)
+                if not other.ended:
+                    machine.beat(other)
+                machine.nothing_is_lost_or_replaced()
+            for driver in (first, machine.add()):
+                for _ in range(20):
+                    if not driver.ended:
+                        machine.step(driver, "made")
+                machine.nothing_is_lost_or_replaced()
+        finally:
+            machine.teardown()
