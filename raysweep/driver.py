@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from raysweep.store.local_files import Database
 from raysweep.store.store import Store
 from raysweep.study.costs import charges
 from raysweep.study.extension import changed_from, refuse_changed
-from raysweep.study.journal import JournalWriter
+from raysweep.study.journal import Journal
 from raysweep.study.state import StudyState
 from raysweep.study.summary import StepCount, StudySummary, summarize
 from raysweep.uris import check_tracking_uri, is_loopback, public
@@ -132,6 +132,13 @@ def run_sweep(spaces: Sequence[Space], options: SweepOptions, console: Console) 
             sweep.save_databases()
 
 
+def open_studies(spaces: Sequence[Space], open_study: Callable[[Space], StudyState]) -> list[StudyState]:
+    """The studies of `spaces`, in their order. They are opened in the order of their names: if each of two drivers held
+    a study and waited for the other's, both would wait for ever."""
+    opened = {space.id: open_study(space) for space in sorted(spaces, key=lambda space: space.id)}
+    return [opened[space.id] for space in spaces]
+
+
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Handle a SIGTERM, which a preemption sends, like Ctrl-C. Python lets only the main thread set a handler."""
@@ -182,7 +189,7 @@ class _Sweep:
         leases = Leases(store.files)
         self.stopwatch.ended("checks")
         try:
-            studies = [self._open(space, store, leases) for space in self.spaces]
+            studies = open_studies(self.spaces, partial(self._open, store=store, leases=leases))
             self.stopwatch.ended("studies")
             mirrors, computed, certificates = self._train(studies, tracking_uri)
         finally:
@@ -236,8 +243,9 @@ class _Sweep:
                 waiting = True
                 self.console.print(f"{space.id} is being run by {lease.holder}; waiting for it to end", highlight=False)
             time.sleep(1)
-        writer = JournalWriter(leases.generation(name), lambda: leases.check(name), self.notify)
-        study = StudyState(space, store, writer, changed_from(space, store))
+        journal = Journal(store.files, space.id, self.notify)
+        journal.take_over()
+        study = StudyState(space, store, journal, changed_from(space, store))
         study.record_driver(environment())
         for trial in study.retry():
             self.console.print(
@@ -265,7 +273,7 @@ class _Sweep:
                     search(proposals, lanes.actor)
                     self.stopwatch.ended("search")
                     if certificates is not None:
-                        certificates = certify(studies, self.options.verify_sharing, lanes.actor)
+                        certificates = certify(studies, self.options.verify_sharing, lanes.actor, self.notify)
                         self.stopwatch.ended("verified")
                 computed = lanes.activity(timeout_s=600).computed_steps
         return mirrors, computed, certificates
@@ -280,7 +288,8 @@ class _Sweep:
         milestones = sorted({step for study in studies for step in study.milestones})
         with connected(space.launch, address):
             reference = (space.trial({})[0].data, space.probe)
-            lanes = Lanes(space.launch, studies[0].store, milestones, reference, alone=address == "local")
+            trials = max(study.space.launch.concurrent_trials for study in studies)
+            lanes = Lanes(space.launch, studies[0].store, milestones, reference, address == "local", trials)
             self.stopwatch.ended("ray")
             try:
                 yield lanes

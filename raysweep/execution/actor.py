@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ from raysweep.store.leases import Leases
 from raysweep.store.store import Store
 
 ATTEMPTS = 60  # calls, one second apart, to an actor that died and is being restarted
+PLACES = 1000  # calls that are answered at a time, of lanes and the driver; and of trials, beside those under way
 
 
 class DispatcherActor:
@@ -25,29 +29,48 @@ class DispatcherActor:
     Ray restarts the actor when its process dies. A restarted actor has an empty state: trials and lanes repeat their
     calls, and what is in the store is not computed again.
 
+    A trial's call lasts as long as its work. The calls of lanes and of the driver have places of their own, so that any
+    number of trials may wait. Ray runs each group of methods on an event loop of its own; the dispatcher and the pool
+    run on one loop, to which both groups hand their calls.
+
     Args:
         storage, mark: the store's URI, and the mark by which it is recognised.
         milestones: steps at which every run has a checkpoint.
-        session: identifies the driver in the manifests of what its lanes have trained.
     """
 
-    def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch, session: str):
+    def __init__(self, storage: str, mark: str | None, milestones: list[int], launch: Launch):
         store = Store(storage, mark)
         leases = TaskLeases(Leases(store.files), store)
         self._pool = Pool(launch.lanes, leases, launch.fewest, launch.micro_batch, launch.cohort)
         self._dispatcher = Dispatcher(store, milestones, self._pool)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="dispatcher").start()
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self._pool.add_note("the dispatcher died and was restarted")
-            own = (c for c in store.checkpoints() if c.manifest.training.session == session)
-            self._pool.computed_steps = sum(c.step - c.manifest.training.from_step for c in own)
 
     async def dispatcher(self, method: str, *arguments: Any) -> Any:
         """Call a method of the dispatcher, for a trial."""
-        return await getattr(self._dispatcher, method)(*arguments)
+        return await self._on_loop(getattr(self._dispatcher, method)(*arguments))
 
+    @ray.method(concurrency_group="lanes")
     async def pool(self, method: str, *arguments: Any) -> Any:
         """Call a method of the pool, for a lane or the driver."""
-        return await getattr(self._pool, method)(*arguments)
+        return await self._on_loop(getattr(self._pool, method)(*arguments))
+
+    async def _on_loop(self, call: Coroutine[Any, Any, Any]) -> Any:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
+
+
+def start(store: Store, milestones: list[int], launch: Launch, trials: int, scheduling_strategy: Any) -> Any:
+    """Start the actor; returns its handle.
+
+    Args:
+        trials: the most trials that are under way at once.
+    """
+    actor_class = ray.remote(concurrency_groups={"lanes": PLACES})(DispatcherActor)
+    return actor_class.options(
+        num_cpus=0, max_concurrency=trials + PLACES, max_restarts=-1, scheduling_strategy=scheduling_strategy
+    ).remote(store.uri, store.files.mark, milestones, launch)
 
 
 def call(

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.cluster.connection import PlacementRequest, last_line, shortage, worker_resources
-from raysweep.execution.actor import DispatcherActor
+from raysweep.execution.actor import start
 from raysweep.execution.pool import PoolStatus
 from raysweep.execution.tasks import LaneConfig
 from raysweep.space.launch import Launch
@@ -61,22 +61,30 @@ class Lanes:
     """A dispatcher and the lanes that work for it.
 
     Args:
+        milestones: steps at which every run has a checkpoint.
         reference: the data set, and the probe that compares samples with it; idle lanes compute its statistics.
         alone: whether no other driver uses the cluster.
+        trials: the most trials that are under way at once. Default: as `launch` says.
     """
 
-    def __init__(self, launch: Launch, store: Store, milestones: list[int], reference: Reference, alone: bool):
+    def __init__(
+        self,
+        launch: Launch,
+        store: Store,
+        milestones: list[int],
+        reference: Reference,
+        alone: bool,
+        trials: int | None = None,
+    ):
         self._launch, self._store, self._reference, self._alone = launch, store, reference, alone
         self._session = uuid.uuid4().hex[:12]
         # The processes that control the lanes run on the driver's node, because they are useless without the driver.
         self._here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote_class = ray.remote(DispatcherActor).options(
-            num_cpus=0, max_concurrency=1000, max_restarts=-1, scheduling_strategy=self._here
-        )
-        self.actor = remote_class.remote(store.uri, store.files.mark, milestones, launch, self._session)
+        self.actor = start(store, milestones, launch, trials or launch.concurrent_trials, self._here)
         self._lanes = {number: _Lane() for number in range(launch.lanes)}
         self._removed: set[str] = set()  # placement groups
         self._latest = PoolStatus()
+        self._trained: dict[str, int] = {}  # optimizer steps by worker processes; outlives a dispatcher that dies
         self._start_due_lanes()
 
     def activity(self, timeout_s: float = ANSWER_S) -> Activity:
@@ -96,7 +104,9 @@ class Lanes:
                 lane = self._lanes.get(number)
                 if lane and lane.served != served:
                     lane.served, lane.starts = served, 1
-        return self._latest.activity
+            for workers, steps in self._latest.trained.items():
+                self._trained[workers] = max(steps, self._trained.get(workers, 0))
+        return replace(self._latest.activity, computed_steps=sum(self._trained.values()))
 
     def stop(self) -> None:
         """Have the lanes that train save a checkpoint, and wait for them, at most `launch.grace_s` seconds."""
@@ -190,22 +200,26 @@ class Lanes:
             for number, lane in self._lanes.items()
             if lane.host is None and now - lane.ended > delay_s * min(lane.starts, 20)
         ]
-        if due and self._alone and all_up:
-            self._remove_leftovers({lane.placement_group for lane in running})
+        if due and self._alone and all_up and self._remove_leftovers({lane.placement_group for lane in running}):
+            return  # a controller that is about to end may ask for another group: look again before starting
         for number in due:
             if self._alone or self._has_resources(number, now):
                 self._start(number)
 
-    def _remove_leftovers(self, used: set[str | None]) -> None:
+    def _remove_leftovers(self, used: set[str | None]) -> bool:
         """Remove the placement groups that killed controllers have left behind. Otherwise the next controller would
         wait for their resources for ever: Ray Train's own cleaner needs the dashboard, which is off on a single
-        machine."""
+        machine. Returns whether there were any."""
         shape = worker_resources(self._launch)
         possible = [[shape] * workers for workers in range(self._launch.fewest, self._launch.most + 1)]
-        for key, group in placement_group_table().items():
-            own = list(group["bundles"].values()) in possible
-            if own and group["state"] != "REMOVED" and key not in used:
-                self._remove(key)
+        leftovers = {
+            key
+            for key, group in placement_group_table().items()
+            if list(group["bundles"].values()) in possible and group["state"] != "REMOVED"
+        } - {*used, *self._removed}
+        for key in leftovers:
+            self._remove(key)
+        return bool(leftovers)
 
     def _has_resources(self, number: int, now: float) -> bool:
         """Whether the cluster has the resources that the lane needs to start. They may come later, when nodes start.

@@ -14,6 +14,9 @@ from raysweep import retry
 
 REMIND_S = 60.0  # between two messages that the ranks wait for the storage
 
+# What ranks exchange after each step; the largest number of any rank counts. STOP + n: stop at step n.
+GO_ON, SAVE, STOP = range(3)
+
 Result = TypeVar("Result")
 
 
@@ -87,3 +90,41 @@ class Ranks:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, own, group=self._group)
         return gathered
+
+
+class Pauses:
+    """When the ranks save a checkpoint, and at which step they stop. Rank 0 decides, and all do it after the same step.
+
+    Args:
+        every_s: seconds between two checkpoints.
+
+    Attributes:
+        stop_at: the step at which they have agreed to stop; 0: at once. None: at the end of the training.
+    """
+
+    def __init__(self, ranks: Ranks, every_s: float):
+        self.stop_at: int | None = None
+        self._ranks, self._every_s = ranks, every_s
+        self._due = time.monotonic() + every_s
+
+    def should_save(self, step: int, asked: int | None, idle: bool) -> bool:
+        """Whether to save a checkpoint after `step`. Every rank calls this after each step.
+
+        Args:
+            asked: where rank 0 is asked to stop; 0: at once. A step that it has reached already is ignored.
+            idle: whether rank 0 has saved the checkpoint before.
+        """
+        own = GO_ON
+        if self._ranks.rank == 0:
+            if asked is not None and (step < asked or not asked) and not self.should_stop(asked):
+                own = STOP + asked
+            elif time.monotonic() > self._due and idle:
+                own, self._due = SAVE, time.monotonic() + self._every_s
+        agreed = self._ranks.agree(own)
+        if agreed >= STOP and not self.should_stop(agreed - STOP):
+            self.stop_at = agreed - STOP
+        return agreed == SAVE
+
+    def should_stop(self, step: int) -> bool:
+        """Whether the ranks stop at `step`, or before."""
+        return self.stop_at is not None and self.stop_at <= step

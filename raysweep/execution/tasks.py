@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 from raysweep.space.launch import Launch
 from raysweep.store import history
@@ -32,8 +33,20 @@ class InputDamaged(Exception):
     again, so that it is trained again."""
 
 
-class ClaimedElsewhere(Exception):
-    """Another driver worked on the task and no longer does. The caller asks again."""
+class TaskOutdated(Exception):
+    """The task no longer is what has to be done: a run needs a checkpoint inside its segment, or another task, of this
+    driver or of another, has done a part of it or all of it. The caller looks at the store again."""
+
+
+class Tally(NamedTuple):
+    """How many optimizer steps a worker group has trained since its processes started.
+
+    Attributes:
+        workers: identifies the processes.
+    """
+
+    workers: str
+    steps: int
 
 
 @dataclass
@@ -61,6 +74,7 @@ class Task:
     Attributes:
         owner: the name of the trial that asked for it first.
         is_teacher: whether it trains a teacher rather than a trial's own run.
+        looked: the pool's mark from before its callers looked into the store.
         ticket: its number in the order of submission, set by `Pool.submit`.
         attempts: how often it was given to a lane.
         micro_batch: images that a worker puts through the network at once; None: the worker's whole share.
@@ -75,6 +89,7 @@ class Task:
     probe: ProbeSpec | None = None
     owner: str | None = None
     is_teacher: bool = False
+    looked: int = -1
     ticket: int = -1
     attempts: int = 0
     micro_batch: int | None = None
@@ -93,28 +108,42 @@ class Task:
         batch = tuple(getattr(run, name) for name in sorted(BATCH_FIELDS))
         return self.begin, self.end, run.backbone, run.precision, batch, identity
 
-    @property
+    @cached_property
+    def trunk(self) -> str:
+        """The trunk of its segment, which lies in one phase of its run. See `raysweep.space.milestones`."""
+        return history.trunk(self.run, self.begin + 1)
+
+    def shares_steps(self, other: Task) -> bool:
+        """Whether this segment and another task's have steps in common."""
+        if self.kind != "train" or other.kind != "train":
+            return False
+        return max(self.begin, other.begin) < min(self.end, other.end) and self.trunk == other.trunk
+
+    @cached_property
     def lease(self) -> str:
         """The name of the lease on the task. The lease on a segment is named after its first step: two drivers that
         would train the same step then compete for the same lease, even if their segments end at different steps."""
-        if self.kind == "train":
-            return history.key(self.run, self.begin + 1)
-        name = history.key(self.run, self.end) if self.probe is None else probe_key(self.run, self.end, self.probe)
-        return f"{self.kind}-{name}"
+        return history.key(self.run, self.begin + 1) if self.kind == "train" else f"{self.kind}-{self.result}"
+
+    @property
+    def result(self) -> str:
+        """The key of what the task puts into the store: a checkpoint, a probe's record, or a certificate."""
+        return history.key(self.run, self.end) if self.probe is None else probe_key(self.run, self.end, self.probe)
 
     def overlaps(self, lease: Lease) -> bool:
         """Whether another driver's lease is on a segment that has steps in common with this task's."""
-        facts = lease.facts
-        if self.kind != "train" or facts.kind != "train" or facts.begin is None or facts.end is None or not facts.run:
+        if self.kind != "train" or lease.begin is None or lease.end is None:
             return False
-        begin = max(self.begin, facts.begin)
-        if begin >= min(self.end, facts.end):
+        begin = max(self.begin, lease.begin)
+        if begin >= min(self.end, lease.end) or lease.name != history.key(self.run, lease.begin + 1):
             return False
-        try:
-            other_key = history.key(Run.model_validate_json(facts.run), begin + 1)
+        if begin == lease.begin:
+            return True
+        try:  # the runs agree where the lease begins; they may part before this task begins
+            other = Run.model_validate_json(lease.facts.run or "")
+            return history.key(other, begin + 1) == history.key(self.run, begin + 1)
         except (LookupError, ValueError):  # data or an encoder that this machine lacks, or another version's run
             return False
-        return other_key == history.key(self.run, begin + 1)
 
     def __str__(self) -> str:
         return describe([self])

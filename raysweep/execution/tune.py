@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from raysweep.study.ordering import EventOrder, RungTask
 from raysweep.study.proposals import Proposals
 from trainables.config import ProbeSpec, Run
 
-RESTARTS = 30  # of a rung task's own small process
+RESTARTS = 30  # of a rung task's own small process; Ray Tune counts those that it makes, and `_Searcher` the others
 # A rung task's process only waits, but Tune must reserve some resource. The head node stays while others come and go.
 # No CPU is reserved: a lane might need the last one and would wait for ever.
 RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
@@ -40,7 +40,8 @@ def search(proposals: Sequence[Proposals], actor: Any) -> None:
     """
     searcher = _Searcher(proposals, actor)
     # If the process of a rung task dies, Tune restarts it and logs a long traceback, which would not help the user.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as scratch:  # what Tune writes is never read: the journal has it all
         tune.Tuner(
             tune.with_resources(_run_rung_task, RESOURCES),
@@ -67,9 +68,9 @@ def _run_rung_task(config: dict[str, Any]) -> None:
     step, name = config["step"], config["name"]
     ask = partial(call, config["actor"], "dispatcher")
     try:
-        for run_json, probe_json in config["probes"]:
+        for run_json, rungs, probe_json in config["probes"]:
             run, spec = Run.model_validate_json(run_json), ProbeSpec.model_validate_json(probe_json)
-            ask("reach", run, step, name)
+            ask("reach", run, step, name, rungs)
             record = ask("probe", run, step, spec, name)
     except TaskFailed as error:
         kinds = {ExecutionStopped: "stopped", RetriesExhausted: "lost"}
@@ -90,6 +91,8 @@ class _Searcher(Searcher):
             EventOrder(proposal.study, proposal.next, proposal.space.launch.concurrent_trials) for proposal in proposals
         )
         self._rung_tasks: dict[str, tuple[EventOrder, RungTask]] = {}  # by Tune's id of the trial
+        self._again: deque[tuple[EventOrder, RungTask]] = deque()  # to be given to Tune again
+        self._restarts: Counter[tuple[EventOrder, RungTask]] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher to restore from it. We restore from the journal.
@@ -97,6 +100,9 @@ class _Searcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.stopped:
             return Searcher.FINISHED
+        if self._again:
+            self._rung_tasks[trial_id] = self._again.popleft()
+            return self._config(*self._rung_tasks[trial_id])
         for _ in self._orders:
             order = self._orders[0]
             self._orders.rotate(-1)
@@ -112,7 +118,11 @@ class _Searcher(Searcher):
             "name": study.name(probed[0]),
             "step": rung_task.step,
             "probes": [
-                (study.run(trial).model_dump_json(), study.probe(trial, rung_task.recheck).model_dump_json())
+                (
+                    study.run(trial).model_dump_json(),
+                    study.rungs(trial),
+                    study.probe(trial, rung_task.recheck).model_dump_json(),
+                )
                 for trial in probed
             ],
             "actor": self._actor,
@@ -121,13 +131,22 @@ class _Searcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         order, rung_task = self._rung_tasks.pop(trial_id)
         if error or result is None:
-            order.failed(rung_task, "its process died too often; Ray's logs say why", again=True)
+            self._restart(order, rung_task)
         elif "stopped" in result:
             self.stopped = result["stopped"]
         elif "failed" in result or "lost" in result:
             order.failed(rung_task, result.get("failed") or result["lost"], again="lost" in result)
         else:
             order.probed(rung_task, {name: result[name] for name in order.study.space.probe.reported if name in result})
+
+    def _restart(self, order: EventOrder, rung_task: RungTask) -> None:
+        """Have a rung task run again whose process has died. Tune does so itself, unless the process dies while it is
+        being prepared for another rung task."""
+        self._restarts[order, rung_task] += 1
+        if self._restarts[order, rung_task] <= RESTARTS:
+            self._again.append((order, rung_task))
+        else:
+            order.failed(rung_task, "its process died too often; Ray's logs say why", again=True)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: see `__getstate__`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,8 +18,10 @@ from ray.exceptions import RayActorError
 
 from raysweep.execution.actor import call
 from raysweep.execution.tasks import TaskFailed
+from raysweep.retry import Notify, retry_storage
 from raysweep.space import runs
 from raysweep.store import history
+from raysweep.store.store import Store
 from raysweep.study.state import StudyState
 from trainables.config import Run
 
@@ -50,17 +53,21 @@ class Certificates:
         return text
 
 
-def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certificates:
+def certify(studies: Sequence[StudyState], share: float, actor: Any, notify: Notify) -> Certificates:
     """Replay a sample of the segments behind the trials of `studies`, and wait for the results.
 
     Args:
         share: the share of the segments to replay, from 0 to 1.
         actor: the handle of the `DispatcherActor`.
+        notify: receives the reason for waiting while the storage cannot be used.
+
+    Raises:
+        SweepError: the storage stayed unusable for too long.
     """
     certificates, asked = Certificates(), {}
-    for run, step in _sample(studies, share):
+    for run, step in _sample(studies, share, notify):
         key = history.key(run, step)
-        if key not in asked:
+        if key not in asked:  # however many there are: the calls of lanes have places of their own in the actor
             asked[key] = (run, step, actor.dispatcher.remote("replay", run, step))
     for key, (run, step, answer) in asked.items():
         try:
@@ -80,18 +87,18 @@ def certify(studies: Sequence[StudyState], share: float, actor: Any) -> Certific
     return certificates
 
 
-def _sample(studies: Sequence[StudyState], share: float) -> Iterator[tuple[Run, int]]:
+def _sample(studies: Sequence[StudyState], share: float, notify: Notify) -> Iterator[tuple[Run, int]]:
     """A share of all segments, as (run, end). The key decides which ones, so that a repeated command takes the same."""
     for study in studies:
         for trial in study.distinct:
             if trial.state != "UNAVAILABLE" and trial.step:
-                for run, step in _segments(study.run(trial), trial.step, study.milestones):
+                segments = partial(_segments, study.store, study.run(trial), trial.step)
+                for run, step in retry_storage(segments, notify):
                     if int(history.key(run, step)[:8], 16) < share * 2**32:
                         yield run, step
 
 
-def _segments(run: Run, step: int, milestones: Sequence[int]) -> Iterator[tuple[Run, int]]:
-    """The ends of all segments behind `run` at `step`, its teachers' included."""
-    yield from ((run, end) for end in milestones if end <= step)
-    for teacher in runs.teachers(run):
-        yield from ((teacher.run, end) for end in milestones if end <= teacher.step)
+def _segments(store: Store, run: Run, step: int) -> list[tuple[Run, int]]:
+    """The ends of all segments behind `run` at `step`, its teachers' included, as they were trained."""
+    needed = [(run, step), *((teacher.run, teacher.step) for teacher in runs.teachers(run))]
+    return [(part, manifest.step) for part, end in needed for manifest in store.segments(part, end)]

@@ -9,6 +9,7 @@ import contextlib
 import resource
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,8 +24,8 @@ from ray.util import get_current_placement_group
 
 from raysweep.execution.actor import call
 from raysweep.execution.checkpointer import Checkpointer, Facts
-from raysweep.execution.ranks import Ranks
-from raysweep.execution.tasks import LaneConfig, Task, describe
+from raysweep.execution.ranks import Pauses, Ranks
+from raysweep.execution.tasks import LaneConfig, Tally, Task, describe
 from raysweep.store import history
 from raysweep.store.files import sha256_of
 from raysweep.store.history import probe_key
@@ -32,6 +33,7 @@ from raysweep.store.manifest import DataFiles, Platform, TrainingFacts
 from raysweep.store.probe_shards import Shards
 from raysweep.store.records import Certificate, FailureRecord, ProbeRecord
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store, StoredCheckpoint
+from trainables import node_cache
 from trainables.config import Run, TeacherRef
 from trainables.datasets import catalog
 from trainables.training.loop import Context, NonFiniteLoss, Outcome
@@ -41,8 +43,6 @@ IDLE_S = 5.0  # how long rank 0 waits for a task before it sends the other ranks
 ANSWER_S = 120.0  # how long the dispatcher's actor may take to answer
 REPORT_EVERY_S = 0.5
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages on a GPU, and on the CPU
-
-GO_ON, SAVE, STOP = range(3)  # what ranks exchange while they train; the largest value of any rank counts
 
 Result = TypeVar("Result")
 
@@ -63,14 +63,17 @@ def run_worker(config: LaneConfig, device: torch.device, rank: int, world_size: 
 
 
 class _Progress:
-    """Reports to the pool from time to time how far a task is. The answers say whether to stop; no call waits for one.
+    """Reports to the pool from time to time how far a task is. No call waits for an answer.
 
     Args:
         begin: the step, or the number of samples, at which the task begins.
+
+    Attributes:
+        stop_at: the step at which to stop, by the latest answer; 0: at once. None: at the end of the task.
     """
 
     def __init__(self, config: LaneConfig, begin: int):
-        self.stop_requested = False
+        self.stop_at: int | None = None
         self._config, self._begin = config, begin
         self._began = self._last = time.monotonic()
         self._answer: Any = None  # under way
@@ -84,7 +87,7 @@ class _Progress:
             if not answered:
                 return
             with contextlib.suppress(RayActorError):
-                self.stop_requested = self.stop_requested or ray.get(self._answer)
+                self.stop_at = ray.get(self._answer)
         self._last = now
         rate = (done - self._begin) / (now - self._began)
         self._answer = self._config.actor.pool.remote("progress", self._config.lane, done, rate)
@@ -96,13 +99,14 @@ class _Worker:
         self.store = Store(config.storage, config.mark)
         self.worker_cache = WorkerCache(context, self.store.cache)
         self.leads = context.rank == 0
+        self.tally = Tally(uuid.uuid4().hex, 0)
         self.ranks = Ranks(context.rank, context.world_size, config.launch.timeout_s)
 
     def run(self) -> None:
         if self.leads:
             group = get_current_placement_group()
             self._call("join", group.id.hex() if group else None)
-        while (tasks := self.ranks.share(self._call("next", IDLE_S) if self.leads else None)) != "stop":
+        while (tasks := self.ranks.share(self._call("next", IDLE_S, self.tally) if self.leads else None)) != "stop":
             if tasks == "wait":
                 self.worker_cache.reference(*self.config.reference)
             else:
@@ -137,6 +141,8 @@ class _Worker:
             raise
         else:
             self._report("done", result)
+        finally:
+            node_cache.release()
 
     def _do(self, tasks: list[Task], folder: Path) -> list[int | None] | None:
         kind = tasks[0].kind
@@ -172,11 +178,12 @@ class _Worker:
 
     def _train(self, tasks: list[Task]) -> list[int | None]:
         """Train and commit. Returns the step that each task has reached: less than its end if the pool has asked to
-        stop; None if the loss is not finite and the task was trained in a cohort."""
+        stop; None if the loss is not finite and the task was trained in a cohort. Adds what was trained to the
+        tally."""
         taken, device = time.time(), self.context.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        task = tasks[0]
+        task, pauses = tasks[0], Pauses(self.ranks, self.config.launch.checkpoint_every_s)
 
         def facts(run: Run, step: int) -> TrainingFacts:
             return TrainingFacts(
@@ -185,38 +192,43 @@ class _Worker:
                 time=time.time(),
                 platform=self._platform(task),
                 session=self.config.session,
-                between=step < task.end,
+                between=step not in (task.end, pauses.stop_at),
                 cohort=len(tasks),
                 data=DataFiles(run.data, catalog.parts(run.data)),
             )
 
-        results = self._train_once(tasks, facts)
+        results = self._train_once(tasks, facts, pauses)
         if len(results) == 1 and isinstance(results[0], NonFiniteLoss):  # a fault of the hardware would not recur
             self._report("note", f"{results[0]}; tried once more from step {task.begin}")
-            results = self._train_once(tasks, facts)
+            results = self._train_once(tasks, facts, pauses)
             if isinstance(results[0], NonFiniteLoss):
                 raise results[0]
-        return [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
+        reached = [result.checkpoint.step if isinstance(result, Outcome) else None for result in results]
+        steps = sum(step - task.begin for step in reached if step is not None)
+        self.tally = self.tally._replace(steps=self.tally.steps + steps)
+        return reached
 
-    def _train_once(self, tasks: list[Task], facts: Facts) -> list[Outcome | NonFiniteLoss]:
+    def _train_once(self, tasks: list[Task], facts: Facts, pauses: Pauses) -> list[Outcome | NonFiniteLoss]:
         checkpointer = Checkpointer(self.store, [task.run for task in tasks], tasks[0].begin, facts)
         try:
-            results = self._advance(tasks, checkpointer)
+            results = self._advance(tasks, checkpointer, pauses)
             finite = [result for result in results if isinstance(result, Outcome)]
             self._on_lead(lambda: checkpointer.finish(finite))
             return results
         finally:
             checkpointer.close()
 
-    def _advance(self, tasks: list[Task], checkpointer: Checkpointer | None = None) -> list[Outcome | NonFiniteLoss]:
+    def _advance(
+        self, tasks: list[Task], checkpointer: Checkpointer | None = None, pauses: Pauses | None = None
+    ) -> list[Outcome | NonFiniteLoss]:
         """Train from the tasks' begin to their end. With a checkpointer, save checkpoints in between, and stop if the
         pool asks for it."""
         begin, end = tasks[0].begin, tasks[0].end
         runs = [task.run for task in tasks]
         self.context = replace(self.context, micro_batch=tasks[0].micro_batch)
         progress = self._show_progress(begin)
-        if checkpointer:
-            self.worker_cache.context = self._saving(checkpointer, progress)
+        if checkpointer and pauses:
+            self.worker_cache.context = self._saving(checkpointer, pauses, progress)
         try:
             starts = [(self._folder(run, begin), begin) if begin else None for run in runs]
             return self.worker_cache.train(runs, end, starts, self._teacher_folder)
@@ -226,29 +238,18 @@ class _Worker:
     def _teacher_folder(self, teacher: TeacherRef) -> Path:
         return self._folder(teacher.run, teacher.step)
 
-    def _saving(self, checkpointer: Checkpointer, progress: _Progress) -> Context:
+    def _saving(self, checkpointer: Checkpointer, pauses: Pauses, progress: _Progress) -> Context:
         """The context of a training whose ranks agree when to save a checkpoint, every `launch.checkpoint_every_s`, and
-        when to stop."""
-        every_s = self.config.launch.checkpoint_every_s
-        due, agreed = time.monotonic() + every_s, GO_ON
+        at which step to stop."""
 
         def should_save(step: int) -> bool:
-            nonlocal due, agreed
-            own = GO_ON
-            if self.leads and progress.stop_requested:
-                own = STOP
-            elif self.leads and time.monotonic() > due and checkpointer.idle:
-                own, due = SAVE, time.monotonic() + every_s
-            agreed = self.ranks.agree(own)
-            return agreed == SAVE
+            return pauses.should_save(step, progress.stop_at, checkpointer.idle)
 
         def save(outcomes: list[Outcome]) -> None:
             if self.leads:
                 checkpointer.begin(outcomes)
 
-        return replace(
-            self.context, should_checkpoint=should_save, should_stop=lambda step: agreed == STOP, on_checkpoint=save
-        )
+        return replace(self.context, should_checkpoint=should_save, should_stop=pauses.should_stop, on_checkpoint=save)
 
     def _show_progress(self, begin: int) -> _Progress:
         """Have rank 0 report to the pool, from now on, how far the task is."""

@@ -99,7 +99,8 @@ class Plan:
                 catalog.find(chosen.run.data)
             except LookupError as error:
                 raise chosen.space.error(("trial", "data"), str(error.args[0])) from None
-        self._tree = Tree(sorted({step for space in spaces for step in runs.milestones(space)}))
+        steps = {step for space in spaces for step in runs.milestones(space)}
+        self._tree = Tree(steps, [(chosen.run, chosen.rungs) for chosen in self.configurations])
         for chosen in self.configurations:
             self._tree.add(chosen.run, chosen.run.steps)
 

@@ -1,16 +1,18 @@
 """The tree of segments behind runs, derived from the structure of their histories alone.
 
-A *segment* is the part of a history between two consecutive milestones. Two runs share a segment when their histories
-at its end are equal. No key is computed here and no file is read, so a plan works for data that is not on this machine.
+A *segment* is the part of a history between two consecutive milestones of its run. Two runs share a segment when their
+histories at its end are equal. No key is computed here and no file is read, so a plan works for data that is not on
+this machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from raysweep.planning import price
+from raysweep.space.milestones import Milestones
 from trainables.config import Phase, Recipe, Run
 
 _RECIPE = tuple(Recipe.model_fields)
@@ -42,15 +44,22 @@ class Segment:
 
 
 class Tree:
-    """Segments by the structure of the history at their end, cut at `milestones`."""
+    """Segments by the structure of the history at their end.
 
-    def __init__(self, milestones: Sequence[int]):
+    Args:
+        steps: every run is cut there.
+        runs: every run that is added later, with the steps of its own at which it is cut.
+    """
+
+    def __init__(self, steps: Iterable[int], runs: Iterable[tuple[Run, Iterable[int]]] = ()):
         self.segments: list[Segment] = []
-        self._milestones = milestones
         self._by_identity: dict[Any, int] = {}
         self._chains: dict[tuple[Any, int], list[int]] = {}
         self._structures: dict[int, tuple[Run, Any]] = {}  # by id(run); the run is kept so that its id stays taken
         self._numbers: dict[Any, int] = {}  # small numbers in place of recipes and phases, which are slow to hash
+        self._milestones = Milestones(self._trunk, steps)
+        for run, own in runs:
+            self._milestones.add(run, own)
 
     def add(self, run: Run, step: int) -> None:
         """Add a trial that trains `run` to `step`."""
@@ -68,18 +77,12 @@ class Tree:
 
     def identity(self, run: Run, step: int) -> Any:
         """A hashable value that is equal for two runs exactly when their histories at `step` are equal."""
-        recipe, phases = self._structure(run)
-        begins = (0, *(until for _, until in phases))
-        return (
-            recipe,
-            step,
-            *((n, min(until, step)) for (n, until), b in zip(phases, begins, strict=False) if b < step),
-        )
+        return self._trunk(run, step), step
 
     def _cut(self, run: Run, step: int) -> list[int]:
         numbers: list[int] = []
         begin = 0
-        for end in [*(m for m in self._milestones if m < step), step]:
+        for end in [*self._milestones.between(run, 0, step), step]:
             name = self.identity(run, end)
             if name not in self._by_identity:
                 phase = run.phase_after(begin)
@@ -90,6 +93,12 @@ class Tree:
             numbers.append(self._by_identity[name])
             begin = end
         return numbers
+
+    def _trunk(self, run: Run, step: int) -> Any:
+        """The structure of a run's history up to `step`, without where it ends."""
+        recipe, phases = self._structure(run)
+        ended = [phase for phase in phases if phase[1] < step]
+        return recipe, *ended, phases[len(ended)][0]
 
     def _structure(self, run: Run) -> Any:
         if id(run) not in self._structures:
@@ -103,5 +112,7 @@ class Tree:
 
     def _phase(self, phase: Phase) -> Any:
         teacher = phase.teacher
-        taught_by = (self.identity(teacher.run, teacher.step), teacher.weights) if teacher else None
+        taught_by = None
+        if teacher:
+            taught_by = (self.identity(teacher.run, teacher.step), teacher.weights, teacher.precision)
         return (phase.term, phase.projector_width, phase.encoder, taught_by)

@@ -11,9 +11,13 @@ import contextlib
 import math
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar, TypeVarTuple
+
+from obstore.store import MemoryStore as MemoryObjects
 
 from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import Pool
@@ -34,13 +38,17 @@ from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from trainables.config import ProbeSpec, Run
 from trainables.datasets import catalog
+from trainables.location import Location
 
 TRIALS_PER_LANE = 4  # trials that may be under way, per lane
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 IDLE_S = 1e9  # how long an idle lane waits for a task: for ever, on a virtual clock
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that never waits: when nothing is ready, its clock jumps to the next timer."""
+    """An event loop that never waits: when nothing is ready, its clock jumps to the next timer. What would run in a
+    thread runs at once, because a virtual clock cannot wait for threads."""
 
     def __init__(self) -> None:
         super().__init__(_Jump(self))
@@ -48,6 +56,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Arguments], Result], *args: *Arguments
+    ) -> asyncio.Future[Result]:
+        done: asyncio.Future[Result] = self.create_future()
+        done.set_result(func(*args))
+        return done
 
 
 class _Jump(selectors.DefaultSelector):
@@ -67,19 +82,7 @@ class MemoryFiles(Files):
 
     def __init__(self) -> None:
         self.uri, self.mark = "memory", None
-        self._contents: dict[str, bytes] = {}
-
-    def local(self, *parts: str) -> None:
-        return None
-
-    def names(self, folder: str) -> list[str]:
-        return [name.rpartition("/")[2] for name in self._contents if name.rpartition("/")[0] == folder]
-
-    def read(self, path: str) -> bytes | None:
-        return self._contents.get(path)
-
-    def write(self, path: str, content: bytes) -> None:
-        self._contents[path] = content
+        self.location, self._objects = Location("memory", "", ""), MemoryObjects()
 
 
 class MemoryStore(Store):
@@ -221,7 +224,8 @@ class _Sweep:
     async def _run_rung_task(self, rung_task: RungTask) -> None:
         for number in rung_task.trials:
             run = self.chosen[number].run if self.sharing else _unshared(self.chosen[number].run, number)
-            await self.dispatcher.reach(run, rung_task.step, str(number))
+            rungs = self.study.rungs(self.study.trials[number])
+            await self.dispatcher.reach(run, rung_task.step, str(number), rungs)
             await self.dispatcher.probe(run, rung_task.step, self._probe(number, rung_task.recheck), str(number))
         value = self.curve(self.chosen[rung_task.trial], rung_task.step)
         self.order.probed(rung_task, dict.fromkeys(self.study.space.probe.measured, value))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from raysweep.formats import leaves
 from raysweep.space import domains
+from raysweep.space.domains import WrongDomain
 from raysweep.space.space import Space
 from trainables.config import Method, NoTerm, Phase, Recipe, Run, TeacherRef, Term, Trial
 from trainables.datasets import catalog, checks
@@ -52,28 +52,34 @@ def teacher_steps(run: Run) -> int:
     return sum(teacher.step for teacher in teachers(run))
 
 
-def milestones(space: Space) -> list[int]:
-    """Optimizer steps at which every run of the space commits a checkpoint: rungs, ends, early stops, teachers' steps.
+def ends(run: Run, until: int | None = None) -> set[int]:
+    """The steps at which the phases of `run` and of its teachers end, as far as the run is trained to step `until`
+    (default: its end), and at which its teachers teach."""
+    until, begin, steps = run.steps if until is None else until, 0, set[int]()
+    for phase in run.phases:
+        if begin < until:
+            steps.add(min(phase.until, until))
+            if phase.teacher:
+                steps |= ends(phase.teacher.run, phase.teacher.step)
+        begin = phase.until
+    return steps
 
-    All runs use the same list. Two runs that share their first steps are then cut into the same segments there.
+
+def milestones(space: Space) -> list[int]:
+    """Optimizer steps at which every run of the space commits a checkpoint, as far as the space names them: rungs,
+    ends, early stops and teachers' steps of its options, of the ends of its ranges, and of its rows.
+
+    All runs use the same list. Two runs that share their first steps are then cut into the same segments there. Values
+    from within a range are known only when a trial with them is proposed: `raysweep.space.milestones`.
     """
     steps: set[int] = set()
-
-    def collect(key: str, value: Any) -> None:
-        if key in ("iterations", "stop") and isinstance(value, int):
-            steps.add(space.steps(value))
-
     for dotted, domain in domains.all_domains(space.tree).items():
-        for option in domain.options:
-            collect(dotted.rpartition(".")[2], option)
-    for point in space.points(most=200):
-        concrete, _ = domains.resolve(space.tree, point)
-        for path, value in leaves(concrete):
-            collect(path[-1], value)
-        trial = Trial.model_validate(concrete)
-        steps.update(space.rungs(trial))
-        if trial.method.teacher_spec:
-            steps.add(space.steps(trial.method.teacher_spec.iterations))
+        if dotted.rpartition(".")[2] in ("iterations", "stop"):
+            steps.update(space.steps(option) for option in domain.options if isinstance(option, int))
+    for point in (*space.points(most=200), *(row.set for row in space.rows)):
+        with contextlib.suppress(WrongDomain):  # a row outside the space is reported when it is proposed
+            trial, _ = space.trial(point)
+            steps.update(space.rungs(trial), ends(student(space, trial)))
     return sorted(steps)
 
 

@@ -168,7 +168,10 @@ class Files:
 
     def read_many(self, paths: Iterable[str]) -> list[bytes | None]:
         """The contents of several small files, read in parallel; None where there is none."""
-        with ThreadPoolExecutor(PARALLEL_READS) as threads:
+        paths = list(paths)
+        if len(paths) < 2:
+            return [self.read(path) for path in paths]
+        with ThreadPoolExecutor(min(PARALLEL_READS, len(paths))) as threads:
             return list(threads.map(self.read, paths))
 
     def write(self, path: str, content: bytes) -> None:
@@ -191,7 +194,9 @@ class Files:
             with self._errors():
                 obstore.put(self._store, path, content, mode="create")
         except FileExistsError:
-            return self.read(path) == content
+            if (found := self.read(path)) is None:  # S3 also refuses while another write is under way
+                raise StorageError(f"{path} is being written by another process") from None
+            return found == content
         self._flush(path)
         return True
 
@@ -340,16 +345,11 @@ class Files:
             yield writer
 
     def _flush(self, path: str) -> None:
-        """Have a local file and its name on the disk, so that they survive the loss of power."""
+        """Have a local file on the disk, so that it survives the loss of power."""
         if (local := self.local(path)) is None:
             return
-        for place in (local, local.parent):
-            with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
-                descriptor = os.open(place, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError), local.open("rb") as stream:  # another process may have deleted it
+            os.fsync(stream.fileno())
 
 
 def unsealed(content: bytes | None) -> dict[str, Any] | None:

@@ -77,6 +77,18 @@ def key(run: Run, step: int) -> str:
     return key_of(describe(run, step))
 
 
+def trunk(run: Run, step: int) -> str:
+    """The name of `run`'s history up to step `step`, without where it ends: two runs have equal histories at a step
+    exactly when their trunks there are equal. `step` is at least 1.
+
+    Raises:
+        ValueError, LookupError: as `describe`.
+    """
+    description = describe(run, step)
+    del description["step"], description["phases"][-1]["until"]
+    return key_of(description)
+
+
 def probe_key(run: Run, step: int, spec: ProbeSpec) -> str:
     """The name of a probe's record, from the checkpoint that is probed and the probe's spec."""
     return key_of({"checkpoint": key(run, step), "probe": spec.described()})

@@ -1,29 +1,32 @@
 """Leases: which driver works on what, among all drivers that share a store.
 
-    leases/<name>.<generation>.json     an owner's claim on a piece of work, created exclusively
-    owners/<owner>.json                 the owner's heartbeat: a growing number, and which process the owner is
+    generations/<name>/<generation>         who holds, or held, this generation of a lease: created exclusively
+    leases/<name>.<generation>.<owner>.<begin>-<end>    a lease that is held, for others to see; what it is on
+    owners/<owner>.<scope>.<pid>            an owner's heartbeat: a growing number
 
-A lease is valid while its owner's heartbeat changes. Clocks of different hosts are never compared: each other owner
-measures by its own clock how long a heartbeat has not changed. A dead owner's lease is not deleted but superseded by
-the next generation of the same name, so that only one of several competitors takes it over.
+A generation is taken by creating its file, and its file is never deleted. So two owners never hold the same generation,
+and an owner that wakes up late cannot give back what another one holds now. The next generation can be taken once the
+owner of the last one has released it or is dead. An owner is alive while its heartbeat changes. Clocks of different
+hosts are never compared: each other owner measures by its own clock how long a heartbeat has not changed.
+
+Names and listings say all that a look at other drivers' leases needs. It lists twice and reads nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from raysweep.errors import SweepError
 from raysweep.store.files import Files
 
 BEAT_S = 2.0
@@ -66,24 +69,32 @@ class LeaseFacts:
 
 @dataclass(frozen=True)
 class Lease:
-    """A claim, and the process that holds it."""
+    """A lease that somebody holds.
+
+    Attributes:
+        begin, end: the steps of a task; None for other leases.
+        version: changes when the owner writes other facts.
+        read: reads the content of its file, which is needed for `facts` and `holder` alone.
+    """
 
     name: str
     generation: int
     owner: str
-    host: str
-    pid: int
-    facts: LeaseFacts
+    begin: int | None
+    end: int | None
+    version: str
+    read: Callable[[], Mapping[str, Any]]
 
-    @property
-    def path(self) -> str:
-        """The path of its file, relative to the storage's root."""
-        return _path(self.name, self.generation)
+    @functools.cached_property
+    def facts(self) -> LeaseFacts:
+        """What it is on."""
+        return LeaseFacts.from_dict(self.read().get("facts", {}))
 
-    @property
+    @functools.cached_property
     def holder(self) -> str:
         """The owner in words."""
-        return f"process {self.pid} on {self.host}"
+        content = self.read()
+        return f"process {content.get('pid')} on {content.get('host')}"
 
 
 class Leases:
@@ -97,10 +108,12 @@ class Leases:
     def __init__(self, files: Files, beat_s: float = BEAT_S, dead_s: float = DEAD_S):
         self.owner = uuid.uuid4().hex[:12]
         self._files, self._beat_s, self._dead_s = files, beat_s, dead_s
-        self._held: dict[str, Lease] = {}
-        self._garbage: set[str] = set()  # paths that could not be deleted yet
-        # By owner: its last heartbeat, and when it changed, in seconds of `time.monotonic`.
-        self._beats: dict[str, tuple[bytes | None, float]] = {}
+        self._held: dict[str, tuple[int, str]] = {}  # name -> generation, and the path of the lease
+        self._undone: list[Callable[[], None]] = []  # writes of `release` that the storage has not accepted yet
+        # By owner: the version of its last heartbeat, and when it changed, in seconds of `time.monotonic`.
+        self._beats: dict[str, tuple[str, float]] = {}
+        self._seen: dict[str, Lease] = {}  # by path: leases of the last look, whose content may have been read
+        self._count = 0  # heartbeats
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._heartbeat: threading.Thread | None = None
@@ -108,73 +121,55 @@ class Leases:
     def acquire(self, name: str, facts: LeaseFacts) -> bool:
         """Take the lease of that name, unless a living owner has it. The new holder must first check whether the work
         has been done already."""
-        latest = self._latest(name)
-        if latest and latest.owner == self.owner:
+        if name in self._held:
             return True
-        if latest and self._alive(latest):
+        generation, owner = self._latest(name)
+        if owner not in ("", self.owner) and self._alive(owner):
             return False
         self._start_heartbeat()
-        generation = latest.generation + 1 if latest else 1
-        mine = Lease(name, generation, self.owner, socket.gethostname(), os.getpid(), facts)
-        content = {"owner": mine.owner, "host": mine.host, "pid": mine.pid, "facts": facts.as_dict()} | _process()
-        if not self._files.create(mine.path, json.dumps(content).encode()):
+        generation += 1
+        if not self._files.create(_generation(name, generation), self._claim(released=False)):
             return False
-        # Another owner may have taken a later generation in the meantime.
-        if (newer := self._latest(name)) and newer.generation > generation:
-            self._files.delete(mine.path)
-            return False
+        path = f"leases/{name}.{generation:06d}.{self.owner}.{_steps(facts)}"
+        self._files.write(path, json.dumps(_process() | {"facts": facts.as_dict()}).encode())
         with self._lock:
-            self._held[name] = mine
+            self._held[name] = generation, path
         return True
 
     def release(self, name: str) -> None:
         """Give a lease back, if it is held."""
         with self._lock:
-            lease = self._held.pop(name, None)
-        if lease is not None:
-            self._discard_all(lease)
-
-    def generation(self, name: str) -> int:
-        """The generation of a held lease: 1, or one more than that of the dead owner's lease that it superseded."""
-        return self._held[name].generation
-
-    def check(self, name: str) -> None:
-        """Check that a lease is still held.
-
-        Raises:
-            SweepError: another process has taken it over, because this one's heartbeat did not change for too long.
-        """
-        mine, latest = self._held[name], self._latest(name)
-        if latest and latest.generation > mine.generation:
-            raise SweepError(
-                f"{name} was taken over by {latest.holder}, because this process did not respond; this process ends"
-            )
+            generation, path = self._held.pop(name, (0, ""))
+        if generation:
+            self._do(lambda: self._files.write(_generation(name, generation), self._claim(released=True)))
+            self._do(lambda: self._files.delete(path))
 
     def clear(self) -> None:
-        """Delete the files of dead owners: of processes that ended on this machine, and of owners without a
-        heartbeat."""
-        for name in self._names():
-            lease = self._latest(name)
-            if lease and lease.owner != self.owner and not self._alive(lease):
-                self._discard_all(lease)
-        for file in self._files.names("owners"):
-            try:
-                ended = _has_ended(json.loads(self._files.read(f"owners/{file}") or b""))
-            except (ValueError, LookupError, TypeError):
-                continue
-            if ended:
-                self._discard(f"owners/{file}")
+        """Delete the files of dead owners."""
+        for lease in self._look():
+            if lease.owner != self.owner and not self._lives(lease.owner):
+                self._do(functools.partial(self._files.delete, _path(lease)))
+        for entry in self._files.walk("owners"):
+            if (owner := _owner(entry.path)) != self.owner and not self._lives(owner):
+                self._do(functools.partial(self._files.delete, entry.path))
 
     def others(self) -> Iterator[Lease]:
         """The leases of other living owners."""
-        for name in self._names():
-            if lease := self.holder(name):
-                yield lease
+        latest = {lease.name: lease for lease in sorted(self._look(), key=lambda lease: lease.generation)}
+        return (lease for lease in latest.values() if lease.owner != self.owner and self._lives(lease.owner))
 
     def holder(self, name: str) -> Lease | None:
         """The lease of that name, if another living owner holds it."""
-        lease = self._latest(name)
-        return lease if lease and lease.owner != self.owner and self._alive(lease) else None
+        return next((lease for lease in self.others() if lease.name == name), None)
+
+    def beat(self) -> None:
+        """Write the heartbeat, then what the storage did not accept when leases were given back."""
+        self._count += 1
+        self._files.write(self._own_path, str(self._count).encode())
+        with self._lock:
+            undone, self._undone = self._undone, []
+        for action in undone:
+            self._do(action)
 
     def close(self) -> None:
         """Give all leases back and stop the heartbeat."""
@@ -183,92 +178,139 @@ class Leases:
         self._stop.set()
         if self._heartbeat:
             self._heartbeat.join(timeout=self._dead_s)
-            self._discard(f"owners/{self.owner}.json")
+            self._do(lambda: self._files.delete(self._own_path))
 
     # --- inside
 
-    def _names(self) -> list[str]:
-        return sorted({file.rsplit(".", 2)[0] for file in self._files.names("leases") if _is_lease(file)})
-
-    def _discard_all(self, lease: Lease) -> None:
-        """Delete a lease and the dead owners' leases that it superseded, newest generation first."""
-        for generation in range(lease.generation, 0, -1):
-            self._discard(_path(lease.name, generation))
-
-    def _discard(self, path: str) -> None:
-        """Delete a file. If that fails now, the heartbeat's thread deletes it later."""
+    def _latest(self, name: str) -> tuple[int, str]:
+        """The last generation of a lease, and its owner; no owner where it was released. (0, "") before the first."""
+        names = [file for file in self._files.names(f"generations/{name}") if file.isdigit()]
+        if not names:
+            return 0, ""
+        generation = max(int(file) for file in names)
         try:
-            self._files.delete(path)
-        except OSError:
-            self._garbage.add(path)
+            claim = json.loads(self._files.read(_generation(name, generation)) or b"")
+            return generation, "" if claim["released"] else claim["owner"]
+        except (ValueError, LookupError, TypeError):  # damaged: nobody holds it
+            return generation, ""
 
-    def _latest(self, name: str) -> Lease | None:
-        files = [file for file in self._files.names("leases") if _is_lease(file) and file.rsplit(".", 2)[0] == name]
-        if not files:
-            return None
-        generation = max(int(file.rsplit(".", 2)[1]) for file in files)
+    def _claim(self, released: bool) -> bytes:
+        return json.dumps({"owner": self.owner, "released": released}).encode()
+
+    def _look(self) -> list[Lease]:
+        """All leases, and the heartbeats of all owners."""
+        seen = {}
+        for entry in self._files.walk("leases"):  # before the owners: an owner's heartbeat is older than its leases
+            lease = self._seen.get(entry.path)
+            if lease is None or lease.version != entry.version:
+                lease = _parse(entry.path, entry.version, functools.partial(self._content, entry.path))
+            if lease:
+                seen[entry.path] = lease
+        self._seen = seen
+        self._observe()
+        return list(seen.values())
+
+    def _content(self, path: str) -> dict[str, Any]:
         try:
-            content = json.loads(self._files.read(_path(name, generation)) or b"")
-            owner = "" if _has_ended(content) else content["owner"]  # an ended process is known to be dead at once
-            facts = LeaseFacts.from_dict(content["facts"])
-            return Lease(name, generation, owner, content["host"], content["pid"], facts)
-        except (ValueError, LookupError, TypeError):  # released just now, or damaged: no owner holds it
-            return Lease(name, generation, "", "", 0, LeaseFacts())
+            content = json.loads(self._files.read(path) or b"{}")
+            return content if isinstance(content, dict) else {}
+        except ValueError:
+            return {}
 
-    def _alive(self, lease: Lease) -> bool:
-        if not lease.owner:
-            return False
-        beat, now = self._files.read(f"owners/{lease.owner}.json"), time.monotonic()
-        seen = self._beats.get(lease.owner)
-        if seen is None or seen[0] != beat:
-            seen = self._beats[lease.owner] = (beat, now)
-        return now - seen[1] < self._dead_s
+    def _alive(self, owner: str) -> bool:
+        self._observe()
+        return self._lives(owner)
+
+    def _observe(self) -> None:
+        """Note which heartbeats have changed. An owner without one has ended."""
+        now, beats = time.monotonic(), {}
+        for entry in self._files.walk("owners"):
+            owner = _owner(entry.path)
+            if _has_ended(entry.path):
+                continue
+            version, since = self._beats.get(owner, ("", now))
+            beats[owner] = (entry.version, since if version == entry.version else now)
+        self._beats = beats
+
+    def _lives(self, owner: str) -> bool:
+        """Whether an owner was alive when the owners were last observed."""
+        _, since = self._beats.get(owner, ("", -self._dead_s))
+        return owner in self._beats and time.monotonic() - since < self._dead_s
+
+    @property
+    def _own_path(self) -> str:
+        return f"owners/{self.owner}.{_scope()}.{os.getpid()}"
 
     def _start_heartbeat(self) -> None:
+        if self._heartbeat:
+            return
+        self._files.write(self._own_path, b"0")  # without the lock: the storage may take any time
         with self._lock:
-            if self._heartbeat:
-                return
-            self._write_heartbeat(0)
-            self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
-            self._heartbeat.start()
+            if not self._heartbeat:
+                self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
+                self._heartbeat.start()
 
     def _keep_alive(self) -> None:
-        count = 0
         while not self._stop.wait(self._beat_s):
-            count += 1
             # A storage that is away for a moment must not end this thread: the next heartbeat may get through.
-            with contextlib.suppress(OSError, pa.ArrowException):
-                self._write_heartbeat(count)
-            for path in list(self._garbage):
-                self._garbage.discard(path)
-                self._discard(path)
+            with contextlib.suppress(OSError):
+                self.beat()
 
-    def _write_heartbeat(self, count: int) -> None:
-        content = {"beat": count, "pid": os.getpid(), **_process()}
-        self._files.write(f"owners/{self.owner}.json", json.dumps(content).encode())
-
-
-def _path(name: str, generation: int) -> str:
-    return f"leases/{name}.{generation:06d}.json"
+    def _do(self, action: Callable[[], None]) -> None:
+        """Do it now; if the storage does not accept it, the heartbeat's thread does it later."""
+        try:
+            action()
+        except OSError:
+            with self._lock:
+                self._undone.append(action)
 
 
-def _is_lease(file: str) -> bool:
-    parts = file.rsplit(".", 2)
-    return len(parts) == 3 and parts[1].isdigit() and parts[2] == "json"
+def _generation(name: str, generation: int) -> str:
+    return f"generations/{name}/{generation:06d}"
+
+
+def _steps(facts: LeaseFacts) -> str:
+    return "" if facts.begin is None or facts.end is None else f"{facts.begin}-{facts.end}"
+
+
+def _path(lease: Lease) -> str:
+    steps = "" if lease.begin is None else f"{lease.begin}-{lease.end}"
+    return f"leases/{lease.name}.{lease.generation:06d}.{lease.owner}.{steps}"
+
+
+def _parse(path: str, version: str, read: Callable[[], Mapping[str, Any]]) -> Lease | None:
+    """The lease with that path; None for a file of an earlier version, or a foreign one."""
+    parts = path.removeprefix("leases/").rsplit(".", 3)
+    if len(parts) != 4 or not parts[1].isdigit():
+        return None
+    begin, end = (int(step) if step.isdigit() else None for step in parts[3].partition("-")[::2])
+    return Lease(parts[0], int(parts[1]), parts[2], begin, end, version, read)
+
+
+def _owner(path: str) -> str:
+    return path.removeprefix("owners/").partition(".")[0]
 
 
 def _process() -> dict[str, Any]:
-    """The scope in which this process's id is unique: the machine since its last boot, and the namespace of ids."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+@functools.cache
+def _scope() -> str:
+    """Names the scope in which this process's id is unique: the machine since its last boot, and the namespace of ids;
+    `none` where the system does not say."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
-            return {"space": f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"}
+            scope = f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return {"space": None}
+        return "none"
+    return hashlib.sha256(scope.encode()).hexdigest()[:12]
 
 
-def _has_ended(process: Mapping[str, Any]) -> bool:
-    """Whether the process with this `space` and `pid` ran on this machine and has ended."""
-    return bool(process["space"]) and process["space"] == _process()["space"] and not _runs(process["pid"])
+def _has_ended(path: str) -> bool:
+    """Whether the owner of a heartbeat was a process of this machine and has ended."""
+    _, scope, pid = f"{path}..".split(".")[:3]
+    return scope != "none" and scope == _scope() and pid.isdigit() and not _runs(int(pid))
 
 
 def _runs(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints and records by key, on any filesystem that pyarrow knows.
+"""Checkpoints and records by key, in a folder or in an object store.
 
     checkpoints/<step>/<key>/<nonce>/<file>     the files of a checkpoint
     checkpoints/<step>/<key>/manifest.json      written last: names the files, their sizes and SHA-256
@@ -7,7 +7,7 @@
     shards/<probe>/<number>                     parts of probes that are not finished
     aside/…                                     manifests of damaged checkpoints, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
-    leases/…, owners/…                          which driver works on what: leases.py
+    leases/…, generations/…, owners/…           which driver works on what: leases.py
     studies/<id>/…                              a study's journal, tables and plots
 
 A checkpoint is committed when its manifest is written. A damaged checkpoint loses its manifest and is never used again.
@@ -16,12 +16,12 @@ A checkpoint is committed when its manifest is written. A damaged checkpoint los
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Protocol, TypeVar
@@ -29,12 +29,18 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from raysweep.errors import UserError
 from raysweep.store import history
-from raysweep.store.files import Files, sha256_of
+from raysweep.store.files import Files
 from raysweep.store.manifest import FileFacts, Manifest, TrainingFacts
 from raysweep.store.records import ProbeRecord, Record
 from trainables.config import Run
+from trainables.location import Location
+from trainables.node_cache import Altered, Copies, Verified, budget_bytes, private_folder
 
+BUDGET = "RAYSWEEP_CACHE_GIB"  # environment variable: most GiB of copies of checkpoints on a machine, for one user
+DEFAULT_BUDGET_GIB = 100.0
+PLACE = ("account", "endpoint_override")  # the options of a URI that tell one store from another
 Influence = npt.NDArray[np.float32]
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -76,17 +82,27 @@ class Store:
         files: access to all files of the store, e.g. those that are neither checkpoints nor records.
 
     Raises:
-        UserError: the storage cannot be reached.
+        UserError: the storage cannot be reached, or RAYSWEEP_CACHE_GIB is no size.
     """
 
     def __init__(self, uri: str, mark: str | None = None):
         self.files = Files(uri, mark)
         self.uri = self.files.uri
+        with _user_errors():
+            self._budget = budget_bytes(BUDGET, DEFAULT_BUDGET_GIB)
 
     @property
     def cache(self) -> Path:
-        """A folder of this machine for data that can be computed again: encoded images, reference statistics."""
-        return self.files.local("cache") or Path(tempfile.gettempdir()) / "raysweep-cache"
+        """A folder of this machine for data that can be computed again: encoded images, reference statistics. That of
+        an object store belongs to one user and one store.
+
+        Raises:
+            UserError: it cannot be created, or other users could have put files there.
+        """
+        if (folder := self.files.local("cache")) is not None:
+            return folder
+        with _user_errors():
+            return private_folder(_name(self.files.location))
 
     # --- checkpoints
 
@@ -154,34 +170,40 @@ class Store:
     def open(self, checkpoint: StoredCheckpoint) -> Path:
         """A folder of this machine with the checkpoint's files, each compared with its SHA-256.
 
+        The files of a folder are compared once by each machine, and again after they were written to: see `Verified`
+        for what that does not notice. `verify` always reads every byte. The files of an object store are copied once to
+        each machine: see `Copies` for how long the copy stays.
+
         Raises:
             CheckpointDamaged: a file is missing or altered; the checkpoint has been set aside.
+            OSError: the storage cannot be used.
+            UserError: there is no safe place for a copy.
         """
-        if (folder := self.files.local(_folder(checkpoint.step, checkpoint.key))) is None:
-            return self._fetch(checkpoint)
-        if wrong := self._wrong(checkpoint):
-            raise self.set_aside(checkpoint, wrong)
-        nonce, _, _ = next(iter(checkpoint.manifest.files)).partition("/")
-        return folder / nonce
+        files = checkpoint.manifest.files
+        place = f"{_folder(checkpoint.step, checkpoint.key)}/{_nonce(checkpoint)}"
+        contents = {name.rpartition("/")[2]: (facts.bytes, facts.sha256) for name, facts in files.items()}
+        try:
+            if (folder := self.files.local(place)) is None:
+                source = f"{_name(self.files.location)}/{place}"
+                return self._copies.get(source, contents, lambda name, to: self.files.copy_out(f"{place}/{name}", to))
+            self._verified.check(folder, contents)
+            return folder
+        except Altered as error:
+            self.files.check_available()  # in a storage that is gone, files are missing too
+            raise self.set_aside(checkpoint, str(error)) from None
 
-    def _fetch(self, checkpoint: StoredCheckpoint) -> Path:
-        """Like `open`, for an object store: copies the files that this machine's cache does not have yet."""
-        cache = self.cache / "checkpoints" / checkpoint.key
-        for name, expected in checkpoint.manifest.files.items():
-            copy = cache / name
-            if copy.exists() and sha256_of(copy) == expected.sha256:
-                continue
-            temporary = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                sha256 = self.files.copy_out(f"{_folder(checkpoint.step, checkpoint.key)}/{name}", temporary)
-                if sha256 is None:
-                    raise self.set_aside(checkpoint, f"{name} is missing")
-                if sha256 != expected.sha256:
-                    raise self.set_aside(checkpoint, f"{name} was altered")
-                temporary.replace(copy)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return copy.parent
+    @property
+    def _copies(self) -> Copies:
+        # Made anew each time, because a user may delete the cache. One folder for all stores: they share the budget.
+        with _user_errors():
+            return Copies(private_folder("checkpoints"), Verified(private_folder("verified")), self._budget)
+
+    @property
+    def _verified(self) -> Verified:
+        try:
+            return Verified(private_folder("verified"))
+        except ValueError:  # a storage in a folder needs no cache to be used
+            return Verified(None)
 
     def verify(self) -> Iterator[tuple[StoredCheckpoint, str | None]]:
         """Every checkpoint with what is wrong with its files, or None. Reads every byte."""
@@ -209,11 +231,14 @@ class Store:
 
     def set_aside(self, checkpoint: StoredCheckpoint, wrong: str) -> CheckpointDamaged:
         """Move the manifest of a damaged checkpoint to `aside/`, so that the checkpoint is not used any more; returns
-        the exception to raise. The files stay until `gc`."""
+        the exception to raise. The files stay until `gc`. Nothing is moved if another process has set the checkpoint
+        aside or has committed it again."""
         key, step = checkpoint.key, checkpoint.step
-        manifest = {"wrong": wrong, "manifest": self.files.read_sealed(f"{_folder(step, key)}/manifest.json")}
-        self.files.write(f"aside/{step}-{key}-{uuid.uuid4().hex[:6]}.json", json.dumps(manifest).encode())
-        self.files.delete(f"{_folder(step, key)}/manifest.json")
+        manifest = self.files.read_sealed(f"{_folder(step, key)}/manifest.json")
+        if manifest and Manifest.from_dict(manifest).files == checkpoint.manifest.files:
+            content = json.dumps({"wrong": wrong, "manifest": manifest}).encode()
+            self.files.write(f"aside/{step}-{key}-{_nonce(checkpoint)[:6]}.json", content)
+            self.files.delete(f"{_folder(step, key)}/manifest.json")
         return CheckpointDamaged(f"checkpoint {key[:12]} at step {step}: {wrong}; set aside")
 
     # --- records
@@ -265,9 +290,29 @@ def _folder(step: int, key: str) -> str:
     return f"checkpoints/{step}/{key}"
 
 
+def _nonce(checkpoint: StoredCheckpoint) -> str:
+    """The folder of a checkpoint's files: each commit of a checkpoint has another one."""
+    return next(iter(checkpoint.manifest.files)).partition("/")[0]
+
+
 def _freed(step: int, key: str) -> str:
     return f"freed/{step}-{key}.json"
 
 
 def _record(kind: type[Record], key: str) -> str:
     return f"records/{kind.KIND}/{key}"
+
+
+def _name(location: Location) -> str:
+    """Names an object store in this machine's cache, without its credentials."""
+    options = tuple(option for option in location.options if option[0] in PLACE)
+    return hashlib.sha256(str(replace(location, options=options, credentials=None)).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn a ValueError into the UserError of the same message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None

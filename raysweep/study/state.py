@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysweep.errors import UserError
-from raysweep.retry import Notify, retry_storage
+from raysweep.retry import retry_storage
 from raysweep.space import runs
 from raysweep.space.configurations import Configuration
 from raysweep.space.domains import Point, PointKey, WrongDomain, point_key
@@ -25,17 +25,17 @@ from raysweep.space.space import Space
 from raysweep.store.history import probe_key
 from raysweep.store.store import Store
 from raysweep.study.comparison import difference
-from raysweep.study.journal import Entry, Journal, JournalWriter, opening, studies
+from raysweep.study.journal import Entry, Journal, opening, studies
 from raysweep.study.rungs import Decision, Difference, Recheck, Rungs
 from raysweep.study.trial import State, TrialState
 from trainables.config import ProbeSpec, Run
 
 
 class StudyState:
-    """A study in a store. Every change is written to the journal first, then applied, then passed to `watchers`.
+    """A study in a store. Every change is written to the journal, applied, and passed to `watchers`.
 
     Args:
-        writer: the right to write the journal; needed when other drivers use the same store.
+        journal: the study's journal, which this driver has taken over; None to read the study.
         extends: for a new study, the names of the studies whose trials it continues.
 
     Attributes:
@@ -49,14 +49,14 @@ class StudyState:
         opened_at: when the study was created, in seconds since 1970; 0 in journals of earlier versions.
     """
 
-    def __init__(self, space: Space, store: Store, writer: JournalWriter | None = None, extends: Sequence[str] = ()):
+    def __init__(self, space: Space, store: Store, journal: Journal | None = None, extends: Sequence[str] = ()):
         self.space, self.store = space, store
-        self.journal = Journal(store.files, space.id, writer)
-        self._notify: Notify = writer.notify if writer else lambda message: None
+        self.journal = journal or Journal(store.files, space.id)
         self.trials: list[TrialState] = []
         self.distinct: list[TrialState] = []
         self.best: TrialState | None = None
         self.watchers: list[Callable[[TrialState], None]] = []
+        self._changed: dict[int, TrialState] = {}  # by number: the watchers have not been called with them yet
         self.now = 0
         self._rungs = Rungs(space.search.scheduler, len(space.rungs(space.trial({})[0])) - 1)
         self._configurations: dict[int, Configuration] = {}
@@ -190,9 +190,13 @@ class StudyState:
     def probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
         """Record the metrics of a trial's probe at `step`, and decide whether the trial continues.
 
-        Any journal entry may be the last before a crash. If called again with the same probe, this adds the missing
-        entries.
+        The journal of an earlier version may end between the entries. If called again with the same probe, this adds
+        the missing ones.
         """
+        with self._together():
+            return self._probed(number, step, metrics)
+
+    def _probed(self, number: int, step: int, metrics: Mapping[str, float]) -> TrialState:
         trial = self.trials[number]
         if trial.ended:
             return trial
@@ -208,12 +212,15 @@ class StudyState:
     def rechecked(self, number: int) -> TrialState:
         """Decide whether a trial continues after its recheck: it and its rival have been probed with more samples."""
         trial = self.trials[number]
-        return trial if trial.ended else self._decide(trial, trial.step)
+        with self._together():
+            return trial if trial.ended else self._decide(trial, trial.step)
 
     def difference(self, trial: TrialState, rival: TrialState, step: int, recheck: Recheck | None) -> Difference:
         """By how much a trial is worse than another at `step`, by their probes or those of the recheck."""
         mine, theirs = (probe_key(self.run(t), step, self.probe(t, recheck)) for t in (trial, rival))
-        return retry_storage(lambda: difference(self.store, mine, theirs, self.probe(trial, recheck)), self._notify)
+        return retry_storage(
+            lambda: difference(self.store, mine, theirs, self.probe(trial, recheck)), self.journal.notify
+        )
 
     def promote(self, last: bool = False) -> TrialState | None:
         """Let the best of the waiting trials go on, and return it; None if none may go on for now.
@@ -229,8 +236,9 @@ class StudyState:
 
     def prune_waiting(self) -> None:
         """End the trials that wait at a rung. No other trial will come, so they would never be among the best there."""
-        for trial in [trial for trial in self.trials if trial.waits]:
-            self.end(trial.number, "PRUNED", f"waited at step {trial.step}, and was never among the best there")
+        with self._together():
+            for trial in [trial for trial in self.trials if trial.waits]:
+                self.end(trial.number, "PRUNED", f"waited at step {trial.step}, and was never among the best there")
 
     def fail(self, number: int, reason: str, again: bool = False) -> TrialState:
         """End a trial that cannot be trained. With `again`, the next driver tries it once more."""
@@ -245,10 +253,11 @@ class StudyState:
 
     def end(self, number: int, state: State, reason: str, **facts: Any) -> TrialState:
         """End a trial and the trials that repeat it."""
-        trial = self._record("ended", trial=number, state=state, reason=reason, **facts)
-        for repeat in [self.trials[other] for other in self._repeats.get(number, [])]:
-            if not repeat.ended:
-                self._record("ended", trial=repeat.number, state=state, reason=f"same as trial {number}: {reason}")
+        with self._together():
+            trial = self._record("ended", trial=number, state=state, reason=reason, **facts)
+            for repeat in [self.trials[other] for other in self._repeats.get(number, [])]:
+                if not repeat.ended:
+                    self._record("ended", trial=repeat.number, state=state, reason=f"same as trial {number}: {reason}")
         return trial
 
     # --- inside
@@ -283,12 +292,28 @@ class StudyState:
     def _write(self, kind: str, **facts: Any) -> Entry:
         return self.journal.append(kind, time=round(time.time(), 3), **facts)
 
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Write what is recorded inside as one batch of the journal. The watchers are called afterwards."""
+        with self.journal.together():
+            yield
+        self._call_watchers()
+
     def _record(self, kind: str, **facts: Any) -> TrialState:
         """Write a journal entry, apply it, and pass the trial to the watchers."""
         trial = self._apply(self._write(kind, **facts))
-        for watcher in self.watchers:
-            watcher(trial)
+        self._changed[trial.number] = trial
+        self._call_watchers()
         return trial
+
+    def _call_watchers(self) -> None:
+        """Pass the trials that have changed to the watchers, unless more is to be written with them."""
+        if self.journal.collects:
+            return
+        changed, self._changed = self._changed, {}
+        for trial in changed.values():
+            for watcher in self.watchers:
+                watcher(trial)
 
     def _apply(self, entry: Entry) -> TrialState:
         """Apply a journal entry to the state; returns the entry's trial."""

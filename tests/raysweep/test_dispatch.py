@@ -1,6 +1,9 @@
 """What lanes are given: each segment once, in a sensible order, and again when workers die."""
 
 import asyncio
+import contextlib
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,12 @@ import pytest
 from raysweep import retry
 from raysweep.execution.dispatcher import Dispatcher
 from raysweep.execution.pool import ATTEMPTS, Pool
-from raysweep.execution.tasks import ExecutionStopped, Task, TaskFailed, describe
+from raysweep.execution.task_leases import TaskLeases
+from raysweep.execution.tasks import Demand, ExecutionStopped, Task, TaskFailed, describe
 from raysweep.store import history
 from raysweep.store.files import Files
 from raysweep.store.history import probe_key
+from raysweep.store.leases import Leases
 from raysweep.store.manifest import TrainingFacts
 from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store
@@ -32,9 +37,17 @@ def student(scale: float = 30.0, stop: int = 20) -> Run:
 class Lanes:
     """Lanes that commit at once what they are given, and remember it."""
 
-    def __init__(self, root: Path, count: int = 2, cohort: int = 1):
-        self.pool = Pool(count, leases=None, cohort=cohort)
-        self.dispatcher = Dispatcher(Store(str(root / "store")), MILESTONES, self.pool)
+    def __init__(
+        self,
+        root: Path,
+        count: int = 2,
+        cohort: int = 1,
+        milestones: Sequence[int] = MILESTONES,
+        leases: Leases | None = None,
+    ):
+        store = Store(str(root / "store"))
+        self.pool = Pool(count, TaskLeases(leases, store) if leases else None, cohort=cohort)
+        self.dispatcher = Dispatcher(store, milestones, self.pool)
         self.store, self.files = Store(str(root / "store")), root / "files"
         self.done: list[Task] = []
         self.cohorts: list[int] = []  # how many tasks were given out at a time
@@ -103,8 +116,7 @@ def test_what_is_in_the_store_is_not_computed_again(tmp_path):
 
 
 def test_a_checkpoint_between_the_milestones_is_used(tmp_path):
-    other = Lanes(tmp_path)
-    other.dispatcher.milestones = [15]
+    other = Lanes(tmp_path, milestones=[15])
     asyncio.run(other.serve(other.dispatcher.reach(TEACHER, 15, 0)))
     lanes = Lanes(tmp_path)
     asyncio.run(lanes.serve(lanes.dispatcher.reach(TEACHER, 30, 0)))
@@ -244,9 +256,9 @@ def test_a_stop_reaches_lanes_that_train_and_nothing_more_is_given_out(tmp_path)
     async def scenario():
         asking = asyncio.create_task(dispatcher.reach(TEACHER, 10, 0))
         await pool.next(0, 1)
-        assert not await pool.progress(0, 3, 1.0)
+        assert await pool.progress(0, 3, 1.0) is None
         await pool.stop()
-        assert await pool.progress(0, 4, 1.0)
+        assert await pool.progress(0, 4, 1.0) == 0
         assert await pool.next(1, 1) == "stop"
         asking.cancel()
 
@@ -311,11 +323,17 @@ def test_students_that_see_other_batches_are_trained_alone(other, tmp_path):
         stranger = student(2.0).model_copy(update=other)
         plain = Run(**BASE, phases=[Phase(until=40, term=NoTerm())])
         asking = cohort_of(lanes, [student(1.0), stranger, plain, student(3.0)])
-        given = [await lanes.pool.next(0, 1) for _ in range(3)]
-        owners = [[task.owner for task in tasks] for tasks in given]
+        given = []
+        for _ in range(3):
+            given.append(await lanes.pool.next(0, 1))
+            for task in given[-1]:
+                lanes.store.commit(task.run, task.end, lanes.files, TrainingFacts())
+            await lanes.pool.done(0, None)
+        owners = [sorted(str(task.owner) for task in tasks) for tasks in given]
         assert sorted(owners) == [["0", "3"], ["1"], ["2"]]
-        assert "trials 0, 3 from step 0 to 10" in map(describe, given)
-        asking.cancel()
+        pair = next(tasks for tasks in given if len(tasks) == 2)
+        assert describe(pair) == f"trials {pair[0].owner}, {pair[1].owner} from step 0 to 10"
+        await asking
 
     asyncio.run(scenario())
 
@@ -331,7 +349,7 @@ def test_a_member_that_goes_wrong_is_tried_by_itself(tmp_path):
             lanes.store.commit(member.run, 10, lanes.files, TrainingFacts())
         await lanes.pool.done(0, [None, 10, 10])
         (again,) = await lanes.pool.next(0, 1)
-        assert again.owner == "0"
+        assert again is tasks[0]
         await lanes.pool.failed(0, "not finite, twice")
         with pytest.raises(TaskFailed, match="twice"):
             await asking
@@ -414,5 +432,151 @@ def test_a_storage_that_stays_away_ends_everything(tmp_path, monkeypatch):
         asked = [dispatcher.reach(TEACHER, 10, 0), dispatcher.reach(student(), 10, 1)]
         answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
         assert all(isinstance(answer, ExecutionStopped) for answer in answers), answers
+
+    asyncio.run(scenario())
+
+
+# --- a storage that is away or slow, and calls that nobody waits for any more
+
+
+class Hanging(Leases):
+    """Leases on a storage whose calls raise an error, or do not end, until `back` is set."""
+
+    def __init__(self, files: Files, raises: bool):
+        super().__init__(files)
+        self.raises, self.back = raises, threading.Event()
+
+    def others(self):
+        if self.raises and not self.back.is_set():
+            raise OSError(5, "Input/output error")
+        assert self.back.wait(60)
+        return super().others()
+
+
+@pytest.fixture(params=["raises", "hangs"])
+def away(request, tmp_path, monkeypatch) -> Hanging:
+    """Leases on a storage that is away."""
+    monkeypatch.setattr(retry, "POLL_S", 0.01)
+    return Hanging(Files(str(tmp_path / "store")), request.param == "raises")
+
+
+async def train_four(lanes: Lanes) -> asyncio.Future:
+    """A future that is done when four tasks that share nothing are done. They are ready when this returns."""
+    tasks = [Task("train", plain(seed), 0, 10, Demand(), owner=str(seed)) for seed in range(4)]
+    asking = asyncio.gather(*map(lanes.pool.submit, tasks))
+    await asyncio.sleep(0)
+    return asking
+
+
+def plain(seed: int) -> Run:
+    return Run(**BASE, seed=seed, phases=[Phase(until=40, term=NoTerm())])
+
+
+def test_a_lane_is_answered_in_time_while_the_storage_is_away(tmp_path, away):
+    lanes = Lanes(tmp_path, leases=away)
+
+    async def scenario():
+        asking = await train_four(lanes)
+        for _ in range(3):
+            assert await asyncio.wait_for(lanes.pool.next(0, 0.05), 20) == "wait"
+        away.back.set()
+        await asyncio.wait_for(lanes.serve(asking), 60)
+        assert lanes.pool.computed_steps == 40
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("orphans", [1, 3])
+@pytest.mark.parametrize("join", [True, False])
+@pytest.mark.parametrize("cancel", [True, False])
+def test_what_an_orphaned_call_takes_is_done_by_others(orphans, join, cancel, tmp_path, away):
+    """The workers of a lane gave up waiting for an answer. The storage comes back before or after their successors."""
+    lanes = Lanes(tmp_path, leases=away)
+
+    async def scenario():
+        asking = await train_four(lanes)
+        calls = []
+        for _ in range(orphans):
+            calls.append(asyncio.create_task(lanes.pool.next(0, 60)))
+            await asyncio.sleep(0.05)
+        if cancel:
+            calls[-1].cancel()
+        if join:
+            await lanes.pool.join(0)
+        away.back.set()
+        await asyncio.wait_for(lanes.serve(asking), 60)
+        assert [await call for call in calls[: -1 if cancel else None]] == ["wait"] * (orphans - cancel)
+        assert lanes.pool.computed_steps == 40
+        assert sorted(task.run.seed for task in lanes.done) == [0, 1, 2, 3]
+
+    asyncio.run(scenario())
+
+
+def test_tasks_whose_answer_was_lost_are_done_by_others(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def scenario():
+        asking = await train_four(lanes)
+        await lanes.pool.next(0, 5)
+        await lanes.pool.next(0, 5)
+        await lanes.pool.join(0)
+        await asyncio.wait_for(lanes.serve(asking), 60)
+        assert lanes.pool.computed_steps == 40
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_cancelled_as_it_gets_a_task_loses_none(tmp_path):
+    lanes = Lanes(tmp_path)
+
+    async def scenario():
+        asking = await train_four(lanes)
+        call = asyncio.create_task(lanes.pool.next(0, 60))
+        while not lanes.pool.lanes[0].tasks:
+            await asyncio.sleep(0)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(lanes.serve(asking), 60)
+        assert lanes.pool.computed_steps == 40
+
+    asyncio.run(scenario())
+
+
+def test_a_lane_that_is_lost_while_its_lease_is_taken_loses_no_task(tmp_path, away):
+    lanes = Lanes(tmp_path, leases=away)
+
+    async def scenario():
+        asking = await train_four(lanes)
+        call = asyncio.create_task(lanes.pool.next(0, 60))
+        await asyncio.sleep(0.05)
+        await lanes.pool.lane_lost(0, "its node is gone")
+        away.back.set()
+        assert await call == "stop"
+        await asyncio.wait_for(lanes.serve(asking), 60)
+        assert lanes.pool.computed_steps == 40
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_storage_keeps_nobody_else_waiting(tmp_path):
+    """A question to the store that does not end, while lanes and the driver are answered."""
+    lanes, answer = Lanes(tmp_path), threading.Event()
+    deepest = lanes.dispatcher.store.deepest
+
+    def slow(run: Run, step: int):
+        assert run.seed != 7 or answer.wait(60)
+        return deepest(run, step)
+
+    lanes.dispatcher.store.deepest = slow
+
+    async def scenario():
+        stuck = asyncio.create_task(lanes.dispatcher.reach(plain(7), 10, "stuck"))
+        asking = asyncio.create_task(lanes.dispatcher.reach(plain(1), 10, "other"))
+        (task,) = await asyncio.wait_for(lanes.pool.next(0, 20), 30)
+        assert task.owner == "other" and (await lanes.pool.status()).activity.lanes
+        answer.set()
+        await lanes.pool.join(0)
+        await asyncio.wait_for(lanes.serve(asyncio.gather(stuck, asking)), 60)
 
     asyncio.run(scenario())

@@ -100,7 +100,7 @@ def test_a_damaged_lease_has_no_owner(tmp_path):
     storage = str(tmp_path / "store")
     one, other = leases(storage), leases(storage)
     assert one.acquire("work", LeaseFacts())
-    next((tmp_path / "store" / "leases").iterdir()).write_text("{torn")
+    next((tmp_path / "store" / "generations" / "work").iterdir()).write_text("{torn")
     assert other.acquire("work", LeaseFacts())
     one.close()
     other.close()

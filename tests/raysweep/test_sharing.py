@@ -95,8 +95,9 @@ def test_a_longer_budget_goes_on_from_the_end(tmp_path, cache):
 
 
 @ON_S3_TOO
-def test_any_damaged_file_is_repaired_by_recomputing_its_segment_alone(storage, cache):
+def test_any_damaged_file_is_repaired_by_recomputing_its_segment_alone(storage, cache, tmp_path, monkeypatch):
     """A teacher and two students that part at a stop; one file after another is damaged."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = Store(storage)
     students, milestones = ninety()[0][1:4:2], [2, 4, 8]
     wanted = [(run, run.steps) for run in students]
@@ -114,9 +115,7 @@ def test_any_damaged_file_is_repaired_by_recomputing_its_segment_alone(storage, 
             nonce = next(iter(store.find(run, step).manifest.files)).split("/")[0]
             inner = name if name == "manifest.json" else f"{nonce}/{name}"
             damage(store, f"checkpoints/{step}/{key}/{inner}", next(ways), chance)
-            shutil.rmtree(
-                store.cache / "checkpoints" / key, ignore_errors=True
-            )  # this machine's copy, of an object store
+            shutil.rmtree(tmp_path / "raysweep", ignore_errors=True)  # this machine's copies, of an object store
             # What the damage hides is only met by those who build on it, as a worker does.
             if checkpoint := store.get(key, step):
                 with pytest.raises(CheckpointDamaged):

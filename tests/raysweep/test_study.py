@@ -150,12 +150,11 @@ def test_a_restarted_study_decides_what_an_undisturbed_one_would(sweep, interrup
 def test_any_entry_of_the_journal_may_be_the_last_before_a_crash(sweep, tmp_path, share):
     whole = sweep("one")
     whole.finish()
-    path = next((tmp_path / "one" / "store" / "studies").glob("*/journal.jsonl"))
-    entries = [line for line in path.read_text().splitlines() if line]
+    entries = whole.study.journal.read()
     for cut in (int(share * len(entries)), int(share * len(entries)) + 1):  # e.g. a probe without its decision
-        folder = tmp_path / f"cut-{cut}" / "store" / "studies" / path.parent.name
-        folder.mkdir(parents=True)
-        (folder / "journal.jsonl").write_text("\n".join(entries[:cut]) + "\n")
+        journal = Journal(Store(str(tmp_path / f"cut-{cut}" / "store")).files, whole.study.space.id)
+        for entry in entries[:cut]:
+            journal.append(**entry)
         again = sweep(f"cut-{cut}")
         again.finish()
         assert {state for _, state, *_ in again.decisions()} <= {"COMPLETE", "PRUNED", "UNAVAILABLE"}
@@ -181,12 +180,11 @@ def test_a_lost_optuna_study_is_made_again_from_the_journal(sweep, tmp_path):
     ]
 
 
-def test_a_torn_last_line_of_the_journal_is_dropped(sweep, tmp_path):
+def test_a_torn_last_batch_of_the_journal_is_dropped(sweep, tmp_path):
     run = sweep()
     run.finish(2)
-    path = next((tmp_path / "one" / "store" / "studies").glob("*/journal.jsonl"))
-    with path.open("ab") as journal:
-        journal.write(b'{"kind": "proposed", "tri')
+    last = max((tmp_path / "one" / "store" / "studies").glob("*/journal/*"))
+    last.with_name(f"{int(last.name) + 1:08d}").write_bytes(b'{"number": 7, "after')
     assert sweep().decisions() == run.decisions()
     Journal(run.study.store.files, run.study.space.id).append("opened", space={})
     assert Journal(run.study.store.files, run.study.space.id).read()[-1] == {"kind": "opened", "space": {}}

@@ -218,7 +218,7 @@ def test_the_driver_is_preempted_and_the_same_command_carries_on(root, first):
     plain.start()
     journal = root / "runs" / "studies"
     deadline = time.monotonic() + 300
-    while not any("probed" in path.read_text() for path in journal.glob("plain-*/journal.jsonl")):
+    while not any("probed" in path.read_text() for path in journal.glob("plain-*/journal/*")):
         assert time.monotonic() < deadline and plain.running, f"no probe in five minutes\n{plain.errors}"
         time.sleep(0.2)
     plain.driver.send_signal(signal.SIGTERM)

@@ -1,0 +1,310 @@
+"""Drivers that stop, continue and die between any two storage calls, whose writes are lost, slow or late.
+
+The machine runs two or three drivers on one study: each takes its lease, takes over its journal and appends entries.
+Journal, leases and files are the real ones, on a folder and on a real S3 server. The machine decides when each storage
+call of a driver is made, whether it is made at all, and whether its answer arrives.
+"""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from raysweep import retry
+from raysweep.errors import SweepError
+from raysweep.store import files as files_module
+from raysweep.store import leases as leases_module
+from raysweep.store.files import Files
+from raysweep.store.leases import LeaseFacts, Leases
+from raysweep.study import journal as journal_module
+from raysweep.study.journal import Journal
+
+DEAD_S = 10.0
+FATES = ("made", "made", "made", "made", "lost", "answer lost", "late")
+
+
+class Killed(BaseException):
+    """The driver's process is killed here."""
+
+
+class Driver:
+    """A driver in a thread, which waits before each of its storage calls until it is told their fate."""
+
+    def __init__(self, name: str, uri: str):
+        self.files, self.name = Files(uri), name
+        self.leases = Leases(self.files, beat_s=1e6, dead_s=DEAD_S)
+        self.holds = False
+        self.acknowledged: list[tuple[str, int]] = []
+        self.overtaken = self.ended = False
+        self.wanted: Callable[[], Any] | None = None
+        self._fates: queue.Queue[str] = queue.Queue()
+        self._turn = threading.Event()  # set when it waits for a fate, or has ended
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._settle()
+
+    def step(self, fate: str) -> Callable[[], Any] | None:
+        """Make its next storage call, or not. Returns a call that is made later."""
+        late = self.wanted if fate == "late" else None
+        self._turn.clear()
+        self._fates.put(fate)
+        self._settle()
+        return late
+
+    def _settle(self) -> None:
+        assert self._turn.wait(60), f"{self.name} hangs outside the storage"
+
+    def _run(self) -> None:
+        try:
+            while not self.leases.acquire("study-x", LeaseFacts("study")):
+                self.pause()
+            self.holds = True
+            journal = Journal(self.files, "x")
+            journal.take_over()
+            for number in range(6):
+                journal.append("noted", by=self.name, number=number)
+                self.acknowledged.append((self.name, number))
+            self.holds = False
+            self.leases.release("study-x")
+        except SweepError:
+            self.overtaken = True
+            self.holds = False
+            self.leases.release("study-x")
+        except (Killed, OSError):
+            pass
+        self.ended = True
+        self._turn.set()
+
+    def pause(self) -> None:
+        """Wait for a moment, as for a storage call."""
+        self.call(lambda: None)
+
+    def call(self, action: Callable[[], Any]) -> Any:
+        if threading.current_thread() is not self._thread:
+            return action()  # its heartbeat, or one of several reads at a time
+        self.wanted = action
+        self._turn.set()
+        fate = self._fates.get()
+        self.wanted = None
+        if fate == "killed":
+            raise Killed
+        if fate in ("lost", "late"):
+            raise OSError("timed out")
+        result = action()
+        if fate == "answer lost":
+            raise OSError("connection reset")
+        return result
+
+
+class Storage:
+    """obstore's functions, whose calls wait for the machine."""
+
+    Bytes = obstore.Bytes
+
+    def __init__(self) -> None:
+        self.drivers: dict[int, Driver] = {}
+
+    def __getattr__(self, function: str) -> Any:
+        def call(store: Any, *arguments: Any, **options: Any) -> Any:
+            def action() -> Any:
+                result = getattr(obstore, function)(store, *arguments, **options)
+                return list(result) if function == "list" else result
+
+            driver = self.drivers.get(id(store))
+            return driver.call(action) if driver else action()
+
+        return call
+
+
+class Drivers(RuleBasedStateMachine):
+    """The machine."""
+
+    make_uri: Callable[[], str]
+
+    @initialize()
+    def begin(self) -> None:
+        self.uri, self.clock, self.storage = type(self).make_uri(), 0.0, Storage()
+        self.drivers: list[Driver] = []
+        self.late: list[Callable[[], Any]] = []
+        self.beats: dict[str, float] = {}
+        self.read: list[dict[str, Any]] = []
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(files_module, "obstore", self.storage)
+        self.patch.setattr(leases_module, "time", self)
+        self.patch.setattr(retry, "POLL_S", 0.0)
+        self.patch.setattr(journal_module, "PART", 3)
+
+    def monotonic(self) -> float:
+        """The clock of the leases."""
+        return self.clock
+
+    def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            try:
+                self.end_well()
+            finally:
+                for driver in self.drivers:
+                    while not driver.ended:
+                        driver.step("killed")
+                    driver.leases.close()
+                self.patch.undo()
+
+    @precondition(lambda self: len(self.drivers) < 4)
+    @rule()
+    def start(self) -> None:
+        driver = Driver(f"driver {len(self.drivers)}", self.uri)
+        driver.files.check_writable()
+        self.storage.drivers[id(driver.files._store)] = driver
+        self.drivers.append(driver)
+        driver.start()
+
+    def living(self) -> list[Driver]:
+        return [driver for driver in self.drivers if not driver.ended]
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data(), steps=st.integers(1, 12))
+    def run(self, data: st.DataObject, steps: int) -> None:
+        """Let a driver make some storage calls while the others stand still, beating or not."""
+        driver = data.draw(st.sampled_from(self.living()))
+        for _ in range(steps):
+            if not driver.ended:
+                self.step(driver, data.draw(st.sampled_from(FATES)))
+
+    def step(self, driver: Driver, fate: str) -> None:
+        held = driver.holds
+        if late := driver.step(fate):
+            self.late.append(late)
+        if driver.holds and not held:
+            self.beats[driver.name] = self.clock
+            for other in self.drivers:
+                if other is not driver and other.holds:
+                    silent = self.clock - self.beats.get(other.name, -1e9)
+                    assert silent >= DEAD_S or other.ended, "two living owners of one lease"
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data(), steps=st.sampled_from([0, 3, 8, 100]), beats=st.booleans())
+    def overtake(self, data: st.DataObject, steps: int, beats: bool) -> None:
+        """Let a driver wait until it has the lease, and work on for some calls, while the others are stopped."""
+        driver = data.draw(st.sampled_from(self.living()))
+        for _ in range(60):
+            if driver.ended or driver.holds:
+                break
+            self.clock += 1.0
+            self.step(driver, "made")
+        for _ in range(steps):
+            if not driver.ended:
+                self.step(driver, "made")
+        if beats and not driver.ended:
+            self.beat(driver)
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def make_late_call(self, data: st.DataObject) -> None:
+        """A write arrives that its driver has given up."""
+        call = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
+        try:
+            call()
+        except Exception:  # noqa: S110  nobody waits for its answer
+            pass
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.living())).step("killed")
+
+    @rule(seconds=st.sampled_from([1.0, DEAD_S / 2, DEAD_S]), data=st.data())
+    def wait(self, seconds: float, data: st.DataObject) -> None:
+        """Time passes. Drivers that are not stopped beat."""
+        beating = data.draw(st.lists(st.sampled_from(self.drivers), unique=True)) if self.drivers else []
+        self.clock += seconds
+        for driver in beating:
+            if not driver.ended:
+                self.beat(driver)
+
+    def beat(self, driver: Driver) -> None:
+        driver.leases.beat()
+        self.beats[driver.name] = self.clock
+
+    @invariant()
+    def nothing_is_lost_or_replaced(self) -> None:
+        if not hasattr(self, "uri"):
+            return
+        journal = Journal(Files(self.uri), "x")
+        entries = journal.read()
+        assert entries[: len(self.read)] == self.read, "an entry was lost or replaced"
+        self.read = entries
+        stored = [(entry["by"], entry["number"]) for entry in entries]
+        for driver in self.drivers:
+            own = [entry for entry in stored if entry[0] == driver.name]
+            assert own[: len(driver.acknowledged)] == driver.acknowledged, "an acknowledged entry is missing"
+            assert own == [(driver.name, number) for number in range(len(own))]
+        writers = [entry[0] for entry in stored]
+        assert len([1 for a, b in zip(writers, writers[1:], strict=False) if a != b]) == max(
+            0, len(set(writers)) - 1
+        ), "a driver wrote after it was overtaken"
+
+    def end_well(self) -> None:
+        """Whatever has happened, a new driver carries on, and all others end."""
+        for driver in self.drivers:
+            if driver.ended:
+                continue
+            driver.step("killed")
+        last = Driver("the last", self.uri)
+        self.storage.drivers[id(last.files._store)] = last
+        self.drivers.append(last)
+        last.start()
+        for _ in range(400):
+            if last.ended:
+                break
+            self.clock += 1.0
+            self.step(last, "made")
+        assert last.ended and len(last.acknowledged) == 6, "the next driver waits for ever"
+        while self.late:
+            try:
+                self.late.pop()()
+            except Exception:  # noqa: S110
+                pass
+        self.nothing_is_lost_or_replaced()
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where this machine has one: thousands of small files are flushed to the disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_of_several_drivers_one_counts_and_nothing_is_lost(
+    kind: str, memory_folder: Path, request: pytest.FixtureRequest
+):
+    template = str(memory_folder / "{}") if kind == "folder" else request.getfixturevalue("s3")
+    Drivers.make_uri = staticmethod(lambda: template.format(uuid.uuid4().hex[:8]))
+    examples = 100 if kind == "folder" else 20
+    run_state_machine_as_test(
+        Drivers,
+        settings=settings(
+            max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
