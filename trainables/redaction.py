@@ -51,6 +51,11 @@ def public(text: str) -> str:
     return _ENCODED.sub(_decoded, _hidden(text))
 
 
+def public_uri(uri: str) -> str:
+    """`public` for a text that is a URI or a path as a user wrote it. White space in a URI does not end it."""
+    return public(re.sub(r"\s", "%20", uri) if "://" in uri else uri)
+
+
 def public_data(data: Any) -> Any:
     """Plain data in which secrets are replaced by ***, by their keys and in texts."""
     if isinstance(data, str):
