@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from raysweep.errors import UserError
-from trainables.redaction import public, public_data
+from trainables.redaction import public, public_data, public_uri
 
-__all__ = ["check_tracking_uri", "is_loopback", "public", "public_data", "sqlite_uri"]
+__all__ = ["check_tracking_uri", "is_loopback", "public", "public_data", "public_uri", "sqlite_uri"]
 
 
 def sqlite_uri(file: Path) -> str:
@@ -40,5 +40,5 @@ def check_tracking_uri(uri: str) -> None:
     """
     if uri.split(":")[0].split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "http", "https"):
         raise UserError(
-            f"--tracking-uri {public(uri)}: give a database or a server, e.g. sqlite:///mlflow.db or http://…"
+            f"--tracking-uri {public_uri(uri)}: give a database or a server, e.g. sqlite:///mlflow.db or http://…"
         )

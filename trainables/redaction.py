@@ -28,7 +28,7 @@ _PORT = r"\d{1,5}(?:[/?#\s]|$)"
 _USER = re.compile(
     rf"(?i)\b([a-z][a-z0-9+.-]*)://([^\s/]*|[^\s/:@]*:(?!{_PORT})\S*|[^\s/:@]*:(?!{_PORT})(?=\S)[^\n@]*)@"
 )
-_NAMELESS = re.compile(r"(://[^\n?]*\?)[^\s=&]+(?=[&\s]|$)")  # a query without a name may be a token
+_QUERY = re.compile(r"(://[^\n?]*\?)(\S+)")
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _NAMED = (  # how a parameter's name stands before its value, and what the value may be
     (
@@ -49,6 +49,11 @@ def public(text: str) -> str:
     Of a user and a password, the user is shown if it is a short word in lower-case letters.
     """
     return _ENCODED.sub(_decoded, _hidden(text))
+
+
+def public_uri(uri: str) -> str:
+    """`public` for a text that is a URI or a path as a user wrote it. White space in a URI does not end it."""
+    return public(re.sub(r"\s", "%20", uri) if "://" in uri else uri)
 
 
 def public_data(data: Any) -> Any:
@@ -75,10 +80,16 @@ def is_secret(name: str) -> bool:
 
 
 def _hidden(text: str) -> str:
-    text = _HEADER.sub(rf"\1 {HIDDEN}", _NAMELESS.sub(rf"\1{HIDDEN}", _USER.sub(_user, text)))
+    text = _HEADER.sub(rf"\1 {HIDDEN}", _QUERY.sub(_query, _USER.sub(_user, text)))
     for name, value in _NAMED:
         text = _without_values(text, name, value)
     return text
+
+
+def _query(found: re.Match[str]) -> str:
+    """The query of a URI. If a part of it has no name, it may be a token."""
+    named = all(re.match(r"[^=]+=|$", part) for part in re.split("[&?]", found[2]))
+    return found[0] if named else f"{found[1]}{HIDDEN}"
 
 
 def _without_values(text: str, name: re.Pattern[str], value: re.Pattern[str]) -> str:

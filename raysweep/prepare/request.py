@@ -10,6 +10,7 @@ from raysweep.prepare.encoding import EncodingOptions
 from raysweep.prepare.preparation import Preparation, PreparationConfig, images_per_shard, refuse_other
 from raysweep.prepare.sources import Latents, Source, open_source
 from raysweep.store.files import Files
+from raysweep.uris import public_uri
 from trainables.config import ProbeSpec
 from trainables.datasets import catalog, checks, prepared
 from trainables.datasets.autoencoders import Autoencoder, autoencoder_identity, open_autoencoder
@@ -44,7 +45,7 @@ def open_request(request: Request) -> Prepared | Preparation:
     try:
         Location.parse(request.out)
     except ValueError as error:
-        raise UserError(f"--out {request.out}: {error}; give a folder or a URI such as s3://…") from None
+        raise UserError(f"--out {public_uri(request.out)}: {error}; give a folder or a URI such as s3://…") from None
     source = open_source(request.source, request.split)
     autoencoder = _autoencoder(request, source)
     shape = _latent_shape(request, source, autoencoder)

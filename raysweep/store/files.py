@@ -24,7 +24,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from raysweep.errors import UserError
-from raysweep.uris import public
+from raysweep.uris import public, public_uri
 from trainables.errors import one_line
 from trainables.location import Location
 
@@ -85,7 +85,7 @@ class Files:
             self._objects = None if self.location.folder else self.location.open()
         except (ValueError, BaseError) as error:
             raise UserError(
-                f"--storage {public(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
+                f"--storage {public_uri(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
             ) from None
         self.uri, self.mark = str(self.location), mark
 

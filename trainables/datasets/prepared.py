@@ -31,7 +31,7 @@ from obstore.exceptions import BaseError
 
 from trainables.errors import one_line
 from trainables.location import Location, inside
-from trainables.redaction import public
+from trainables.redaction import public, public_uri
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -107,7 +107,7 @@ def locate(name: str) -> str | None:
     try:
         return str(Location.parse(root) / name)
     except ValueError as error:
-        raise LookupError(f"no data set '{public(name)}': {ROOT}={public(root)}: {error}") from None
+        raise LookupError(f"no data set '{public_uri(name)}': {ROOT}={public_uri(root)}: {error}") from None
 
 
 def absolute(name: str) -> str:
@@ -145,10 +145,10 @@ def read(location: str) -> Prepared:
         place = Location.parse(location)
         written = _read_manifest(place)
     except FileNotFoundError:
-        raise Absent(f"nothing prepared at {public(location)}: raysweep prepare makes a set") from None
+        raise Absent(f"nothing prepared at {public_uri(location)}: raysweep prepare makes a set") from None
     except (OSError, BaseError, ValueError) as error:
         reason = public(one_line(error))
-        raise LookupError(f"the data set at {public(location)} cannot be read: {reason}") from None
+        raise LookupError(f"the data set at {public_uri(location)} cannot be read: {reason}") from None
     manifest = _shown(place, MANIFEST)
     try:
         facts = json.loads(written)
@@ -244,7 +244,7 @@ def _compare_sizes(prepared: Prepared, place: Location) -> None:
         sizes = {entry["path"]: entry["size"] for chunk in chunks for entry in chunk}
     except (OSError, BaseError, ValueError) as error:
         reason = public(one_line(error))
-        raise LookupError(f"the data set at {public(prepared.location)} cannot be read: {reason}") from None
+        raise LookupError(f"the data set at {public_uri(prepared.location)} cannot be read: {reason}") from None
     for name, wanted in prepared.files.items():
         _check_size(_shown(place, name), sizes.get(name), wanted["bytes"])
 
