@@ -2,7 +2,7 @@
 
     generations/<name>/<generation>         who holds, or held, this generation of a lease: created exclusively
     leases/<name>.<generation>.<owner>.<begin>-<end>    a lease that is held, for others to see; what it is on
-    owners/<owner>.<scope>.<pid>            an owner's heartbeat: a growing number
+    owners/<owner>.<scope>.<pid>            an owner's heartbeat, which is written again and again
 
 A generation is taken by creating its file, and its file is never deleted. So two owners never hold the same generation,
 and an owner that wakes up late cannot give back what another one holds now. The next generation can be taken once the
@@ -168,7 +168,8 @@ class Leases:
     def beat(self) -> None:
         """Write the heartbeat, then what the storage did not accept when leases were given back."""
         self._count += 1
-        self._files.write(self._own_path, str(self._count).encode())
+        # Its size changes too: a folder's listing shows size and time, and the times may be coarse.
+        self._files.write(self._own_path, b"." * (self._count % 64))
         with self._lock:
             undone, self._undone = self._undone, []
         for action in undone:
@@ -250,7 +251,7 @@ class Leases:
     def _start_heartbeat(self) -> None:
         if self._heartbeat:
             return
-        self._files.write(self._own_path, b"0")  # without the lock: the storage may take any time
+        self._files.write(self._own_path, b"")  # without the lock: the storage may take any time
         with self._lock:
             if not self._heartbeat:
                 self._heartbeat = threading.Thread(target=self._keep_alive, daemon=True, name="raysweep-heartbeat")
