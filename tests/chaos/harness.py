@@ -134,7 +134,7 @@ class Sweep:
         for folder in self.storage.glob("checkpoints/*/*"):
             if not (folder / "manifest.json").exists():
                 moments.add("commit")
-        for lease in self.storage.glob("leases/*.json"):
+        for lease in self.storage.glob("leases/*"):
             try:
                 facts = json.loads(lease.read_text())["facts"]
             except (OSError, ValueError):  # released, or just being written
