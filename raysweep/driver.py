@@ -34,8 +34,9 @@ from raysweep.study.extension import changed_from, refuse_changed
 from raysweep.study.journal import Journal
 from raysweep.study.state import StudyState
 from raysweep.study.summary import StepCount, StudySummary, summarize
-from raysweep.uris import check_tracking_uri, is_loopback, public
+from raysweep.uris import check_tracking_uri, is_loopback
 from trainables.datasets import catalog, checks
+from trainables.redaction import public
 
 if TYPE_CHECKING:
     from raysweep.study.proposals import Proposals

@@ -1,4 +1,4 @@
-"""URIs: made from paths, checked before they are used, and shown without their secrets."""
+"""URIs: made from paths, and checked before they are used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from raysweep.errors import UserError
-from trainables.redaction import public, public_data, public_uri
-
-__all__ = ["check_tracking_uri", "is_loopback", "public", "public_data", "public_uri", "sqlite_uri"]
+from trainables.redaction import public_uri
 
 
 def sqlite_uri(file: Path) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from raysweep.cluster.connection import connected, last_line
 from raysweep.space.launch import Launch
 from raysweep.store.files import Files
-from raysweep.uris import public
+from trainables.redaction import public
 
 ANSWER_S = 90.0  # how long a node may take to answer
 CLOCKS_S = 1.0  # most by which the nodes' clocks may differ, because file times are compared

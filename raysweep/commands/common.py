@@ -13,8 +13,8 @@ from rich.console import Console
 
 from raysweep.errors import SweepError, UserError
 from raysweep.space.profile import PROFILES
-from raysweep.uris import public
 from trainables.errors import one_line
+from trainables.redaction import public
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,10 +24,10 @@ from raysweep.commands.common import Parser, guarded, number_type
 from raysweep.prepare.preparation import Preparation
 from raysweep.prepare.request import DETECTORS, Request, open_request
 from raysweep.space.launch import Launch
-from raysweep.uris import public
 from trainables.datasets import prepared
 from trainables.datasets.prepared import Prepared
 from trainables.location import Location
+from trainables.redaction import public
 
 
 def main(arguments: list[str] | None = None) -> int:

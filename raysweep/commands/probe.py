@@ -21,10 +21,10 @@ from raysweep.execution.checkpoint_probe import CheckpointProbe
 from raysweep.space.explain import explain
 from raysweep.store.snapshots import choose_data, describe
 from raysweep.store.store import Store
-from raysweep.uris import public
 from trainables.config import ProbeSpec, error_name
 from trainables.datasets import checks
 from trainables.evaluation.probing import ProbeResult, save_grid
+from trainables.redaction import public
 
 DEFAULTS = ProbeSpec()
 

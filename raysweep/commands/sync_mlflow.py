@@ -17,7 +17,8 @@ from raysweep.study.journal import studies
 from raysweep.study.state import StudyState
 from raysweep.study.summary import summarize
 from raysweep.tracking.mirror import Mirror
-from raysweep.uris import check_tracking_uri, public
+from raysweep.uris import check_tracking_uri
+from trainables.redaction import public
 
 
 def main(arguments: list[str] | None = None) -> int:

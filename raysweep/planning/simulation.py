@@ -7,10 +7,9 @@ result comes from a learning curve, and the clock jumps from one event to the ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import selectors
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +116,6 @@ class MemoryStore(Store):
 
     def put_record(self, key: str, record: Record, files: Mapping[str, Path] = MappingProxyType({})) -> None:
         self._records[f"{record.KIND}/{key}"] = record
-
-    @contextlib.contextmanager
-    def open_picture(self, key: str) -> Iterator[None]:
-        yield None
 
 
 @dataclass

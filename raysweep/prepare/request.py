@@ -10,12 +10,12 @@ from raysweep.prepare.encoding import EncodingOptions
 from raysweep.prepare.preparation import Preparation, PreparationConfig, images_per_shard, refuse_other
 from raysweep.prepare.sources import Latents, Source, open_source
 from raysweep.store.files import Files
-from raysweep.uris import public_uri
 from trainables.config import ProbeSpec
 from trainables.datasets import catalog, checks, prepared
 from trainables.datasets.autoencoders import Autoencoder, autoencoder_identity, open_autoencoder
 from trainables.datasets.prepared import Prepared
 from trainables.location import Location
+from trainables.redaction import public_uri
 
 DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)), "inception": ProbeSpec()}
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from raysweep.errors import UserError
 from raysweep.store.snapshots import describe
-from raysweep.uris import public
 from trainables import features
 from trainables.datasets.autoencoders import Autoencoder
 from trainables.datasets.catalog import DataSet
 from trainables.features import Scene, Separability
+from trainables.redaction import public
 from trainables.snapshot import Snapshot
 
 # Paul Tol's "muted" palette, safe for colour-blind readers. Its length limits how many classes are shown.

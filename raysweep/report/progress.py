@@ -17,7 +17,7 @@ from raysweep.study.activity import Activity, LaneActivity
 from raysweep.study.state import StudyState
 from raysweep.study.summary import STATE_WORDS
 from raysweep.study.trial import TrialState
-from raysweep.uris import public
+from trainables.redaction import public
 
 REFRESH_S = 1.0
 ROWS = 14  # of the live table

@@ -13,7 +13,7 @@ from raysweep.store.local_files import copy_into_store, local_place
 from raysweep.study.costs import Charge
 from raysweep.study.state import StudyState
 from raysweep.study.summary import LEVEL, StepCount, StudySummary, value_text
-from raysweep.uris import public
+from trainables.redaction import public
 
 SHOWN = 100  # the most trials in the terminal's table
 

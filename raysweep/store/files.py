@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -18,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from raysweep.errors import UserError
-from raysweep.uris import public, public_uri
 from trainables.errors import one_line
 from trainables.location import Location
+from trainables.redaction import public, public_uri
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -228,17 +227,6 @@ class Files:
     def sha256(self, path: str) -> str | None:
         """SHA-256, in hex, of a file's content, or None where there is no file."""
         return self._look(path, lambda: _digest(self._content(path)))
-
-    def open(self, path: str) -> BinaryIO:
-        """A small file, opened for reading.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        content = self.read(path)
-        if content is None:
-            raise FileNotFoundError(path)
-        return io.BytesIO(content)
 
     def copy_in(self, source: Path, path: str) -> str:
         """Copy a file of this machine into the storage; returns its SHA-256 in hex."""

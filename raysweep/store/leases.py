@@ -72,11 +72,13 @@ class Lease:
     """A lease that somebody holds.
 
     Attributes:
+        path: of its file, below the root.
         begin, end: the steps of a task; None for other leases.
         version: changes when the owner writes other facts.
         read: reads the content of its file, which is needed for `facts` and `holder` alone.
     """
 
+    path: str
     name: str
     generation: int
     owner: str
@@ -151,7 +153,7 @@ class Leases:
         """Delete the files of dead owners."""
         for lease in self._look():
             if lease.owner != self.owner and not self._lives(lease.owner):
-                self._do(functools.partial(self._files.delete, _path(lease)))
+                self._do(functools.partial(self._files.delete, lease.path))
         for entry in self._files.walk("owners"):
             if (owner := _owner(entry.path)) != self.owner and not self._lives(owner):
                 self._do(functools.partial(self._files.delete, entry.path))
@@ -280,18 +282,13 @@ def _steps(facts: LeaseFacts) -> str:
     return "" if facts.begin is None or facts.end is None else f"{facts.begin}-{facts.end}"
 
 
-def _path(lease: Lease) -> str:
-    steps = "" if lease.begin is None else f"{lease.begin}-{lease.end}"
-    return f"leases/{lease.name}.{lease.generation:06d}.{lease.owner}.{steps}"
-
-
 def _parse(path: str, version: str, read: Callable[[], Mapping[str, Any]]) -> Lease | None:
     """The lease with that path; None for a file of an earlier version, or a foreign one."""
     parts = path.removeprefix("leases/").rsplit(".", 3)
     if len(parts) != 4 or not parts[1].isdigit():
         return None
     begin, end = (int(step) if step.isdigit() else None for step in parts[3].partition("-")[::2])
-    return Lease(parts[0], int(parts[1]), parts[2], begin, end, version, read)
+    return Lease(path, parts[0], int(parts[1]), parts[2], begin, end, version, read)
 
 
 def _owner(path: str) -> str:

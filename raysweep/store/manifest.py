@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.errors import UserError
-from raysweep.uris import public
 from trainables.location import inside
+from trainables.redaction import public
 
 
 @dataclass(frozen=True)

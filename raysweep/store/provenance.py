@@ -8,7 +8,7 @@ from typing import Any
 from raysweep.store import history
 from raysweep.store.manifest import DataFiles, Manifest
 from raysweep.store.store import Store
-from raysweep.uris import public
+from trainables.redaction import public
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 from raysweep.store.manifest import Platform
-from raysweep.uris import public_data
+from trainables.redaction import public_data
 
 
 class Record(Protocol):

@@ -9,10 +9,10 @@ from typing import Any
 from raysweep.errors import SweepError, UserError
 from raysweep.store.lookup import find_key
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
-from raysweep.uris import public
 from trainables import snapshot as snapshots
 from trainables.datasets import catalog
 from trainables.datasets.catalog import DataSet
+from trainables.redaction import public
 from trainables.snapshot import Snapshot, Weights
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -269,16 +269,9 @@ class Store:
         content = self.files.read(f"{_record(ProbeRecord, key)}.npy")
         return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
 
-    @contextlib.contextmanager
-    def open_picture(self, key: str) -> Iterator[BinaryIO | None]:
-        """A probe's grid of samples (PNG), opened for reading, or None where it is not stored."""
-        try:
-            stream = self.files.open(f"{_record(ProbeRecord, key)}.png")
-        except FileNotFoundError:
-            yield None
-            return
-        with stream:
-            yield stream
+    def picture(self, key: str) -> bytes | None:
+        """A probe's grid of samples (PNG); None where it is not stored."""
+        return self.files.read(f"{_record(ProbeRecord, key)}.png")
 
     # --- inside
 

@@ -20,7 +20,7 @@ from raysweep.space import domains, runs
 from raysweep.space.domains import Domain, Point, label
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
-from raysweep.uris import public
+from trainables.redaction import public
 
 DIRECTIONS = {
     None: (StudyDirection.MINIMIZE,),

@@ -15,7 +15,7 @@ from raysweep.study.pareto import Direction, front
 from raysweep.study.rungs import Decision
 from raysweep.study.state import StudyState
 from raysweep.study.trial import State, TrialState
-from raysweep.uris import public, public_data
+from trainables.redaction import public, public_data
 
 LEVEL = 0.95  # of confidence: a trial is clearly worse than another if a one-sided test at this level says so
 STATE_WORDS: dict[State, str] = {

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from raysweep.space.domains import Point
 from raysweep.study.rungs import Decision, Recheck
-from raysweep.uris import public
+from trainables.redaction import public
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAILED", "UNAVAILABLE"]
 

@@ -13,8 +13,8 @@ from raysweep.retry import Notify
 from raysweep.study.state import StudyState
 from raysweep.study.trial import TrialState
 from raysweep.tracking.mirror import Mirror
-from raysweep.uris import public
 from trainables.errors import one_line
+from trainables.redaction import public
 
 RETRY_S = 5.0  # between attempts to reach an MLflow that does not answer
 POLL_S = 60.0  # between looks for new checkpoints of running trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -26,10 +27,10 @@ from raysweep.study.summary import difference_from_defaults
 from raysweep.study.trial import TrialState
 from raysweep.tracking.models import Models
 from raysweep.tracking.runs import Runs, milliseconds
-from raysweep.uris import public, public_data, public_uri
 from trainables import config
 from trainables.config import ProbeSpec, TeacherRef
 from trainables.errors import one_line
+from trainables.redaction import public, public_data, public_uri
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the caller retries without a limit
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -186,10 +187,9 @@ class Mirror:
             images = self._client.list_artifacts(run_id, "images")
             if any(file.path.startswith(f"images/samples+step+{step}+") for file in images):
                 return
-        with self.study.store.open_picture(probe_key(run, step, probe)) as stream:
-            if stream:
-                picture = Image.open(stream).convert("RGB")
-                self._client.log_image(run_id, picture, key="samples", step=step, timestamp=milliseconds(when))
+        if picture := self.study.store.picture(probe_key(run, step, probe)):
+            image = Image.open(io.BytesIO(picture)).convert("RGB")
+            self._client.log_image(run_id, image, key="samples", step=step, timestamp=milliseconds(when))
 
     # --- a teacher's run
 

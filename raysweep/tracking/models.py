@@ -18,9 +18,9 @@ from mlflow.tracking import MlflowClient
 
 from raysweep.store import history
 from raysweep.store.store import Store
-from raysweep.uris import public
 from trainables import config
 from trainables.datasets import catalog
+from trainables.redaction import public
 
 _KEY = "raysweep.history_key"
 _PAGE = 100  # MLflow's own limit

@@ -12,7 +12,7 @@ from raysweep.space.domains import label
 from raysweep.store.curves import Point
 from raysweep.store.store import Store
 from raysweep.tracking.artifacts import artifact_uri
-from raysweep.uris import public
+from trainables.redaction import public
 
 _BATCH = 1000  # entries of a call, MLflow's own limit
 _PARAMS = 100  # parameters of a call, likewise

@@ -110,8 +110,7 @@ def test_records_come_back_with_their_files(tmp_path, storage):
     assert store.influence("k").tolist() == [0, 1, 2, 3, 4] and store.influence("other") is None
     assert store.record(ProbeRecord, "k") == ProbeRecord({"fd": 1.5})
     assert store.record(ProbeRecord, "other") is None
-    with store.open_picture("k") as stream:
-        assert stream.read() == b"png"
+    assert store.picture("k") == b"png" and store.picture("other") is None
     store.files.write("records/probes/k.png", b"another")
     assert store.record(ProbeRecord, "k") is None
 

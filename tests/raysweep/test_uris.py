@@ -13,7 +13,8 @@ from sqlalchemy import make_url
 from raysweep.errors import SweepError, UserError
 from raysweep.store.manifest import DataFiles, Platform, TrainingFacts
 from raysweep.store.records import FailureRecord
-from raysweep.uris import is_loopback, public, public_data, sqlite_uri
+from raysweep.uris import is_loopback, sqlite_uri
+from trainables.redaction import public, public_data
 
 
 @pytest.mark.parametrize(

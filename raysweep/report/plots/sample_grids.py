@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,9 @@ def _chosen(study: StudyState, summary: StudySummary) -> list[TrialSummary]:
 def _cell(study: StudyState, number: int, step: int) -> np.ndarray[Any, Any] | None:
     """The upper left part of a probe's grid of samples, (H, W, 3) uint8; None if it is not in the store."""
     trial = study.trials[number]
-    with study.store.open_picture(probe_key(study.run(trial), step, study.probe(trial))) as stream:
-        if not stream:
-            return None
-        sheet = np.asarray(Image.open(stream).convert("RGB"))
+    picture = study.store.picture(probe_key(study.run(trial), step, study.probe(trial)))
+    if picture is None:
+        return None
+    sheet = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     tile = sheet.shape[1] // min(catalog.find(study.run(trial).data).num_classes, GRID_COLUMNS)
     return sheet[: SAMPLES[1] * tile, : SAMPLES[0] * tile]
