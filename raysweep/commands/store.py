@@ -20,6 +20,7 @@ from raysweep.store.provenance import title
 from raysweep.store.provenance import trace as trace_provenance
 from raysweep.store.store import Store
 from raysweep.study import retention
+from raysweep.study.journal import ignored_batches
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +55,8 @@ def ls(options: argparse.Namespace, console: Console) -> None:
 
 
 def verify(options: argparse.Namespace, console: Console) -> int:
-    """Compare every file with its checksum. Damaged checkpoints are set aside; they are trained again when needed."""
+    """Compare every file with its checksum. Damaged checkpoints are set aside; they are trained again when needed. Also
+    list the batches of journals that do not count."""
     store = _store(options)
     count = sum(1 for _ in store.checkpoints())
     quiet = not console.is_terminal
@@ -63,13 +65,19 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     for checkpoint, fault in results:
         if fault:
             wrong[checkpoint.key] = str(store.set_aside(checkpoint, fault))
+    ignored = ignored_batches(store.files)
     if options.json:
-        print(json.dumps({"checkpoints": count, "damaged": wrong}))
+        print(json.dumps({"checkpoints": count, "damaged": wrong, "ignored": ignored}))
     else:
         out = Console()
         for message in wrong.values():
             out.print(message, highlight=False, soft_wrap=True)
         out.print(f"{count - len(wrong)} of {count} checkpoints are intact")
+        for study, numbers in ignored.items():
+            text = ", ".join(map(str, numbers))
+            out.print(
+                f"{study}: of its journal, batches {text} do not count: one before them is damaged", highlight=False
+            )
     return 1 if wrong else 0
 
 

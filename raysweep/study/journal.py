@@ -79,6 +79,17 @@ def opening(files: Files, name: str) -> Entry:
     return Journal(files, name).first()
 
 
+def ignored_batches(files: Files) -> dict[str, list[int]]:
+    """The numbers of the batches that are stored and do not count, by study."""
+    ignored = {}
+    for study in studies(files):
+        journal = Journal(files, study)
+        journal.read()
+        if journal.ignored:
+            ignored[study] = [batch.number for batch in journal.ignored]
+    return ignored
+
+
 class Journal:
     """The journal of a study. Anyone may read it. One driver writes it: the last one that has taken it over.
 

@@ -129,6 +129,14 @@ def test_what_is_damaged_is_found_and_set_aside(study, capsys):
     assert victim.key[:12] in capsys.readouterr().out
     assert study.store.find(study.run(study.trials[0]), 8) is None
     assert main(["verify", "--storage", study.store.uri]) == 0
+    assert "do not count" not in capsys.readouterr().out
+    study.journal.append("noted")
+    study.journal.append("noted")
+    for place in ("journal", "journal-copy"):
+        damaged = sorted(study.store.files.names(f"studies/{study.space.id}/{place}"))[-2]
+        study.store.files.delete(f"studies/{study.space.id}/{place}/{damaged}")
+    assert main(["verify", "--storage", study.store.uri]) == 0
+    assert f"batches {int(damaged) + 1} do not count" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_lineage_names_the_teacher_and_the_data_with_keys_and_files(study, tmp_path, capsys):

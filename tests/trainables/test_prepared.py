@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -248,6 +249,26 @@ def test_copies_go_when_the_budget_is_spent_but_not_those_in_use(tmp_path, s3, m
     load_latents(uris[2], cache)
     use(uris[1])
     assert there() == [True, True, True]  # whatever the budget says
+
+
+def test_what_a_machine_has_compared_is_remembered_where_only_its_user_can_write(made, tmp_path, monkeypatch):
+    folder, home = Path(made[0]), tmp_path / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    before = os.umask(0o002)
+    try:
+        prepared.fetch(prepared.read(str(folder)), tmp_path)
+    finally:
+        os.umask(before)
+    assert (home / "raysweep").stat().st_mode & 0o777 == 0o700 and list((home / "raysweep").glob("*.checked"))
+    (home / "raysweep").chmod(0o777)  # others may say that a file was compared
+    shard = folder / "shards" / "00000.arrow"
+    stamps = shard.stat()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+    with pytest.raises(LookupError, match="was altered"):
+        prepared.fetch(prepared.read(str(folder)), tmp_path)
 
 
 def test_a_manifest_is_plain_json_of_known_parts(made):

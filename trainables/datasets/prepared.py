@@ -31,6 +31,7 @@ from obstore.exceptions import BaseError
 
 from trainables.errors import one_line
 from trainables.location import Location, inside
+from trainables.node_cache import private_folder
 from trainables.redaction import public, public_uri
 
 if TYPE_CHECKING:
@@ -182,10 +183,7 @@ def fetch(prepared: Prepared, cache: Path) -> Path:
     place = Location.parse(prepared.location)
     if place.folder:
         stamps = _stamps_file(prepared)
-        with contextlib.ExitStack() as locks:
-            with contextlib.suppress(OSError):  # without a folder of its own, each process compares for itself
-                stamps.parent.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(_exclusive_lock(stamps.with_suffix(".lock")))
+        with _exclusive_lock(stamps.with_suffix(".lock")) if stamps else contextlib.nullcontext():
             _compare(prepared, place.folder, stamps)
         return place.folder
     (copies := cache / "data").mkdir(parents=True, exist_ok=True)
@@ -213,9 +211,10 @@ def examine(prepared: Prepared, cache: Path) -> None:
         _compare_sizes(prepared, place)
 
 
-def _compare(prepared: Prepared, folder: Path, stamps_file: Path) -> None:
-    """Compare the sizes of all files, and the contents of those that changed since this machine last compared them."""
-    known = _read_stamps(stamps_file)
+def _compare(prepared: Prepared, folder: Path, stamps_file: Path | None) -> None:
+    """Compare the sizes of all files, and the contents of those that changed since this machine last compared them;
+    without a file that says so, of all."""
+    known = _read_stamps(stamps_file) if stamps_file else {}
     due = []
     for name, wanted in prepared.files.items():
         try:
@@ -233,7 +232,7 @@ def _compare(prepared: Prepared, folder: Path, stamps_file: Path) -> None:
                     f"{folder / name} was altered: its SHA-256 is not the manifest's; prepare the set again"
                 )
             known[name] = stamp
-    if due:
+    if due and stamps_file:
         _write(stamps_file, json.dumps(known).encode())
 
 
@@ -256,11 +255,14 @@ def _check_size(place: str, size: int | None, wanted: int) -> None:
         raise LookupError(f"{place} is truncated: {size:,} bytes of {wanted:,}; prepare the set again")
 
 
-def _stamps_file(prepared: Prepared) -> Path:
+def _stamps_file(prepared: Prepared) -> Path | None:
     """The file in which this machine records the size and modification time of every file that it has compared. There
-    is one per location, because a copy of a set may have the same times."""
+    is one per location, because a copy of a set may have the same times. None where this user has no folder in which
+    nobody else could have put it."""
     name = _sealed({"location": prepared.location, "identity": prepared.identity})
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysweep" / f"{name}.checked"
+    with contextlib.suppress(ValueError):
+        return private_folder() / f"{name}.checked"
+    return None
 
 
 def _copy(prepared: Prepared, place: Location, folder: Path) -> None:
@@ -341,8 +343,6 @@ def _read_stamps(file: Path) -> dict[str, list[int]]:
 
 def _write(file: Path, content: bytes) -> None:
     """Write atomically. Errors are ignored, as the content can be computed again."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
         stream.write(content)
         os.replace(stream.name, file)
