@@ -225,6 +225,8 @@ class _Sweep:
         if self.options.tracking_uri:
             check_tracking_uri(self.options.tracking_uri)
         store.files.check_writable()
+        with self.console.status("looking at the store"):  # reading one of an earlier version takes a while
+            retry_storage(store.index, self.notify)
         if not self.options.extend:
             for space in self.spaces:
                 refuse_changed(space, store)

@@ -59,7 +59,7 @@ class TaskLeases:
         async with self._lock(task):
             holder = await asyncio.to_thread(self._try_acquire, task)
         if holder:
-            self.elsewhere[task.ticket] = f"{task}: by {holder.holder}"
+            self.elsewhere[task.ticket] = f"{task}: by {holder}"
         return holder is None
 
     async def free(self, task: Task) -> None:
@@ -80,20 +80,20 @@ class TaskLeases:
     def _lock(self, task: Task) -> asyncio.Lock:
         return self._locks.setdefault(task.lease, asyncio.Lock())
 
-    def _try_acquire(self, task: Task) -> Lease | None:
-        """Take the lease on a task, and return None; or return the lease of the driver that has it."""
+    def _try_acquire(self, task: Task) -> str | None:
+        """Take the lease on a task, and return None; or return the driver that has it, in words."""
         if holder := self._holder(task):
-            return holder
+            return holder.holder
         facts = LeaseFacts(task.kind, task.begin, task.end, task.run.model_dump_json())
         if not self._leases.acquire(task.lease, facts):
             if holder := self._leases.holder(task.lease):
-                return holder
+                return holder.holder
             raise TaskOutdated  # its holder has just given it back
         if (rival := self._rival(task)) or self._is_done(task):
             self._leases.release(task.lease)
             if not rival:
                 raise TaskOutdated
-        return rival
+        return rival.holder if rival else None
 
     def _rival(self, task: Task) -> Lease | None:
         """The lease of another driver that trains a step of this task, whose lease is held; None where there is none

@@ -84,9 +84,14 @@ def trunk(run: Run, step: int) -> str:
     Raises:
         ValueError, LookupError: as `describe`.
     """
-    description = describe(run, step)
-    del description["step"], description["phases"][-1]["until"]
-    return key_of(description)
+    return trunk_of(describe(run, step))
+
+
+def trunk_of(description: dict[str, Any]) -> str:
+    """The name of the trunk on which a described history lies."""
+    *before, last = description["phases"]
+    last = {name: value for name, value in last.items() if name != "until"}
+    return key_of({name: value for name, value in description.items() if name != "step"} | {"phases": [*before, last]})
 
 
 def probe_key(run: Run, step: int, spec: ProbeSpec) -> str:

@@ -75,7 +75,7 @@ class Lease:
         path: of its file, below the root.
         begin, end: the steps of a task; None for other leases.
         version: changes when the owner writes other facts.
-        read: reads the content of its file, which is needed for `facts` and `holder` alone.
+        read: reads the content of its file, once. It is needed for `facts` and `holder` alone.
     """
 
     path: str
@@ -87,12 +87,12 @@ class Lease:
     version: str
     read: Callable[[], Mapping[str, Any]]
 
-    @functools.cached_property
+    @property
     def facts(self) -> LeaseFacts:
         """What it is on."""
         return LeaseFacts.from_dict(self.read().get("facts", {}))
 
-    @functools.cached_property
+    @property
     def holder(self) -> str:
         """The owner in words."""
         content = self.read()
@@ -212,7 +212,7 @@ class Leases:
         for entry in self._files.walk("leases"):  # before the owners: an owner's heartbeat is older than its leases
             lease = self._seen.get(entry.path)
             if lease is None or lease.version != entry.version:
-                lease = _parse(entry.path, entry.version, functools.partial(self._content, entry.path))
+                lease = _parse(entry.path, entry.version, functools.cache(functools.partial(self._content, entry.path)))
             if lease:
                 seen[entry.path] = lease
         self._seen = seen

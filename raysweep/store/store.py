@@ -7,6 +7,8 @@
     shards/<probe>/<number>                     parts of probes that are not finished
     aside/…                                     manifests of damaged checkpoints, with what was wrong
     freed/<step>-<key>.json                     manifests of checkpoints whose files `gc` has deleted
+    trunks/<trunk>/<step>                       that there is, or was, a checkpoint at a step of a trunk; empty
+    trunks/complete                             that trunks/ lists every checkpoint; an earlier version wrote no trunks/
     leases/…, generations/…, owners/…           which driver works on what: leases.py
     studies/<id>/…                              a study's journal, tables and plots
 
@@ -21,17 +23,19 @@ import io
 import json
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from raysweep.errors import UserError
 from raysweep.store import history
-from raysweep.store.files import Files
+from raysweep.store.files import Files, unsealed
 from raysweep.store.manifest import FileFacts, Manifest, TrainingFacts
 from raysweep.store.records import ProbeRecord, Record
 from trainables.config import Run
@@ -40,6 +44,9 @@ from trainables.node_cache import Altered, Copies, Verified, budget_bytes, priva
 
 BUDGET = "RAYSWEEP_CACHE_GIB"  # environment variable: most GiB of copies of checkpoints on a machine, for one user
 DEFAULT_BUDGET_GIB = 100.0
+INDEXED = "trunks/complete"
+MANIFESTS = 1024  # that are read before any is given
+PARALLEL = 32  # calls of the storage at a time
 PLACE = ("account", "endpoint_override")  # the options of a URI that tell one store from another
 Influence = npt.NDArray[np.float32]
 RecordType = TypeVar("RecordType", bound=Record)
@@ -90,6 +97,7 @@ class Store:
         self.uri = self.files.uri
         with _user_errors():
             self._budget = budget_bytes(BUDGET, DEFAULT_BUDGET_GIB)
+        self._is_indexed = False
 
     @property
     def cache(self) -> Path:
@@ -107,7 +115,8 @@ class Store:
     # --- checkpoints
 
     def commit(self, run: Run, step: int, folder: Path, training: TrainingFacts) -> StoredCheckpoint:
-        """Copy the files of `folder` into the store as `run`'s checkpoint at `step`, and write its manifest last.
+        """Copy the files of `folder` into the store as `run`'s checkpoint at `step`, a step from 1. Its manifest is
+        written last.
 
         Raises:
             OSError: the storage cannot be used. Nothing is committed then.
@@ -121,7 +130,8 @@ class Store:
                 name = f"{nonce}/{source.name}"
                 files[name] = FileFacts(source.stat().st_size, self.files.copy_in(source, f"{place}/{name}"))
             manifest = Manifest(key, step, files, description, training)
-            self.files.write_sealed(f"{place}/manifest.json", manifest.as_dict())
+            self.files.write(_on_trunk(description), b"")
+            self.files.write_sealed(_manifest(step, key), manifest.as_dict())
         except OSError:
             with contextlib.suppress(OSError):  # free the space of a disk that may be full
                 self.files.delete_folder(f"{place}/{nonce}")
@@ -131,7 +141,7 @@ class Store:
     def get(self, key: str, step: int) -> StoredCheckpoint | None:
         """The committed checkpoint with that key and step."""
         # An altered manifest counts as missing: the checkpoint is computed again and replaces it.
-        content = self.files.read_sealed(f"{_folder(step, key)}/manifest.json")
+        content = self.files.read_sealed(_manifest(step, key))
         return StoredCheckpoint(key, step, Manifest.from_dict(content)) if content else None
 
     def find(self, run: Run, step: int) -> StoredCheckpoint | None:
@@ -139,11 +149,21 @@ class Store:
         return self.get(history.key(run, step), step)
 
     def deepest(self, run: Run, step: int) -> StoredCheckpoint | None:
-        """`run`'s last committed checkpoint at or before `step`."""
-        for earlier in sorted(self._steps(), reverse=True):
+        """`run`'s last committed checkpoint at or before `step`. How long that takes does not depend on how much is in
+        the store, once `index` has been called."""
+        for earlier in self._steps_of(run, step) if self._indexed else sorted(self._steps(), reverse=True):
             if earlier <= step and (checkpoint := self.find(run, earlier)):
                 return checkpoint
         return None
+
+    def index(self) -> None:
+        """Have `deepest` find checkpoints by their trunks, also those of an earlier version. These are read once."""
+        if self._indexed:
+            return
+        with ThreadPoolExecutor(PARALLEL) as threads:
+            for _ in threads.map(self._index, self.checkpoints()):
+                pass
+        self.files.write(INDEXED, b"")
 
     def manifest(self, key: str, step: int) -> Manifest | None:
         """The manifest of a checkpoint, also of one that `free` has deleted."""
@@ -163,9 +183,12 @@ class Store:
     def checkpoints(self) -> Iterator[StoredCheckpoint]:
         """All committed checkpoints, by step."""
         for step in sorted(self._steps()):
-            for key in self.files.names(f"checkpoints/{step}"):
-                if checkpoint := self.get(key, step):
-                    yield checkpoint
+            keys = self.files.names(f"checkpoints/{step}")
+            for some in (keys[first : first + MANIFESTS] for first in range(0, len(keys), MANIFESTS)):
+                contents = self.files.read_many(_manifest(step, key) for key in some)
+                for key, content in zip(some, map(unsealed, contents), strict=True):
+                    if content:
+                        yield StoredCheckpoint(key, step, Manifest.from_dict(content))
 
     def open(self, checkpoint: StoredCheckpoint) -> Path:
         """A folder of this machine with the checkpoint's files, each compared with its SHA-256.
@@ -222,23 +245,24 @@ class Store:
 
     def free(self, checkpoint: StoredCheckpoint) -> None:
         """Delete a checkpoint. Its manifest moves to `freed/`, for provenance and costs."""
-        folder = _folder(checkpoint.step, checkpoint.key)
+        folder, path = _folder(checkpoint.step, checkpoint.key), _manifest(checkpoint.step, checkpoint.key)
         # The manifest is copied as it is, because another version may have written it with other keys.
-        if manifest := self.files.read(f"{folder}/manifest.json"):
+        if manifest := self.files.read(path):
             self.files.write(_freed(checkpoint.step, checkpoint.key), manifest)
-        self.files.delete(f"{folder}/manifest.json")  # first: without a manifest, no process reads the files
+        self.files.delete(path)  # first: without a manifest, no process reads the files
         self.files.delete_folder(folder)
+        self.files.delete(_on_trunk(checkpoint.manifest.history))
 
     def set_aside(self, checkpoint: StoredCheckpoint, wrong: str) -> CheckpointDamaged:
         """Move the manifest of a damaged checkpoint to `aside/`, so that the checkpoint is not used any more; returns
         the exception to raise. The files stay until `gc`. Nothing is moved if another process has set the checkpoint
         aside or has committed it again."""
         key, step = checkpoint.key, checkpoint.step
-        manifest = self.files.read_sealed(f"{_folder(step, key)}/manifest.json")
+        manifest = self.files.read_sealed(_manifest(step, key))
         if manifest and Manifest.from_dict(manifest).files == checkpoint.manifest.files:
             content = json.dumps({"wrong": wrong, "manifest": manifest}).encode()
             self.files.write(f"aside/{step}-{key}-{_nonce(checkpoint)[:6]}.json", content)
-            self.files.delete(f"{_folder(step, key)}/manifest.json")
+            self.files.delete(_manifest(step, key))
         return CheckpointDamaged(f"checkpoint {key[:12]} at step {step}: {wrong}; set aside")
 
     # --- records
@@ -278,9 +302,34 @@ class Store:
     def _steps(self) -> list[int]:
         return [int(name) for name in self.files.names("checkpoints") if name.isdigit()]
 
+    def _steps_of(self, run: Run, end: int) -> Iterator[int]:
+        """The steps of `run` up to `end` at which there is, or was, a checkpoint. The last comes first."""
+        ends = [0, *(phase.until for phase in run.phases)]
+        for begin, until in reversed([*pairwise(ends)]):
+            if begin < end:
+                names = self.files.names(f"trunks/{history.trunk(run, begin + 1)}")
+                steps = (int(name) for name in names if name.isdigit())
+                yield from sorted((step for step in steps if begin < step <= min(until, end)), reverse=True)
+
+    @property
+    def _indexed(self) -> bool:
+        self._is_indexed = self._is_indexed or self.files.exists(INDEXED)
+        return self._is_indexed
+
+    def _index(self, checkpoint: StoredCheckpoint) -> None:
+        self.files.write(_on_trunk(checkpoint.manifest.history), b"")
+
 
 def _folder(step: int, key: str) -> str:
     return f"checkpoints/{step}/{key}"
+
+
+def _manifest(step: int, key: str) -> str:
+    return f"{_folder(step, key)}/manifest.json"
+
+
+def _on_trunk(description: dict[str, Any]) -> str:
+    return f"trunks/{history.trunk_of(description)}/{description['step']}"
 
 
 def _nonce(checkpoint: StoredCheckpoint) -> str:

@@ -1,6 +1,7 @@
 """A published checkpoint is whole or not there."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from raysweep.store.records import FailureRecord, ProbeRecord
 from raysweep.store.store import CheckpointDamaged, CheckpointMissing, Store
 from raysweep.study.comparison import difference
 from raysweep.study.rungs import Difference
-from trainables.config import NoTerm, Phase, ProbeSpec, Run
+from trainables.config import NoTerm, Phase, ProbeSpec, Run, SelfGuidedTerm, TeacherRef
 
 RUN = Run(backbone="SiT-T/2", data="emoji9", batch_size=4, phases=[Phase(until=40, term=NoTerm())])
 
@@ -48,6 +49,58 @@ def test_a_committed_checkpoint_is_found_by_its_history(tmp_path, storage):
     folder = open_at(store, 20)
     assert (folder / "state.safetensors").read_bytes() == b"state" * 100
     assert all(wrong is None for _, wrong in store.verify())
+
+
+def student(stop: int, until: int) -> Run:
+    """A run that is guided up to step `stop` by a teacher of `until` steps."""
+    teacher = TeacherRef(run=RUN, step=until)
+    guided = Phase(
+        until=stop, term=SelfGuidedTerm(layers=(8, 6), guidance_scale=2.0), projector_width=8, teacher=teacher
+    )
+    return Run(**RUN.model_dump(exclude={"phases"}), phases=[guided, Phase(until=40, term=NoTerm())])
+
+
+RUNS = [RUN, *(student(stop, until) for stop in (10, 15, 20) for until in (10, 20))]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    committed=st.sets(st.tuples(st.sampled_from(RUNS), st.integers(1, 40)), max_size=12),
+    freed=st.sets(st.integers(0, 11)),
+    earlier=st.integers(0, 12),
+)
+def test_the_deepest_checkpoint_is_the_same_with_and_without_an_index(tmp_path_factory, committed, freed, earlier):
+    root = tmp_path_factory.mktemp("store")
+    store, folder = Store(str(root / "store")), root / "files"
+    folder.mkdir()
+    checkpoints = []
+    for number, (run, step) in enumerate(sorted(committed, key=str)):
+        checkpoints.append(store.commit(run, step, folder, TrainingFacts()))
+        if number < earlier:  # an earlier version committed it
+            shutil.rmtree(root / "store" / "trunks")
+    for number in freed & set(range(len(checkpoints))):
+        store.free(checkpoints[number])
+    asked = [(run, step) for run in RUNS for step in (1, 9, 10, 15, 16, 20, 21, 40)]
+    scanned = [store.deepest(run, step) for run, step in asked]
+    store.index()
+    assert [store.deepest(run, step) for run, step in asked] == scanned
+    assert [Store(store.uri).deepest(run, step) for run, step in asked] == scanned
+
+
+def test_how_many_calls_find_the_deepest_checkpoint_does_not_depend_on_the_store(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    store.index()
+    calls: list[str] = []
+    for name in ("names", "read"):
+        method = getattr(store.files, name)
+        setattr(store.files, name, lambda path, method=method: calls.append(path) or method(path))
+    counts = []
+    for step in (5, 12, *range(20, 40)):
+        commit(store, tmp_path / "files", step)
+        calls.clear()
+        assert store.deepest(student(10, 10), 40) is None and store.deepest(RUN, 40).step == step
+        counts.append(len(calls))
+    assert set(counts) == {counts[0]}
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
