@@ -8,16 +8,14 @@ call of a driver is made, whether it is made at all, and whether its answer arri
 from __future__ import annotations
 
 import itertools
-import queue
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import obstore
 import pytest
+from fates import DEAD_S, FATES, Process, Storage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -34,119 +32,38 @@ from raysweep.errors import SweepError
 from raysweep.store import files as files_module
 from raysweep.store import leases as leases_module
 from raysweep.store.files import Files
-from raysweep.store.leases import LeaseFacts, Leases
+from raysweep.store.leases import LeaseFacts
 from raysweep.study import journal as journal_module
 from raysweep.study.journal import Journal
 
-DEAD_S = 10.0
-FATES = ("made", "made", "made", "made", "lost", "answer lost", "late")
-
-
-class Killed(BaseException):
-    """The driver's process is killed here."""
-
 
 class Driver:
-    """A driver in a thread, which waits before each of its storage calls until it is told their fate."""
+    """A driver that takes the lease on a study, takes over its journal, and appends six entries."""
 
     def __init__(self, name: str, uri: str):
-        self.files, self.name = Files(uri), name
-        self.leases = Leases(self.files, beat_s=1e6, dead_s=DEAD_S)
+        self.name, self.process = name, Process(name, Files(uri), self._drive)
+        self.leases = self.process.leases
         self.holds = self.superseded = False
         self.acknowledged: list[tuple[str, int]] = []
-        self.overtaken = self.ended = False
-        self.wanted: Callable[[], Any] | None = None
-        self._fault: BaseException | None = None  # what no driver may raise
-        self._fates: queue.Queue[str] = queue.Queue()
-        self._turn = threading.Event()  # set when it waits for a fate, or has ended
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-        self._settle()
+    @property
+    def ended(self) -> bool:
+        return self.process.ended
 
-    def step(self, fate: str) -> Callable[[], Any] | None:
-        """Make its next storage call, or not. Returns a call that is made later."""
-        late = self.wanted if fate == "late" else None
-        self._turn.clear()
-        self._fates.put(fate)
-        self._settle()
-        return late
-
-    def _settle(self) -> None:
-        assert self._turn.wait(60), f"{self.name} hangs outside the storage"
-        if self._fault:
-            raise self._fault
-
-    def _run(self) -> None:
-        try:
-            self._drive()
-        except (Killed, OSError):
-            pass
-        except BaseException as fault:
-            self._fault = fault
-        finally:
-            self.ended = True
-            self._turn.set()
-
-    def _drive(self) -> None:
+    def _drive(self, process: Process) -> None:
         while not self.leases.acquire("study-x", LeaseFacts("study")):
-            self.pause()
+            process.pause()
         self.holds = True
         try:
-            journal = Journal(self.files, "x")
+            journal = Journal(process.files, "x")
             journal.take_over()
             for number in range(6):
                 journal.append("noted", by=self.name, number=number)
                 self.acknowledged.append((self.name, number))
-        except SweepError:
-            self.overtaken = True
+        except SweepError:  # another driver has taken over
+            pass
         self.holds = False
         self.leases.release("study-x")
-
-    def pause(self) -> None:
-        """Wait for a moment, as for a storage call."""
-        self.call(lambda: None)
-
-    def call(self, action: Callable[[], Any]) -> Any:
-        if threading.current_thread() is not self._thread:
-            return action()  # its heartbeat, or one of several reads at a time
-        self.wanted = action
-        self._turn.set()
-        fate = self._fates.get()
-        self.wanted = None
-        if fate == "killed":
-            raise Killed
-        if fate in ("lost", "late"):
-            raise OSError("timed out")
-        result = action()
-        if fate == "answer lost":
-            raise OSError("connection reset")
-        return result
-
-
-class Storage:
-    """obstore's functions, whose calls wait for the machine."""
-
-    Bytes = obstore.Bytes
-
-    def __init__(self, beaten: Callable[[Driver], None]) -> None:
-        self.drivers: dict[int, Driver] = {}
-        self._beaten = beaten
-
-    def __getattr__(self, function: str) -> Any:
-        def call(store: Any, *arguments: Any, **options: Any) -> Any:
-            driver = self.drivers.get(id(store))
-
-            def action() -> Any:
-                result = getattr(obstore, function)(store, *arguments, **options)
-                if driver and function == "put" and str(arguments[0]).startswith("owners/"):
-                    self._beaten(driver)
-                return list(result) if function == "list" else result
-
-            return driver.call(action) if driver else action()
-
-        return call
 
 
 class Drivers(RuleBasedStateMachine):
@@ -178,7 +95,7 @@ class Drivers(RuleBasedStateMachine):
             finally:
                 for driver in self.drivers:
                     while not driver.ended:
-                        driver.step("killed")
+                        driver.process.step("killed")
                     driver.leases.close()
                 self.patch.undo()
 
@@ -188,11 +105,14 @@ class Drivers(RuleBasedStateMachine):
         self.add()
 
     def add(self) -> Driver:
-        driver = Driver(f"driver {len(self.drivers)}", self.uri)
-        driver.files.check_writable()
-        self.storage.drivers[id(driver.files._store)] = driver
+        return self.begin_driver(f"driver {len(self.drivers)}")
+
+    def begin_driver(self, name: str) -> Driver:
+        driver = Driver(name, self.uri)
+        driver.process.files.check_writable()
+        self.storage.add(driver.process)
         self.drivers.append(driver)
-        driver.start()
+        driver.process.start()
         return driver
 
     def living(self) -> list[Driver]:
@@ -209,7 +129,7 @@ class Drivers(RuleBasedStateMachine):
 
     def step(self, driver: Driver, fate: str) -> None:
         held = driver.holds
-        if late := driver.step(fate):
+        if late := driver.process.step(fate):
             self.late.append(late)
         if driver.holds and not held:
             for other in self.drivers:
@@ -250,7 +170,7 @@ class Drivers(RuleBasedStateMachine):
     @precondition(lambda self: self.living())
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.living())).step("killed")
+        data.draw(st.sampled_from(self.living())).process.step("killed")
 
     @rule(seconds=st.sampled_from([1.0, DEAD_S / 2, DEAD_S]), data=st.data())
     def wait(self, seconds: float, data: st.DataObject) -> None:
@@ -261,9 +181,9 @@ class Drivers(RuleBasedStateMachine):
             if not driver.ended:
                 driver.leases.beat()
 
-    def beaten(self, driver: Driver) -> None:
+    def beaten(self, process: Process) -> None:
         """A driver's heartbeat has been written."""
-        self.beats[driver.name] = self.clock
+        self.beats[process.name] = self.clock
 
     @invariant()
     def nothing_is_lost_or_replaced(self) -> None:
@@ -288,11 +208,8 @@ class Drivers(RuleBasedStateMachine):
         for driver in self.drivers:
             if driver.ended:
                 continue
-            driver.step("killed")
-        last = Driver("the last", self.uri)
-        self.storage.drivers[id(last.files._store)] = last
-        self.drivers.append(last)
-        last.start()
+            driver.process.step("killed")
+        last = self.begin_driver("the last")
         for _ in range(400):
             if last.ended:
                 break
