@@ -82,6 +82,11 @@ def _scaling(result: Result) -> Lines:
         yield f"ranks: {ranks}", f"{row['steps_per_s']:.2f} steps/s, {row['efficiency']:.0%}"
 
 
+def _storage(result: Result) -> Lines:
+    for what, row in result.items():
+        yield f"storage: {what}", f"{row['calls']:.0f} calls, {row['seconds']:.2f} s at 30 ms a call"
+
+
 PARTS = {
     "step": Part(
         f"step.py {TINY} --batch 16 --precision fp32 --projector 256 --threads 2 --steps 8 --repeats 7", 300, _step
@@ -90,6 +95,7 @@ PARTS = {
     "sampling": Part(f"sampling.py {TINY} --batches 18 36 72 --threads 2 --repeats 2", 150, _sampling),
     "publishing": Part("publishing.py --every-s 4 --seconds 12", 240, _publishing),
     "growth": Part("growth.py --trials 10 100 1000 --batches 64 256 1024 --ranks", 90, _growth),
+    "storage": Part("storage.py --trials 1000 --checkpoints 10000", 60, _storage),
     "scaling": Part("scaling.py --ranks 1 2 --repeats 1", 150, _scaling),
     "tax": Part("tax.py --trials 2 6 --plain 0", 180, _tax),
 }

@@ -49,3 +49,11 @@ def test_floors_of_the_paper_s_backbones():
     # the teacher's 8 of 12 blocks twice, and a projector of 768-2048-2048-768 on 256 tokens
     projector = 256 * (2 * 768 * 2048 + 2048**2) / 23.0e9
     assert result["guided_ms"] / result["operations_ms"] == pytest.approx((3 + 4 / 3 + 3 * projector) / 3, rel=0.01)
+
+
+def test_storage_calls_do_not_grow_with_drivers_journals_and_checkpoints():
+    sizes = ["--drivers", "20", "--claims", "80", "--trials", "300", "--checkpoints", "3000", "--ms", "0"]
+    calls = {name: row["calls"] for name, row in run_script("storage.py", *sizes).items()}
+    assert calls["look at 20 drivers, 80 tasks"] <= 3
+    assert calls["append to one of 300 entries"] == calls["append five entries together"] == 2
+    assert calls["start beside 3000 checkpoints"] <= calls["start in an empty store"]
