@@ -137,6 +137,20 @@ class Location:
         """The folder of this machine; None for an object store."""
         return Path(self.path) if self.scheme == "file" else None
 
+    @property
+    def identity(self) -> str:
+        """Names this folder among all that the machine can reach, without credentials: its path, and the server or
+        account that its URI names, or else the environment."""
+        named = {name: value for name, value in self.options if name in ("account", "endpoint_override")}
+        if self.scheme == "s3" and not named and (endpoint := _environment_endpoint()):
+            named["endpoint_override"] = endpoint
+        if self.scheme == "az" and not named:
+            connection = _azure_connection()
+            account = connection.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+            values = {"account": account, "endpoint_override": connection.get("BlobEndpoint")}
+            named = {name: value for name, value in values.items() if value}
+        return str(replace(self, options=tuple(sorted(named.items())), credentials=None))
+
     def open(self) -> ObjectStore:
         """The object store whose paths lie in this location. A folder of this machine is created.
 
@@ -158,9 +172,7 @@ class Location:
         return AzureStore(self.bucket, **_azure(options, settings))
 
     def _s3(self, options: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
-        endpoint = settings.get("endpoint") or next(
-            (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None
-        )
+        endpoint = settings.get("endpoint") or _environment_endpoint()
         if endpoint:
             settings["endpoint"] = endpoint
             settings["client_options"]["allow_http"] = endpoint.startswith("http://")
@@ -196,6 +208,11 @@ def _decoded(path: str) -> str:
 def _endpoint(options: dict[str, str]) -> str:
     given = options["endpoint_override"]
     return given if "://" in given else f"{options.get('scheme', 'https')}://{given}"
+
+
+def _environment_endpoint() -> str | None:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def _environment_region() -> str:
@@ -237,11 +254,15 @@ def _has_aws_profile() -> bool:
 def _azure(options: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     """Azure's settings: from the URI, else from AZURE_STORAGE_CONNECTION_STRING, which Azure's own tools read. obstore
     reads AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and the other variables itself."""
-    pairs = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
-    connection = dict(pair.partition("=")[::2] for pair in pairs if pair)
+    connection = _azure_connection()
     named = {"account_name": "AccountName", "account_key": "AccountKey", "endpoint": "BlobEndpoint"}
     settings = {ours: connection[theirs] for ours, theirs in named.items() if theirs in connection} | settings
     if account := options.get("account"):
         settings["account_name"] = account
     settings["client_options"]["allow_http"] = settings.get("endpoint", "").startswith("http://")
     return settings
+
+
+def _azure_connection() -> dict[str, str]:
+    pairs = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
+    return dict(pair.partition("=")[::2] for pair in pairs if pair)

@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,7 @@ class Leases:
         self.owner = uuid.uuid4().hex[:12]
         self._files, self._beat_s, self._dead_s = files, beat_s, dead_s
         self._held: dict[str, tuple[int, str]] = {}  # name -> generation, and the path of the lease
+        self._taking: set[str] = set()  # the paths of leases that are being written
         self._undone: list[Callable[[], None]] = []  # writes of `release` that the storage has not accepted yet
         # By owner: the version of its last heartbeat, and when it changed, in seconds of `time.monotonic`.
         self._beats: dict[str, tuple[str, float]] = {}
@@ -133,13 +134,17 @@ class Leases:
         if not self._files.create(_generation(name, generation), self._claim(released=False)):
             return False
         path = f"leases/{name}.{generation:06d}.{self.owner}.{_steps(facts)}"
-        self._files.write(path, json.dumps(_process() | {"facts": facts.as_dict()}).encode())
-        if self._last_generation(name) > generation:  # this process stood still, and was taken for dead
-            self._files.delete(path)
-            return False
-        with self._lock:
-            self._held[name] = generation, path
-        return True
+        self._taking.add(path)
+        try:
+            self._files.write(path, json.dumps(_process() | {"facts": facts.as_dict()}).encode())
+            if self._last_generation(name) > generation:  # this process stood still, and was taken for dead
+                self._files.delete(path)
+                return False
+            with self._lock:
+                self._held[name] = generation, path
+            return True
+        finally:
+            self._taking.discard(path)
 
     def release(self, name: str) -> None:
         """Give a lease back, if it is held."""
@@ -217,7 +222,17 @@ class Leases:
                 seen[entry.path] = lease
         self._seen = seen
         self._observe()
+        self._delete_late(seen.values())
         return list(seen.values())
+
+    def _delete_late(self, leases: Iterable[Lease]) -> None:
+        """Delete this owner's leases that it does not hold, for which others would wait. The storage has written them
+        after this owner gave up waiting for its answer."""
+        with self._lock:
+            known = {path for _, path in self._held.values()} | self._taking
+        for lease in leases:
+            if lease.owner == self.owner and lease.path not in known:
+                self._do(functools.partial(self._files.delete, lease.path))
 
     def _content(self, path: str) -> dict[str, Any]:
         try:

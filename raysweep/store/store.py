@@ -24,7 +24,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +47,6 @@ DEFAULT_BUDGET_GIB = 100.0
 INDEXED = "trunks/complete"
 MANIFESTS = 1024  # that are read before any is given
 PARALLEL = 32  # calls of the storage at a time
-PLACE = ("account", "endpoint_override")  # the options of a URI that tell one store from another
 Influence = npt.NDArray[np.float32]
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -346,9 +345,8 @@ def _record(kind: type[Record], key: str) -> str:
 
 
 def _name(location: Location) -> str:
-    """Names an object store in this machine's cache, without its credentials."""
-    options = tuple(option for option in location.options if option[0] in PLACE)
-    return hashlib.sha256(str(replace(location, options=options, credentials=None)).encode()).hexdigest()[:16]
+    """Names an object store in this machine's cache."""
+    return hashlib.sha256(location.identity.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

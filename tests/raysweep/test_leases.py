@@ -96,6 +96,21 @@ def test_the_lease_of_an_owner_without_heartbeat_is_taken_over(storage, owner):
     mine.close()
 
 
+def test_a_lease_that_the_storage_writes_after_it_was_given_back_is_deleted(storage):
+    mine, other = leases(storage), leases(storage)
+    files = Store(storage).files
+    for name in ("kept", "late"):
+        mine.acquire(name, LeaseFacts("train", 0, 10))
+    (late,) = [f"leases/{name}" for name in files.names("leases") if name.startswith("late")]
+    content = files.read(late)
+    mine.release("late")
+    files.write(late, content)
+    assert other.holder("late")
+    assert list(mine.others()) == [] and not other.holder("late")
+    assert other.holder("kept").begin == 0
+    mine.close(), other.close()
+
+
 def test_a_damaged_lease_has_no_owner(tmp_path):
     storage = str(tmp_path / "store")
     one, other = leases(storage), leases(storage)

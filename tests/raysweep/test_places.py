@@ -222,6 +222,26 @@ def test_a_checkpoint_s_manifest_that_names_files_outside_its_folder_is_refused(
     assert not [path for path in here.rglob("x") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    "uri, variable, values",
+    [
+        ("s3://bucket/x", "AWS_ENDPOINT_URL", ["http://127.0.0.1:1", "http://127.0.0.1:2"]),
+        (
+            "az://bucket/x",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            ["AccountName=a;AccountKey=eA==", "AccountName=b;AccountKey=eA=="],
+        ),
+    ],
+)
+def test_stores_on_servers_that_the_environment_names_share_no_cache(uri, variable, values, machine, monkeypatch):
+    machine()
+    caches = set()
+    for value in values:
+        monkeypatch.setenv(variable, value)
+        caches.add(Store(uri).cache)
+    assert len(caches) == len(values)
+
+
 # --- a fuzzer over storages and places of data
 
 NAMES = st.lists(
