@@ -14,8 +14,6 @@ from trainables.config import ProbeSpec
 from trainables.datasets import catalog, checks, prepared
 from trainables.datasets.autoencoders import Autoencoder, autoencoder_identity, open_autoencoder
 from trainables.datasets.prepared import Prepared
-from trainables.location import Location
-from trainables.redaction import public_uri
 
 DETECTORS = {"effnet_lite0": ProbeSpec(detector="effnet_lite0", metrics=("fid",)), "inception": ProbeSpec()}
 
@@ -42,10 +40,7 @@ def open_request(request: Request) -> Prepared | Preparation:
     Raises:
         UserError: an option is wrong, the source cannot be read, or something else is in the place.
     """
-    try:
-        Location.parse(request.out)
-    except ValueError as error:
-        raise UserError(f"--out {public_uri(request.out)}: {error}; give a folder or a URI such as s3://…") from None
+    place = Files(request.out, option="--out")
     source = open_source(request.source, request.split)
     autoencoder = _autoencoder(request, source)
     shape = _latent_shape(request, source, autoencoder)
@@ -60,7 +55,6 @@ def open_request(request: Request) -> Prepared | Preparation:
         detectors=[spec.detector_name for spec in options.probes],
         images_per_shard=request.images_per_shard or images_per_shard(shape, options),
     )
-    place = Files(request.out)
     return _finished(place, config) or Preparation(place, source, options, config, autoencoder, shape)
 
 

@@ -71,6 +71,7 @@ class Files:
         uri: a folder or a URI, as `trainables.location` takes them.
         mark: the content of the mark file, which `check_writable` reads or writes. With a mark, a folder that is no
             longer there is not mistaken for an empty one: methods that read or write raise `StorageGone`.
+        option: the command's option that names the folder, for messages.
 
     Every method that reads or writes raises an OSError when the storage cannot be used.
 
@@ -78,15 +79,15 @@ class Files:
         UserError: the URI is wrong, or a setting that the storage needs is missing.
     """
 
-    def __init__(self, uri: str, mark: str | None = None):
+    def __init__(self, uri: str, mark: str | None = None, option: str = "--storage"):
         try:
             self.location = Location.parse(uri)
             self._objects = None if self.location.folder else self.location.open()
         except (ValueError, BaseError) as error:
             raise UserError(
-                f"--storage {public_uri(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
+                f"{option} {public_uri(uri)}: {one_line(error)}; give a folder or a URI such as s3://…"
             ) from None
-        self.uri, self.mark = str(self.location), mark
+        self.uri, self.mark, self._option = str(self.location), mark, option
 
     def check_writable(self) -> None:
         """Check that a byte can be written, and create the mark file or read the existing one.
@@ -100,7 +101,7 @@ class Files:
             self.create(MARK, json.dumps({"storage": uuid.uuid4().hex}).encode())
             self.mark = (self.read(MARK) or b"").decode()
         except OSError as error:
-            raise UserError(f"--storage {public(self.uri)}: cannot write there ({one_line(error)})") from None
+            raise UserError(f"{self._option} {public(self.uri)}: cannot write there ({one_line(error)})") from None
 
     def check_available(self) -> None:
         """Compare the mark, where one is known, with the mark in the folder. An object store reports by itself that a

@@ -267,11 +267,19 @@ class Store:
     # --- records
 
     def record(self, kind: type[RecordType], key: str) -> RecordType | None:
-        """The record of that kind and key, or None where it or one of its files is missing or altered."""
+        """The record of that kind and key, or None where it or one of its files is missing or altered.
+
+        Raises:
+            UserError: one of its files would lie outside the store. Nobody but an attacker writes that.
+        """
         sealed = self.files.read_sealed(f"{_record(kind, key)}.json")
         if sealed is None:
             return None
         for ending, digest in sealed.get("files", {}).items():  # an earlier version wrote no "files"
+            if "/" in ending:
+                raise UserError(
+                    f"{_record(kind, key)}.json: the file {ending!r} leads out of its folder; delete the record"
+                )
             if self.files.sha256(f"{_record(kind, key)}.{ending}") != digest:
                 return None
         return kind.from_dict(sealed["content"])

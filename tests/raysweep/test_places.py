@@ -18,6 +18,7 @@ from raysweep.errors import UserError
 from raysweep.space.space import Space, load
 from raysweep.store.files import Files
 from raysweep.store.manifest import FileFacts, Manifest, TrainingFacts
+from raysweep.store.records import ProbeRecord
 from raysweep.store.store import Store, StoredCheckpoint
 from raysweep.study.state import StudyState
 from trainables.datasets import prepared
@@ -220,6 +221,21 @@ def test_a_checkpoint_s_manifest_that_names_files_outside_its_folder_is_refused(
     with pytest.raises(UserError, match="leads out of the folder"):
         opened.open(opened.get("k" * 64, 5) or StoredCheckpoint("", 0, manifest))
     assert not [path for path in here.rglob("x") if path.is_file()]
+
+
+def test_a_record_that_names_a_file_outside_its_folder_is_refused(storage, machine):
+    machine()
+    opened = Store(storage)
+    sealed = {"content": ProbeRecord({"fid": 1.0}).as_dict(), "files": {"/../../../x": "0"}}
+    opened.files.write_sealed("records/probes/key.json", sealed)
+    with pytest.raises(UserError, match="leads out of its folder"):
+        opened.record(ProbeRecord, "key")
+
+
+def test_a_place_for_prepared_data_that_cannot_be_opened_is_called_by_its_option(machine, capsys):
+    machine()
+    assert prepare.main(["emoji9", "--out", "az://container/x"]) == 2  # no account is named
+    assert capsys.readouterr().err.startswith("--out az://container/x: ")
 
 
 @pytest.mark.parametrize(
