@@ -15,7 +15,7 @@ TESTS ?=
 debian = @dpkg -s $(1) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $(1); } \
   || echo "not installed, needs root on Debian: apt-get install $(1)"
 
-.PHONY: laptop test bench chaos cluster browser commands docs clean help
+.PHONY: laptop test bench chaos cluster browser storages commands docs clean help
 laptop: .venv/laptop  ## install, then run the main job: Table 5 as a sweep, in minutes on two cores
 	.venv/bin/python -m raysweep.run search_spaces/table5.yaml --profile laptop
 
@@ -40,6 +40,12 @@ browser: .venv/dev  ## two minutes: open MLflow's pages and the report in a real
 	$(call debian,chromium)
 	$(PIP) -e '.[browser]'
 	.venv/bin/pytest -m browser -rs $(TESTS)
+
+storages: .venv/dev  ## 25 minutes: one sweep in a folder, in S3 and in Azure (emulators), also with the storage away
+	@command -v npm >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends nodejs npm; } \
+	  || echo "not installed, needs root on Debian: apt-get install nodejs npm"
+	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3.35.0
+	.venv/bin/pytest -m storages -rs $(TESTS)
 
 commands: .venv/dev  ## 15 minutes: run every command of the documentation as written
 	.venv/bin/pytest -m commands -rs $(TESTS)

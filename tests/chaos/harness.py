@@ -54,10 +54,11 @@ class Sweep:
         space: the search space's file.
         storage: the folder of its store. Output and errors go into files beside it.
         more: further arguments of the command.
+        cwd: the folder in which it runs.
     """
 
-    def __init__(self, space: Path, storage: Path, *more: str):
-        self.storage, self.marker, self.starts = storage, uuid.uuid4().hex, 0
+    def __init__(self, space: Path, storage: Path, *more: str, cwd: Path = ROOT):
+        self.storage, self.marker, self.starts, self._cwd = storage, uuid.uuid4().hex, 0, cwd
         module = [sys.executable, "-m", "raysweep.run", str(space), "--profile", "smoke", "--storage", str(storage)]
         self._command = [*module, "--json", *more]
         # Two sweeps may share a storage: each writes files of its own.
@@ -69,7 +70,7 @@ class Sweep:
         self.starts += 1
         environment = {**os.environ, MARKER: self.marker, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
         with self._errors.open("ab") as errors, self._output.open("wb") as output:
-            self.driver = subprocess.Popen(self._command, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+            self.driver = subprocess.Popen(self._command, cwd=self._cwd, env=environment, stdout=output, stderr=errors)
 
     @property
     def running(self) -> bool:
@@ -186,7 +187,12 @@ def hashes(storage: Path) -> dict[str, dict[str, str]]:
 
 def table(storage: Path) -> list[list[str]]:
     """The cells of a study's table, without the columns of costs."""
-    lines = next(storage.glob("studies/*/table.md")).read_text().splitlines()
+    return cells(next(storage.glob("studies/*/table.md")).read_text())
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """The cells of a table, without the columns of costs."""
+    lines = markdown.splitlines()
     rows = [line.split("|")[1:-1] for line in lines if "|" in line]
     costs = {number for number, name in enumerate(rows[0]) if "hours" in name}
     return [[cell for number, cell in enumerate(row) if number not in costs] for row in rows]
