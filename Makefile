@@ -41,7 +41,7 @@ browser: .venv/dev  ## two minutes: open MLflow's pages and the report in a real
 	$(PIP) -e '.[browser]'
 	.venv/bin/pytest -m browser -rs $(TESTS)
 
-storages: .venv/dev  ## 25 minutes: one sweep in a folder, in S3 and in Azure (emulators), also with the storage away
+storages: .venv/dev  ## 20 minutes: one sweep in a folder, in S3 and in Azure (emulators), also with the storage away
 	@command -v npm >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends nodejs npm; } \
 	  || echo "not installed, needs root on Debian: apt-get install nodejs npm"
 	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3.35.0

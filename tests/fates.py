@@ -7,6 +7,7 @@ before each of its storage calls until the test tells it the call's fate.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import selectors
 import threading
@@ -117,6 +118,12 @@ class Process:
         finally:
             self.ended = True
             self._turn.set()
+
+
+def arrive(call: Callable[[], Any]) -> None:
+    """Make a call that its process has given up. Nobody waits for its answer."""
+    with contextlib.suppress(Exception):
+        call()
 
 
 async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:

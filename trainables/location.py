@@ -141,15 +141,16 @@ class Location:
     def identity(self) -> str:
         """Names this folder among all that the machine can reach, without credentials: its path, and the server or
         account that its URI names, or else the environment."""
-        named = {name: value for name, value in self.options if name in ("account", "endpoint_override")}
-        if self.scheme == "s3" and not named and (endpoint := _environment_endpoint()):
-            named["endpoint_override"] = endpoint
-        if self.scheme == "az" and not named:
+        environment: dict[str, str | None] = {}
+        if self.scheme == "s3":
+            environment["endpoint_override"] = _environment_endpoint()
+        if self.scheme == "az":
             connection = _azure_connection()
-            account = connection.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-            values = {"account": account, "endpoint_override": connection.get("BlobEndpoint")}
-            named = {name: value for name, value in values.items() if value}
-        return str(replace(self, options=tuple(sorted(named.items())), credentials=None))
+            environment["account"] = connection.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+            environment["endpoint_override"] = connection.get("BlobEndpoint")
+        named = environment | {name: value for name, value in self.options if name in ("account", "endpoint_override")}
+        options = tuple(sorted((name, value) for name, value in named.items() if value))
+        return str(replace(self, options=options, credentials=None))
 
     def open(self) -> ObjectStore:
         """The object store whose paths lie in this location. A folder of this machine is created.

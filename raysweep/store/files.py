@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 22  # bytes
 PART = 1 << 24  # bytes of a large object that are read with one request
 PARALLEL_PARTS = 8  # requests of one large object at a time
-PARALLEL_READS = 32  # requests for small files at a time
+PARALLEL_CALLS = 32  # requests for small files at a time
 MARK = "raysweep.json"  # tells a storage from an empty mount point, whose storage is not mounted
 ABSENT = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")  # in S3's, Azure's, GCS's answers
 
@@ -171,7 +171,7 @@ class Files:
         paths = list(paths)
         if len(paths) < 2:
             return [self.read(path) for path in paths]
-        with ThreadPoolExecutor(min(PARALLEL_READS, len(paths))) as threads:
+        with ThreadPoolExecutor(min(PARALLEL_CALLS, len(paths))) as threads:
             return list(threads.map(self.read, paths))
 
     def write(self, path: str, content: bytes) -> None:

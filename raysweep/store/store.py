@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from raysweep.errors import UserError
 from raysweep.store import history
-from raysweep.store.files import Files, unsealed
+from raysweep.store.files import PARALLEL_CALLS, Files, unsealed
 from raysweep.store.manifest import FileFacts, Manifest, TrainingFacts
 from raysweep.store.records import ProbeRecord, Record
 from trainables.config import Run
@@ -46,7 +46,6 @@ BUDGET = "RAYSWEEP_CACHE_GIB"  # environment variable: most GiB of copies of che
 DEFAULT_BUDGET_GIB = 100.0
 INDEXED = "trunks/complete"
 MANIFESTS = 1024  # that are read before any is given
-PARALLEL = 32  # calls of the storage at a time
 Influence = npt.NDArray[np.float32]
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -159,7 +158,7 @@ class Store:
         """Have `deepest` find checkpoints by their trunks, also those of an earlier version. These are read once."""
         if self._indexed:
             return
-        with ThreadPoolExecutor(PARALLEL) as threads:
+        with ThreadPoolExecutor(PARALLEL_CALLS) as threads:
             for _ in threads.map(self._index, self.checkpoints()):
                 pass
         self.files.write(INDEXED, b"")

@@ -6,6 +6,7 @@ its environment, so that processes of other sweeps are never touched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -119,6 +120,12 @@ class Sweep:
         if role == "driver":
             self.driver.wait()
         return True
+
+    def kill_all(self) -> None:
+        """Send SIGKILL to all processes that descend from the command."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def left_behind(self, timeout_s: float = 100) -> dict[int, str]:
         """The processes that outlive the command by `timeout_s`. Ray's agents take a minute to notice that the driver

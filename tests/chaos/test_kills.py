@@ -47,9 +47,7 @@ def start(root, cache):
 
     yield begin
     for sweep in started:
-        for pid in sweep.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        sweep.kill_all()
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fates import DEAD_S, FATES, Process, Storage, at_once
+from fates import DEAD_S, FATES, Process, Storage, arrive, at_once
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -265,11 +264,7 @@ class Dividing(RuleBasedStateMachine):
     @rule(data=st.data())
     def make_late_call(self, data: st.DataObject) -> None:
         """A call arrives that its driver has given up."""
-        call = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
-        try:
-            call()
-        except Exception:  # noqa: S110  nobody waits for its answer
-            pass
+        arrive(self.late.pop(data.draw(st.integers(0, len(self.late) - 1))))
 
     @precondition(lambda self: not self.calm and self.living())
     @rule(data=st.data())
@@ -323,14 +318,6 @@ class Dividing(RuleBasedStateMachine):
 def _collide(one: Task, two: Task) -> bool:
     """Whether two tasks compute something twice."""
     return one.shares_steps(two) or (one.kind == two.kind == "probe" and one.result == two.result)
-
-
-@pytest.fixture
-def memory_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where this machine has one: thousands of small files are flushed to the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")  # those of a process that was killed are never awaited

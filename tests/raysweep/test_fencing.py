@@ -8,14 +8,13 @@ call of a driver is made, whether it is made at all, and whether its answer arri
 from __future__ import annotations
 
 import itertools
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fates import DEAD_S, FATES, Process, Storage
+from fates import DEAD_S, FATES, Process, Storage, arrive
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -161,11 +160,7 @@ class Drivers(RuleBasedStateMachine):
     @rule(data=st.data())
     def make_late_call(self, data: st.DataObject) -> None:
         """A write arrives that its driver has given up."""
-        call = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
-        try:
-            call()
-        except Exception:  # noqa: S110  nobody waits for its answer
-            pass
+        arrive(self.late.pop(data.draw(st.integers(0, len(self.late) - 1))))
 
     @precondition(lambda self: self.living())
     @rule(data=st.data())
@@ -217,19 +212,8 @@ class Drivers(RuleBasedStateMachine):
             self.step(last, "made")
         assert last.ended and len(last.acknowledged) == 6, "the next driver waits for ever"
         while self.late:
-            try:
-                self.late.pop()()
-            except Exception:  # noqa: S110
-                pass
+            arrive(self.late.pop())
         self.nothing_is_lost_or_replaced()
-
-
-@pytest.fixture
-def memory_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where this machine has one: thousands of small files are flushed to the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])

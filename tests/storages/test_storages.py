@@ -1,14 +1,10 @@
 """One sweep in a folder, in S3 and in Azure: the same table, the same checkpoints, and nothing beside the storage.
 
-S3 and Azure are emulators on this machine: moto's server and Azurite. No emulator of Google Cloud's storage is in a
-registry, so that `gs://` is not tried.
+S3 and Azure are emulators on this machine: moto's server and Azurite. `gs://` is not tried.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -73,9 +69,7 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
     yield start
     for sweep in started:
-        for pid in sweep.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        sweep.kill_all()
 
 
 @pytest.fixture(scope="module")
